@@ -1,0 +1,3 @@
+//! The `fedllava` binary.
+
+fn main() {}
