@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod exec;
+pub mod fl;
 pub mod fsx;
 pub mod key;
 pub mod nn;

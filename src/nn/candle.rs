@@ -125,7 +125,8 @@ impl Interpreter for Candle {
         self.values.clear();
         self.statistics.clear();
         for node in 0..net.ops.len() {
-            let value = self.step(node, &input, mode).at(|| format!("{}: node {node} {:?}", net.name, net.ops[node]))?;
+            let value =
+                self.step(node, &input, mode).at(|| format!("{}: node {node} {:?}", net.name, net.ops[node]))?;
             self.values.push(value);
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! What is differentiable: parameters, networks as operation lists, their interpreters, losses, optimisers.
 
+pub mod backend;
 pub mod batch;
 pub mod candle;
 pub mod dropout;
@@ -11,6 +12,7 @@ pub mod params;
 pub mod tap;
 pub mod weight;
 
+pub use backend::Backend;
 pub use batch::Batch;
 pub use interpreter::{Interpreter, Mode};
 pub use net::{Net, NetBuilder, Node};

@@ -174,6 +174,16 @@ impl Net {
         })
     }
 
+    /// The ranges of the last linear layer's parameters in the flat slice.
+    pub fn head(&self) -> Vec<std::ops::Range<usize>> {
+        match &self.ops[self.logits] {
+            Op::Linear { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).map(|&id| self.layout.entries()[id].range()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Fresh parameters: each tensor from its own key, so that a changed head leaves the body's draw alone.
     pub fn init(&self, key: Key) -> Params {
         let mut data = vec![0.0f32; self.layout.len()];

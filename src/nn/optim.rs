@@ -70,6 +70,11 @@ impl OptimiserConfig {
             OptimiserConfig::Adamw(c) => c.lr,
         }
     }
+
+    /// SGD without momentum and weight decay.
+    pub fn is_plain_sgd(&self) -> bool {
+        matches!(self, OptimiserConfig::Sgd(c) if c.momentum == 0.0 && c.weight_decay == 0.0)
+    }
 }
 
 /// An optimiser's state for one slice of parameters. Buffers and frozen tensors are never touched.

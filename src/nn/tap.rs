@@ -20,7 +20,9 @@ pub fn tap_gradient(
     let objective = loss(var.as_tensor())?;
     let store = objective.backward()?;
     let Some(gradient) = store.get(&var) else {
-        return Err(Error::defect("the loss does not depend on the tap: an operation without a backward is in its way"));
+        return Err(Error::defect(
+            "the loss does not depend on the tap: an operation without a backward is in its way",
+        ));
     };
     let value = f64::from(objective.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
     Ok((value, gradient.flatten_all()?.to_vec1::<f32>()?))
