@@ -8,3 +8,4 @@ pub mod fl;
 pub mod fsx;
 pub mod key;
 pub mod nn;
+pub mod run;

@@ -95,7 +95,7 @@ mod tests {
     fn numeric(z: &[f32], f: impl Fn(&[f32]) -> f64) -> Vec<f64> {
         (0..z.len())
             .map(|i| {
-                let mut at = |h: f32| {
+                let at = |h: f32| {
                     let mut moved = z.to_vec();
                     moved[i] += h;
                     f(&moved)
