@@ -7,5 +7,6 @@ pub mod exec;
 pub mod fl;
 pub mod fsx;
 pub mod key;
+pub mod model;
 pub mod nn;
 pub mod run;
