@@ -147,6 +147,12 @@ impl Arena {
                 outcome.steps += 1;
             }
         }
+        // A rectifier turns NaN into 0, so the loss alone may look well.
+        if let Some(at) = params.data().iter().position(|v| !v.is_finite()) {
+            let entries = params.layout().entries();
+            let name = entries.iter().find(|e| e.range().contains(&at)).map_or("", |e| e.name.as_str());
+            return Err(diverged(&format!("{name} is {}", params.data()[at])));
+        }
         outcome.loss = total / seen.max(1) as f64;
         outcome.params = params;
         Ok(())
@@ -167,8 +173,7 @@ impl Arena {
         self.seed.resize(self.logits.len(), 0.0);
         let value = objective(&self.logits, &self.batch.y, classes, &mut self.seed)?;
         if !value.is_finite() {
-            return Err(Error::input(format!("the loss is {value}: training diverged"))
-                .hint("lower the learning rate (federated.optimiser.lr)"));
+            return Err(diverged(&format!("the loss is {value}")));
         }
         self.grads.clear();
         self.grads.resize(params.len(), 0.0);
@@ -192,6 +197,10 @@ impl Arena {
         self.interpreter.read(node, &mut self.logits)?;
         Ok(&self.logits)
     }
+}
+
+fn diverged(how: &str) -> Error {
+    Error::input(format!("training diverged: {how}")).hint("lower the learning rate of this stage's optimiser")
 }
 
 /// Terms whose gradient is a loop over slices.
