@@ -35,7 +35,7 @@ fn fedprox_without_its_term_is_fedavg_byte_for_byte_and_with_it_is_not() {
 
 /// The gradient of the mean cross-entropy over all `ids`, batch statistics on, and the buffers it leaves.
 fn full_gradient(params: &Params, ids: &[u32], toy: &Toy) -> (Vec<f32>, Params) {
-    let mut arena = Arena::new(&net(), Backend::Candle, &Context::cpu(1)).unwrap();
+    let mut arena = Arena::new(&net(), Backend::Candle, &Context::cpu(1), 1).unwrap();
     toy.fill(ids, None, &mut arena.batch).unwrap();
     let mode = Mode::Train(Key::from_seed(0));
     arena.gradient(params.data(), mode, |z, y, c, g| loss::cross_entropy(z, y, c, 1.0, g)).unwrap();

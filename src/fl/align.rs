@@ -46,10 +46,12 @@ pub enum BatchNorm {
     Update,
 }
 
-/// The objective and its optimisation (`align` section, without the teacher).
+/// The `align` section: the objective and its optimisation. Who teaches is the `teacher` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Objective {
+pub struct AlignConfig {
+    /// Whether alignment runs.
+    pub enabled: bool,
     /// β of the KL term, ≥ 0; 0 leaves cross-entropy alone.
     pub beta: f32,
     /// The dynamic weight w of the KL term.
@@ -74,9 +76,10 @@ pub struct Objective {
     pub feedback: bool,
 }
 
-impl Default for Objective {
+impl Default for AlignConfig {
     fn default() -> Self {
-        Objective {
+        AlignConfig {
+            enabled: true,
             beta: 1.0,
             weight: Weight::Confidence(Confidence {}),
             cross_entropy: true,
@@ -92,7 +95,7 @@ impl Default for Objective {
     }
 }
 
-impl Objective {
+impl AlignConfig {
     /// Refuses objectives that cannot run.
     pub fn check(&self) -> Result<()> {
         self.weight.check("align.weight", self.cross_entropy)?;
@@ -115,7 +118,7 @@ pub struct Aligner<'a> {
     images: &'a dyn Images,
     set: &'a [u32],
     teacher: Option<&'a [f32]>,
-    config: &'a Objective,
+    config: &'a AlignConfig,
     backend: Backend,
     key: Key,
 }
@@ -128,7 +131,7 @@ impl<'a> Aligner<'a> {
         images: &'a dyn Images,
         set: &'a [u32],
         teacher: Option<&'a [f32]>,
-        config: &'a Objective,
+        config: &'a AlignConfig,
         key: Key,
     ) -> Result<Self> {
         config.check()?;
@@ -161,7 +164,7 @@ impl<'a> Aligner<'a> {
             BatchNorm::Frozen => Mode::Eval,
             BatchNorm::Update => Mode::Train(key),
         };
-        let Objective { beta, weight, cross_entropy, temperature, .. } = self.config;
+        let AlignConfig { beta, weight, cross_entropy, temperature, .. } = self.config;
         let data = params.data_mut();
         arena.gradient(data, mode, |logits, y, classes, seed| {
             let mut value = 0.0;
@@ -216,7 +219,7 @@ impl ServerStep for Aligner<'_> {
             1,
             1,
             1,
-            |_| Arena::new(&self.net, self.backend, cx),
+            |_| Arena::new(&self.net, self.backend, cx, cx.threads),
             |arena, _| self.train(arena, model, round, cx),
             |_, params| {
                 aligned = Some(params);

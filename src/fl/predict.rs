@@ -32,7 +32,7 @@ pub fn predict(
         cx.threads,
         chunks.len(),
         4 * cx.threads,
-        |_| Arena::new(net, backend, cx),
+        |_| Arena::new(net, backend, cx, 1),
         job,
         |_, (v, y)| {
             values.extend(v);

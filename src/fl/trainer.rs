@@ -59,7 +59,8 @@ impl Trainer for CompactTrainer<'_> {
         reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
         fold: &mut (dyn FnMut(usize, Returned) -> Result<()> + Send),
     ) -> Result<()> {
-        let arena = |_| Arena::new(&self.net, self.backend, cx);
+        let own = (cx.threads / jobs.len().max(1)).max(1);
+        let arena = |_| Arena::new(&self.net, self.backend, cx, own);
         let job = |arena: &mut Arena, i: usize| {
             let job = &jobs[i];
             let samples = self.clients.get(job.client as usize).map_or(&[][..], Vec::as_slice);
@@ -84,11 +85,11 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// A workspace for `net`.
-    pub fn new(net: &Arc<Net>, backend: Backend, cx: &Context) -> Result<Self> {
+    /// A workspace for `net` that may use `threads` threads of its own.
+    pub fn new(net: &Arc<Net>, backend: Backend, cx: &Context, threads: usize) -> Result<Self> {
         Ok(Arena {
             net: net.clone(),
-            interpreter: backend.workspace(net, cx)?,
+            interpreter: backend.workspace(net, cx, threads)?,
             batch: Batch::default(),
             logits: Vec::new(),
             seed: Vec::new(),

@@ -20,8 +20,8 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// A workspace for one worker.
-    pub fn workspace(self, net: &Arc<Net>, cx: &Context) -> Result<Box<dyn Interpreter>> {
+    /// A workspace for one worker, which may use `threads` threads of its own without changing a byte.
+    pub fn workspace(self, net: &Arc<Net>, cx: &Context, _threads: usize) -> Result<Box<dyn Interpreter>> {
         match self {
             Backend::Candle => Ok(Box::new(Candle::new(net.clone(), cx.device.clone(), cx.dtype))),
         }

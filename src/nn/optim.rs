@@ -1,8 +1,12 @@
 //! Optimisers on flat slices, with PyTorch's update rules.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::params::{Layout, Role};
+use super::params::{Layout, Params, Role};
+use crate::error::{Error, Result};
 
 /// Which optimiser, with its constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +104,31 @@ impl Optimiser {
             OptimiserConfig::Adamw(_) => (len, len),
         };
         Optimiser { config: config.clone(), trained, first: vec![0.0; first], second: vec![0.0; second], steps: 0 }
+    }
+
+    /// The state as named vectors, for a checkpoint of a network of this layout.
+    pub fn state(&self, layout: &Arc<Layout>) -> Result<BTreeMap<String, Params>> {
+        let mut counter = Layout::default();
+        counter.push("steps", &[1], Role::Buffer)?;
+        let mut named = BTreeMap::from([("steps".to_string(), Params::new(Arc::new(counter), vec![self.steps as f32])?)]);
+        for (name, values) in [("first", &self.first), ("second", &self.second)] {
+            if !values.is_empty() {
+                named.insert(name.to_string(), Params::new(layout.clone(), values.clone())?);
+            }
+        }
+        Ok(named)
+    }
+
+    /// Takes a state back that [`Optimiser::state`] gave.
+    pub fn restore(&mut self, named: &BTreeMap<String, Params>) -> Result<()> {
+        let get = |name: &str| named.get(name).ok_or_else(|| Error::data(format!("optimiser state: no {name}")));
+        self.steps = get("steps")?.data().first().copied().unwrap_or(0.0) as i32;
+        for (name, values) in [("first", &mut self.first), ("second", &mut self.second)] {
+            if !values.is_empty() {
+                values.copy_from_slice(get(name)?.data());
+            }
+        }
+        Ok(())
     }
 
     /// One step: `params` move against `grads`; `rate` scales the learning rate (a schedule), 1 for none.
