@@ -1,0 +1,5 @@
+//! Models: compact networks as operation lists, and frozen or trained giants on candle tensors.
+
+pub mod clip;
+pub mod hub;
+pub mod weights;
