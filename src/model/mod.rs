@@ -1,8 +1,11 @@
-//! The compact networks, each one short list of operations.
+//! Models by their published names: compact networks as short operation lists, the frozen giants on candle.
 
+pub mod clip;
 pub mod cnn;
+pub mod hub;
 pub mod mlp;
 pub mod resnet;
+pub mod weights;
 
 use serde::{Deserialize, Serialize};
 
