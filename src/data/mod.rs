@@ -1,0 +1,3 @@
+//! Data: where images, labels and captions come from.
+
+pub mod world;
