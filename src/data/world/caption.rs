@@ -52,6 +52,9 @@ struct Said {
     ground: Option<Ground>,
 }
 
+/// Words of the longest caption.
+pub const MAX_WORDS: usize = 19;
+
 /// The noun where the shape is left out.
 const THING: [&str; 2] = ["object", "objects"];
 const FRAMES: [&str; 7] =
@@ -306,13 +309,16 @@ mod tests {
     #[test]
     fn every_word_of_ten_thousand_captions_is_in_the_vocabulary_and_every_word_of_it_is_used() {
         let words: BTreeSet<&str> = vocabulary().into_iter().collect();
-        let config = WorldConfig { caption_detail: 0.5, ..WorldConfig::default() };
+        let config = WorldConfig { caption_detail: 0.8, ..WorldConfig::default() };
         let mut rng = Key::from_seed(4).rng();
-        let mut used = BTreeSet::new();
+        let (mut used, mut longest) = (BTreeSet::new(), 0);
         for _ in 0..10_000 {
             let truth = draw_truth(&mut rng);
-            used.extend(caption(&config, &truth, &mut rng).text.split(' ').map(String::from));
+            let text = caption(&config, &truth, &mut rng).text;
+            longest = longest.max(text.split(' ').count());
+            used.extend(text.split(' ').map(String::from));
         }
+        assert_eq!(longest, MAX_WORDS);
         assert_eq!(used, words.into_iter().map(String::from).collect());
     }
 }

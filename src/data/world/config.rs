@@ -115,19 +115,19 @@ impl Default for WorldConfig {
 
 impl Default for Shift {
     fn default() -> Self {
-        Shift { hue: 10.0, size: 0.15, background: 0.7, noise: -0.03 }
+        Shift { hue: 10.0, size: 0.15, background: 0.7, noise: 0.02 }
     }
 }
 
 impl Default for Difficulty {
     fn default() -> Self {
         Difficulty {
-            noise: 0.08,
+            noise: 0.05,
             colour_jitter: 1.0,
-            light: 0.35,
-            clutter: 4,
+            light: 0.3,
+            clutter: 3,
             clutter_radius: [2.0, 4.0],
-            occlusion: 0.3,
+            occlusion: 0.25,
             radius: [6.0, 11.0],
             tilt: 25.0,
             contrast: [0.45, 0.8],

@@ -21,13 +21,13 @@ mod sheet;
 use rayon::prelude::*;
 
 pub use attributes::{Attributes, Backdrop, Colour, Composition, Ground, Place, Shape, Size, Texture};
-pub use caption::{Attribute, Caption, vocabulary};
+pub use caption::{Attribute, Caption, MAX_WORDS, vocabulary};
 pub use config::{Difficulty, Mode, Shift, WorldConfig};
 pub use sheet::{Sheet, contact_sheet};
 
 use crate::error::Result;
 use crate::key::{Key, Purpose, Rng};
-use scene::Style;
+use scene::{Scene, Style};
 
 /// Height and width of a picture, in pixels.
 pub const SIDE: usize = 32;
@@ -52,6 +52,13 @@ pub struct Captioned {
     pub captions: Vec<Caption>,
     /// What is true of each image.
     pub truth: Vec<Attributes>,
+}
+
+impl Captioned {
+    /// The number of each image's composition, below [`Composition::COUNT`]: labels for supervised pretraining.
+    pub fn labels(&self) -> Vec<u32> {
+        self.truth.iter().map(|t| t.composition.index() as u32).collect()
+    }
 }
 
 /// Pictures with labels: one side of the benchmark.
@@ -133,12 +140,16 @@ impl World {
 
     /// Draws image `i` into `out` and gives its truth and its key.
     fn image(&self, universe: Universe, i: usize, out: &mut [u8]) -> (Attributes, Key) {
+        let (scene, key) = self.scene(universe, i);
+        render::render(&scene, key, out);
+        (scene.truth, key)
+    }
+
+    fn scene(&self, universe: Universe, i: usize) -> (Scene, Key) {
         let key = self.key.fold(Purpose::World, universe as u64).fold(Purpose::Item, i as u64);
         let mut rng = key.rng();
         let composition = self.composition(universe, i, &mut rng);
-        let scene = self.style(universe, &mut rng).scene(&mut rng, composition, &self.reserved);
-        render::render(&scene, key, out);
-        (scene.truth, key)
+        (self.style(universe, &mut rng).scene(&mut rng, composition, &self.reserved), key)
     }
 
     fn composition(&self, universe: Universe, i: usize, rng: &mut Rng) -> Composition {
@@ -251,25 +262,62 @@ mod tests {
         assert!(sentences.len() > 1000, "{}", sentences.len());
     }
 
-    /// The colour that is painted is the colour that is named: the mean of clean, plain pictures' centres.
+    #[test]
+    fn a_full_shift_parts_the_backgrounds_and_none_leaves_them_together() {
+        let seen = |background| {
+            let shift = Shift { background, ..Shift::default() };
+            let config = WorldConfig { shift, train_per_class: 40, ..WorldConfig::default() };
+            let world = World::new(config, Key::from_seed(8)).unwrap();
+            let looks = |t: &[Attributes]| t.iter().map(|a| (a.backdrop, a.ground)).collect::<BTreeSet<_>>();
+            let (pool, bench) = (looks(&world.pool(400).truth), looks(&world.benchmark().0.truth));
+            (pool.len(), bench.len(), pool.intersection(&bench).count())
+        };
+        assert_eq!(seen(1.0), (12, 12, 0));
+        assert_eq!(seen(0.0), (48, 48, 48));
+    }
+
+    #[test]
+    fn the_pool_is_larger_by_the_stated_ratio_and_noisier_by_the_stated_amount() {
+        let shift = Shift { size: 0.25, noise: 0.02, ..Shift::default() };
+        let config = WorldConfig { shift, ..WorldConfig::default() };
+        let world = World::new(config, Key::from_seed(9)).unwrap();
+        let mean = |universe| {
+            let scenes = (0..4000).map(|i| world.scene(universe, i).0);
+            scenes.fold((0.0, 0.0), |(r, n), s| (r + s.objects[0].radius / 4000.0, n + s.noise / 4000.0))
+        };
+        let (pool, bench) = (mean(Universe::Pool), mean(Universe::Train));
+        assert!((pool.0 / bench.0 - 1.25).abs() < 0.02, "{pool:?} {bench:?}");
+        assert!((pool.1 - bench.1 - 0.02).abs() < 0.002, "{pool:?} {bench:?}");
+    }
+
+    /// The colour that is painted is the colour that is named, as the middle of clean pictures shows.
     #[test]
     fn a_clean_solid_object_has_its_colour_in_the_picture() {
-        let mut config = WorldConfig::default();
-        config.classes = vec!["red solid circle".into(), "blue solid circle".into(), "green solid circle".into()];
-        let d = &mut config.difficulty;
-        (d.noise, d.clutter, d.occlusion, d.light) = (0.0, 0, 0.0, 0.0);
-        d.radius = [10.0, 11.0];
-        config.shift = Shift { hue: 0.0, size: 0.0, background: 0.0, noise: 0.0 };
-        let world = World::new(config, Key::from_seed(7)).unwrap();
-        let (train, _) = world.benchmark();
+        let difficulty = Difficulty {
+            noise: 0.0,
+            clutter: 0,
+            occlusion: 0.0,
+            light: 0.0,
+            radius: [10.0, 11.0],
+            ..Difficulty::default()
+        };
+        let config = WorldConfig {
+            classes: ["red solid circle", "blue solid circle", "green solid circle"].map(String::from).to_vec(),
+            train_per_class: 100,
+            shift: Shift { hue: 0.0, size: 0.0, background: 0.0, noise: 0.0 },
+            difficulty,
+            ..WorldConfig::default()
+        };
+        let (train, _) = World::new(config, Key::from_seed(7)).unwrap().benchmark();
+        let mut looked_at = 0;
         for (i, (truth, label)) in train.truth.iter().zip(&train.labels).enumerate() {
-            if truth.place != Some(Place::Middle) {
-                continue;
+            if truth.place == Some(Place::Middle) {
+                let middle = |c: usize| train.pixels[i * PIXELS + c * SIDE * SIDE + 16 * SIDE + 16];
+                let brightest = (0..3).max_by_key(|c| middle(*c)).unwrap();
+                assert_eq!(brightest, [0, 2, 1][*label as usize], "image {i}");
+                looked_at += 1;
             }
-            let picture = &train.pixels[i * PIXELS..][..PIXELS];
-            let at = |c: usize| picture[c * SIDE * SIDE + 16 * SIDE + 16];
-            let brightest = (0..3).max_by_key(|c| at(*c)).unwrap();
-            assert_eq!(brightest, [0, 2, 1][*label as usize], "image {i}");
         }
+        assert!(looked_at > 30, "{looked_at}");
     }
 }
