@@ -2,7 +2,6 @@
 //!
 //! Modules stand in layers: each imports only modules above it in this list (`tests/layers.rs` enforces it).
 
-pub mod data;
 pub mod error;
 pub mod key;
 pub mod fsx;
