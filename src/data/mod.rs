@@ -10,7 +10,7 @@
 //! | [`split`], [`split_file`] | who holds what, its digests, its file |
 //! | [`shots`] | many, medium and few |
 //! | [`loader`] | augmented batches, orders of samples |
-//! | [`pool`], [`captions`] | open images for pretraining and what is said about them |
+//! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
 //! | [`features`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
 //! | [`overlap`] | duplicates between sets, class coverage of a pool |
@@ -23,30 +23,37 @@ use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
 
+pub mod captions;
 pub mod cifar;
 mod cifar_names;
 pub mod creff;
 pub mod dataset;
 pub mod decode;
+pub mod features;
 pub mod folder;
 pub mod hf_parquet;
 pub mod loader;
 pub mod longtail;
 pub mod numpy_rng;
+pub mod overlap;
 pub mod partition;
 pub mod pickle;
+pub mod pool;
 pub mod reserve;
 pub mod shots;
 pub mod split;
 pub mod split_file;
+pub mod webdataset;
 pub mod world;
 
 pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
+pub use features::Features;
 pub use folder::FolderConfig;
 pub use loader::{Augment, Loader, Per, Sampler};
 pub use longtail::{LongTailConfig, LongTailKind};
 pub use partition::PartitionConfig;
+pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
 pub use shots::{Groups, Shots};
 pub use split::Split;

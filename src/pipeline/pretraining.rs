@@ -86,7 +86,6 @@ impl Experiment {
             (PoolConfig::World(_), DataConfig::World(world)) => {
                 World::new(world.clone(), self.key.fold(Purpose::World, 0))?.open_pool()
             }
-            (PoolConfig::World(_), _) => Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\"")),
             (config, _) => pool::load(config, cx),
         }
     }

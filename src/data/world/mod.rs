@@ -25,6 +25,9 @@ pub use caption::{Attribute, Caption, MAX_WORDS, vocabulary};
 pub use config::{Difficulty, Mode, Shift, WorldConfig};
 pub use sheet::{Sheet, contact_sheet};
 
+use std::sync::Arc;
+
+use super::pool::{Item, Pool, Source};
 use super::{Benchmark, Dataset, Images, Order};
 use crate::error::Result;
 use crate::key::{Key, Purpose, Rng};
@@ -137,6 +140,18 @@ impl World {
             Dataset::new(name, images, side.labels, self.class_names(), Order::Original)
         };
         Benchmark::new(set("world train", train)?, set("world test", test)?)
+    }
+
+    /// The open pool with its captions, `pool_images` of the config.
+    pub fn open_pool(&self) -> Result<Pool> {
+        let drawn = self.pool(self.config.pool_images);
+        let images = Arc::new(Images::new([3, SIDE, SIDE], drawn.pixels)?);
+        let item = |(i, caption): (usize, Caption)| Item {
+            id: format!("world-{i:06}"),
+            texts: vec![caption.text],
+            source: Source::Pixels(images.clone(), i),
+        };
+        Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), false)
     }
 
     fn captioned(&self, universe: Universe, n: usize) -> Captioned {
