@@ -14,3 +14,5 @@ pub mod fl;
 pub mod stage;
 pub mod config;
 pub mod pipeline;
+pub mod report;
+pub mod cli;

@@ -1,3 +1,7 @@
-//! The `fedllava` binary.
+//! The `fedllava` binary: a thin door to the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fedllava::cli::main(std::env::args_os())
+}

@@ -80,6 +80,30 @@ impl Experiment {
         Pretrain { dir, net, backend, config, pool: features, key }.run(cx)
     }
 
+    /// Fills the caches that the stages read: the pool's images and texts, the server set's images, class texts.
+    pub fn embed(&self, cx: &Context) -> Result<serde_json::Value> {
+        let mut facts = serde_json::Map::new();
+        facts.insert("clip".into(), json!(self.embedder.digest(cx)?));
+        facts.insert("width".into(), json!(self.embedder.width(cx)?));
+        if self.config.pretrain.enabled {
+            let pool = self.open_pool(cx)?;
+            let all: Vec<u32> = (0..pool.len() as u32).collect();
+            let [_, side, _] = self.benchmark.train.images.shape();
+            let kept = pool.decode(&all, side, cx)?.kept;
+            let (texts, _) = captions_of(&pool, &kept);
+            facts.insert("pool_texts".into(), json!(self.embedder.texts(&texts, cx)?.rows()));
+            if self.embedder.sees() {
+                facts.insert("pool_images".into(), json!(self.embedder.pool_features(&pool, &kept, cx)?.rows()));
+            }
+        }
+        if self.config.align.enabled && !self.split.server.is_empty() {
+            let (train, set) = (&self.benchmark.train, &self.split.server);
+            let q = crate::stage::teach::distributions(&self.config.teacher, train, set, &self.embedder, cx)?;
+            facts.insert("server_images".into(), json!(q.len() / train.classes.len()));
+        }
+        Ok(facts.into())
+    }
+
     /// The pool of the config; the procedural world has its own.
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
         match (&self.config.pool, &self.config.data) {

@@ -137,7 +137,7 @@ pub fn markdown(rows: &[Row]) -> String {
 
 fn table(rows: &[&Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
+    table.load_style(presets::ASCII_MARKDOWN);
     let mut header = vec!["run".to_string(), "stage".to_string()];
     header.extend(FIGURES.iter().map(|(_, name)| (*name).to_string()));
     header.extend(["seeds".to_string(), "extras".to_string()]);
