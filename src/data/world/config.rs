@@ -120,6 +120,12 @@ impl Default for Shift {
     }
 }
 
+/// Chosen on key seed 11, before any result of the method was seen. With these, PyTorch gave (one run each, flips
+/// only, 2,000 test images): a centralised ResNet-8 of widths 8-16-32 on 1,000 balanced images a class 87 % (SGD with
+/// momentum, one cycle, 2,500 steps of 64), on 50 a class 72 % (600 steps); FedAvg without momentum on a long tail from
+/// 500 images (imbalance 50, Dirichlet 0.5, 20 clients, 8 a round, 5 local epochs, 30 rounds) 51 %, its last two
+/// classes at 0; a CLIP of 0.32 M parameters (ViT patch 4, width 64, 4 blocks) after 160,000 views of 40,000 images
+/// 67 % zero-shot, of which colour alone gives 50 %.
 impl Default for Difficulty {
     fn default() -> Self {
         Difficulty {
