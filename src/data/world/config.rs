@@ -81,18 +81,19 @@ pub struct Difficulty {
     pub contrast: [f64; 2],
 }
 
-/// A ring: neighbours differ in one attribute only.
+/// Five colours of two classes each, which differ in texture, in shape, or (purple) in both, so that no single
+/// attribute tells the classes apart. The order is that of the long tail; most twins stand far apart in it.
 const CLASSES: [&str; 10] = [
     "red striped circle",
-    "red dotted circle",
-    "blue dotted circle",
     "blue dotted heart",
-    "blue checkered heart",
     "green checkered heart",
-    "green checkered cross",
-    "green striped cross",
-    "yellow striped cross",
-    "yellow striped circle",
+    "red dotted circle",
+    "yellow checkered star",
+    "blue dotted star",
+    "purple solid circle",
+    "green striped heart",
+    "yellow checkered cross",
+    "purple striped cross",
 ];
 
 impl Default for WorldConfig {
@@ -119,18 +120,24 @@ impl Default for Shift {
     }
 }
 
+/// Chosen on key seed 11, before any result of the method was seen. With these, PyTorch gave (one run each, flips
+/// only, 2,000 test images): a centralised ResNet-8 of widths 8-16-32 on 1,000 balanced images a class 87 % (SGD with
+/// momentum, one cycle, 2,500 steps of 64), on 50 a class 72 % (600 steps); FedAvg without momentum on a long tail from
+/// 500 images (imbalance 50, Dirichlet 0.5, 20 clients, 8 a round, 5 local epochs, 30 rounds) 51 %, its last two
+/// classes at 0; a CLIP of 0.32 M parameters (ViT patch 4, width 64, 4 blocks) after 160,000 views of 40,000 images
+/// 67 % zero-shot, of which colour alone gives 50 %.
 impl Default for Difficulty {
     fn default() -> Self {
         Difficulty {
             noise: 0.05,
-            colour_jitter: 1.0,
+            colour_jitter: 0.8,
             light: 0.3,
             clutter: 3,
             clutter_radius: [2.0, 4.0],
             occlusion: 0.25,
-            radius: [6.0, 11.0],
-            tilt: 25.0,
-            contrast: [0.45, 0.8],
+            radius: [6.5, 11.5],
+            tilt: 20.0,
+            contrast: [0.55, 0.85],
         }
     }
 }
@@ -194,16 +201,20 @@ fn range(name: &str, [a, b]: [f64; 2], low: f64, high: f64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn neighbours_in_the_default_ring_differ_in_one_attribute() {
+    fn every_default_class_has_another_that_shares_its_colour_and_no_attribute_tells_all_apart() {
         let classes = WorldConfig::default().resolve().unwrap();
+        let different = |f: fn(&Composition) -> usize| classes.iter().map(f).collect::<BTreeSet<_>>().len();
         assert_eq!(classes.len(), 10);
-        for i in 0..10 {
-            let (a, b) = (classes[i], classes[(i + 1) % 10]);
-            let same = [a.colour == b.colour, a.texture == b.texture, a.shape == b.shape];
-            assert_eq!(same.iter().filter(|s| !**s).count(), 1, "{} and {}", a.name(), b.name());
+        assert_eq!(different(|c| c.colour as usize), 5);
+        assert_eq!((different(|c| c.texture as usize), different(|c| c.shape as usize)), (4, 4));
+        for a in &classes {
+            let twins = classes.iter().filter(|b| b.colour == a.colour);
+            assert_eq!(twins.count(), 2, "{}", a.name());
         }
     }
 

@@ -64,8 +64,8 @@ impl Style<'_> {
     pub fn scene(&self, rng: &mut Rng, composition: Composition, reserved: &[Composition]) -> Scene {
         let knobs = self.difficulty;
         let count = match rng.below(20) {
-            0..=11 => 1,
-            12..=16 => 2,
+            0..=13 => 1,
+            14..=17 => 2,
             _ => 3,
         };
         let radius = self.radius(rng, count);
