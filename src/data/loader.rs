@@ -1,12 +1,10 @@
 //! Batches: bytes to normalised floats, cropped and flipped, and the order in which a client sees its images.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Images};
-use crate::error::{Error, Result};
-use crate::key::{Key, Purpose};
+use crate::error::{Error, Place, Result};
+use crate::key::{Key, Purpose, Rng};
 use crate::nn::Batch;
 
 /// Normalisation and augmentation of training images.
@@ -97,62 +95,55 @@ impl Loader {
     /// Fills `batch` with the augmented images at `indices`; `key` is the step's own. One client: `rows` has one entry.
     /// The batch's memory is reused.
     pub fn train(&self, data: &Dataset, indices: &[u32], key: Key, batch: &mut Batch) -> Result<()> {
-        self.begin(data, indices, batch)?;
-        let mut rng = key.fold(Purpose::Augment, 0).rng();
-        let mut draw = || {
-            let span = 2 * self.augment.crop + 1;
-            let (dy, dx) = if span > 1 { (rng.below(span), rng.below(span)) } else { (0, 0) };
-            Cut { dy, dx, flip: self.augment.flip && rng.below(2) == 1 }
-        };
-        let mut cut = draw();
-        for (position, (&i, target)) in indices.iter().zip(batch.x.chunks_exact_mut(data.images.size())).enumerate() {
-            if position > 0 && self.augment.per == Per::Image {
-                cut = draw();
-            }
-            self.place(data.images.get(i as usize), cut, target);
-        }
+        self.fill(&data.images, indices, Some(key), batch).at(|| data.name.clone())?;
+        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         Ok(())
     }
 
     /// Fills `batch` with the images at `indices`, normalised only.
     pub fn plain(&self, data: &Dataset, indices: &[u32], batch: &mut Batch) -> Result<()> {
-        self.begin(data, indices, batch)?;
-        for (&i, target) in indices.iter().zip(batch.x.chunks_exact_mut(data.images.size())) {
-            self.normalise(data.images.get(i as usize), target);
-        }
+        self.fill(&data.images, indices, None, batch).at(|| data.name.clone())?;
+        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         Ok(())
     }
 
-    /// Fills `batch` with images `range` of unlabelled pixels (a decoded pool), normalised only; labels are 0.
-    pub fn images(&self, images: &Images, range: Range<usize>, batch: &mut Batch) -> Result<()> {
-        if range.end > images.len() || images.shape() != self.shape {
-            return Err(Error::defect(format!(
-                "loader for {:?}: images {range:?} of {} with shape {:?}",
-                self.shape,
-                images.len(),
-                images.shape()
-            )));
-        }
-        self.resize(batch, range.len());
-        batch.y.resize(range.len(), 0);
-        batch.ids.extend(range.clone().map(|i| i as u32));
-        for (i, target) in range.zip(batch.x.chunks_exact_mut(images.size())) {
-            self.normalise(images.get(i), target);
-        }
+    /// Fills `batch` with images without labels (a decoded pool): labels are 0. Augmented if there is a key.
+    pub fn unlabelled(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
+        self.fill(images, indices, key, batch)?;
+        batch.y.resize(indices.len(), 0);
         Ok(())
     }
 
-    fn begin(&self, data: &Dataset, indices: &[u32], batch: &mut Batch) -> Result<()> {
-        if data.images.shape() != self.shape {
-            return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, data.images.shape())));
+    /// Everything but the labels, which are left empty.
+    fn fill(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
+        if images.shape() != self.shape {
+            return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, images.shape())));
         }
-        if let Some(i) = indices.iter().find(|&&i| i as usize >= data.len()) {
-            return Err(Error::data(format!("{}: no image {i}; it has {}", data.name, data.len())));
+        if let Some(i) = indices.iter().find(|&&i| i as usize >= images.len()) {
+            return Err(Error::data(format!("no image {i}; there are {}", images.len())));
         }
         self.resize(batch, indices.len());
-        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         batch.ids.extend_from_slice(indices);
+        let targets = indices.iter().zip(batch.x.chunks_exact_mut(images.size()));
+        let Some(key) = key else {
+            targets.for_each(|(&i, target)| self.normalise(images.get(i as usize), target));
+            return Ok(());
+        };
+        let mut rng = key.fold(Purpose::Augment, 0).rng();
+        let mut cut = self.draw(&mut rng);
+        for (position, (&i, target)) in targets.enumerate() {
+            if position > 0 && self.augment.per == Per::Image {
+                cut = self.draw(&mut rng);
+            }
+            self.place(images.get(i as usize), cut, target);
+        }
         Ok(())
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Cut {
+        let span = 2 * self.augment.crop + 1;
+        let (dy, dx) = if span > 1 { (rng.below(span), rng.below(span)) } else { (0, 0) };
+        Cut { dy, dx, flip: self.augment.flip && rng.below(2) == 1 }
     }
 
     /// Every pixel is written afterwards, so old values need not go.
@@ -333,7 +324,17 @@ mod tests {
         loader.train(&data, &[1, 3], Key::from_seed(1), &mut batch).unwrap();
         loader.plain(&data, &[1, 3, 4], &mut batch).unwrap();
         assert_eq!((batch.x.as_ptr(), batch.x.len(), batch.len()), (at, 36, 3));
-        assert!(loader.plain(&data, &[8], &mut batch).unwrap_err().to_string().contains("no image 8"));
+        assert!(loader.plain(&data, &[8], &mut batch).unwrap_err().to_string().contains("toy: no image 8"));
+        let labelled = batch.x.clone();
+        loader.train(&data, &[1, 3, 4], Key::from_seed(4), &mut batch).unwrap();
+        let augmented = batch.x.clone();
+        loader.unlabelled(&data.images, &[1, 3, 4], Some(Key::from_seed(4)), &mut batch).unwrap();
+        assert_eq!(
+            (&batch.x, batch.y.as_slice(), batch.ids.as_slice()),
+            (&augmented, [0; 3].as_slice(), [1, 3, 4].as_slice())
+        );
+        loader.unlabelled(&data.images, &[1, 3, 4], None, &mut batch).unwrap();
+        assert_eq!(batch.x, labelled);
     }
 
     #[test]

@@ -289,6 +289,16 @@ mod tests {
     }
 
     #[test]
+    fn a_section_is_read_with_whole_numbers_and_a_typo_is_refused() {
+        let read = |text: &str| toml::from_str::<PartitionConfig>(text);
+        let config = read("kind = \"dirichlet\"\nalpha = 1\nclients = 5").unwrap();
+        let want = DirichletConfig { clients: 5, alpha: 1.0, ..Default::default() };
+        assert_eq!(config, PartitionConfig::Dirichlet(want));
+        assert!(read("kind = \"creff\"\nalhpa = 0.5").unwrap_err().to_string().contains("alhpa"));
+        assert!(read("kind = \"creef\"").unwrap_err().to_string().contains("`creff`, `dirichlet`, `shards`, `iid`"));
+    }
+
+    #[test]
     fn two_shards_a_client_hold_at_most_four_classes() {
         let kept: Vec<Vec<u32>> = (0..10).map(|c| (c * 100..(c + 1) * 100).collect()).collect();
         let config = PartitionConfig::Shards(ShardsConfig { clients: 10, per_client: 2, seed: None });
