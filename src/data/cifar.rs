@@ -291,14 +291,8 @@ mod tests {
 
     #[test]
     fn the_real_cifar_10_is_read_when_it_is_there() {
-        let Some(root) = std::env::var_os("FEDLLAVA_DATA") else {
-            #[allow(clippy::print_stderr, reason = "a skipped test says so")]
-            {
-                eprintln!("skipped: FEDLLAVA_DATA is not set");
-            }
-            return;
-        };
-        let set = CIFAR10.load(&Path::new(&root).join("cifar10"), &Context::cpu(2)).unwrap();
+        let Some(root) = super::super::real_data() else { return };
+        let set = CIFAR10.load(&root.join("cifar10"), &Context::cpu(2)).unwrap();
         assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![5000; 10], vec![1000; 10]));
         for (mean, want) in set.train.channel_means().iter().zip([0.4914, 0.4822, 0.4465]) {
             assert!((mean - want).abs() < 1e-4, "{mean}");

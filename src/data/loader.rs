@@ -1,4 +1,4 @@
-//! Batches: bytes to normalised floats, cropped and flipped, and the order in which a client sees its images.
+//! Batches: bytes to normalised floats, cropped and flipped.
 
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,12 @@ impl Loader {
         }
         if let Some(std) = augment.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
             return Err(Error::input(format!("augment.std: {std} is not a positive number")));
+        }
+        if augment.crop > shape[1].max(shape[2]).saturating_mul(4) {
+            return Err(Error::input(format!(
+                "augment.crop = {} is far larger than the image, {shape:?}",
+                augment.crop
+            )));
         }
         // In f32, step by step, as torchvision's ToTensor and Normalize compute it.
         let row = |(&mean, &std): (&f32, &f32)| std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std);
@@ -192,44 +198,6 @@ impl Loader {
     }
 }
 
-/// The order of a client's images in an epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sampler {
-    /// Images of a batch, at least 1.
-    pub batch_size: usize,
-    /// Whether a last batch that is not full is left out.
-    pub drop_last: bool,
-}
-
-impl Default for Sampler {
-    fn default() -> Self {
-        Sampler { batch_size: 32, drop_last: false }
-    }
-}
-
-impl Sampler {
-    /// Puts `samples` into `order`, shuffled by `key` (the epoch's own); its memory is reused.
-    pub fn shuffle(&self, samples: &[u32], key: Key, order: &mut Vec<u32>) {
-        order.clear();
-        order.extend_from_slice(samples);
-        key.fold(Purpose::Shuffle, 0).rng().shuffle(order);
-    }
-
-    /// The batches of an order, one after the other.
-    pub fn batches<'o>(&self, order: &'o [u32]) -> impl Iterator<Item = &'o [u32]> + use<'o> {
-        let size = self.batch_size.max(1);
-        let kept = if self.drop_last { order.len() / size * size } else { order.len() };
-        order[..kept].chunks(size)
-    }
-
-    /// Batches of an epoch over `samples` images.
-    pub fn steps(&self, samples: usize) -> usize {
-        let size = self.batch_size.max(1);
-        if self.drop_last { samples / size } else { samples.div_ceil(size) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::dataset::Order;
@@ -301,6 +269,14 @@ mod tests {
     }
 
     #[test]
+    fn constants_that_do_not_fit_are_refused() {
+        let refuse = |a: Augment| Loader::new(&a, [3, 32, 32]).unwrap_err().to_string();
+        assert!(refuse(Augment { mean: vec![0.5], ..Default::default() }).contains("1 means and 3 deviations"));
+        assert!(refuse(Augment { std: vec![0.2, 0.0, 0.2], ..Default::default() }).contains("0 is not a positive"));
+        assert!(refuse(Augment { crop: 1000, ..Default::default() }).contains("crop = 1000"));
+    }
+
+    #[test]
     fn normalisation_is_torchvisions() {
         let loader = Loader::new(&Augment::default(), [3, 1, 1]).unwrap();
         let images = Images::new([3, 1, 1], vec![0, 255, 128]).unwrap();
@@ -335,21 +311,5 @@ mod tests {
         );
         loader.unlabelled(&data.images, &[1, 3, 4], None, &mut batch).unwrap();
         assert_eq!(batch.x, labelled);
-    }
-
-    #[test]
-    fn an_epoch_holds_every_sample_once_and_ends_with_the_rest() {
-        let (samples, mut order): (Vec<u32>, _) = ((100..170).collect(), Vec::new());
-        let sampler = Sampler::default();
-        sampler.shuffle(&samples, Key::from_seed(1), &mut order);
-        assert_ne!(order, samples);
-        assert_eq!(sampler.batches(&order).map(<[u32]>::len).collect::<Vec<_>>(), [32, 32, 6]);
-        let drop = Sampler { drop_last: true, ..sampler.clone() };
-        assert_eq!((drop.batches(&order).count(), drop.steps(70), sampler.steps(70)), (2, 2, 3));
-        let first = order.clone();
-        sampler.shuffle(&samples, Key::from_seed(2), &mut order);
-        assert_ne!(order, first);
-        order.sort_unstable();
-        assert_eq!(order, samples);
     }
 }

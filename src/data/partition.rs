@@ -155,10 +155,10 @@ impl PartitionConfig {
 fn dirichlet(kept: &[Vec<u32>], config: &DirichletConfig, key: Key) -> Result<Vec<Vec<u32>>> {
     let DirichletConfig { clients, alpha, min_size, attempts, .. } = *config;
     let total: usize = kept.iter().map(Vec::len).sum();
-    if clients * min_size > total {
+    if clients.saturating_mul(min_size) > total {
         return Err(Error::input(format!(
             "partition dirichlet: {clients} clients with at least {min_size} images need {}, there are {total}",
-            clients * min_size
+            clients.saturating_mul(min_size)
         ))
         .hint("lower partition.clients or partition.min_size"));
     }
@@ -196,7 +196,7 @@ fn dirichlet_borders(kept: &[Vec<u32>], clients: usize, alpha: f64, key: Key) ->
 }
 
 fn shards(kept: &[Vec<u32>], config: &ShardsConfig, key: Key) -> Result<Vec<Vec<u32>>> {
-    let (count, all) = (config.clients * config.per_client, kept.concat());
+    let (count, all) = (config.clients.saturating_mul(config.per_client), kept.concat());
     if count == 0 || count > all.len() {
         return Err(Error::input(format!(
             "partition shards: {} clients with {} shards each need {count} images, there are {}",

@@ -120,7 +120,7 @@ pub(super) fn take(
     clients: &mut [Vec<u32>],
     key: Key,
 ) -> Result<Vec<u32>> {
-    let mut taken = Vec::with_capacity(per_class * discarded.len());
+    let mut taken = Vec::new();
     let mut withdrawn = Vec::new();
     for (class, spare) in discarded.iter_mut().enumerate() {
         let key = key.fold(Purpose::Item, class as u64);
