@@ -210,6 +210,26 @@ mod tests {
     }
 
     #[test]
+    fn damaged_caches_never_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("features.safetensors");
+        two().save(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            for value in [0, b'9', b'"', 255] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                std::fs::write(&path, &bytes).unwrap();
+                if let Ok(read) = Features::read(&path) {
+                    assert_eq!(read.data.len(), read.len() * read.dim);
+                }
+            }
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(Features::read(&path).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
     fn rows_are_normalised_and_the_nearest_is_found() {
         let mut features = two();
         features.normalise();

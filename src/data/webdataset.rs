@@ -280,6 +280,29 @@ mod tests {
     }
 
     #[test]
+    fn damaged_shards_never_panic() {
+        let (dir, mut refused) = (two_shards(), 0);
+        let path = dir.path().join("00000.tar");
+        let whole = std::fs::read(&path).unwrap();
+        let mut rng = crate::key::Key::from_seed(1).rng();
+        for round in 0..300 {
+            let mut bytes = whole.clone();
+            // Headers are blocks of 512 bytes, here every second or so; half of the changes hit the sizes in them.
+            let at = if round % 2 == 0 { rng.below(bytes.len()) } else { 512 * rng.below(8) + 124 + rng.below(12) };
+            bytes[at] = rng.u32() as u8;
+            if round % 5 == 0 {
+                bytes.truncate(rng.below(whole.len()));
+            }
+            std::fs::write(&path, bytes).unwrap();
+            match load_config(&WebDatasetConfig { text: "words".into(), ..config(dir.path()) }) {
+                Ok(pool) => drop(pool.decode(&[0, 1], 8, &Context::cpu(1))),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 50, "{refused}");
+    }
+
+    #[test]
     fn the_real_pool_is_read_when_it_is_there() {
         let Some(root) = super::super::real_data() else { return };
         let folder = root.join("pool-tiny-imagenet");
