@@ -2,9 +2,15 @@
 //!
 //! Modules stand in layers: each imports only modules above it in this list (`tests/layers.rs` enforces it).
 
-pub mod data;
 pub mod error;
-pub mod exec;
-pub mod fsx;
 pub mod key;
+pub mod fsx;
+pub mod exec;
 pub mod nn;
+pub mod data;
+pub mod model;
+pub mod run;
+pub mod fl;
+pub mod stage;
+pub mod config;
+pub mod pipeline;

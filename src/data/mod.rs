@@ -12,6 +12,7 @@
 //! | [`loader`], [`sampler`] | augmented batches, the order of samples |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
 //! | [`features`], [`npy`] | cached features of frozen models |
+//! | [`world`] | the procedural world of the demo |
 //! | [`overlap`] | duplicates between sets, class coverage of a pool |
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::exec::Context;
+use crate::key::{Key, Purpose};
 
 pub mod captions;
 pub mod cifar;
@@ -44,6 +46,7 @@ pub mod shots;
 pub mod split;
 pub mod split_file;
 pub mod webdataset;
+pub mod world;
 
 pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
@@ -68,6 +71,8 @@ pub enum DataConfig {
     Cifar100(Cifar100Config),
     /// `train/<class>/…` and `test/<class>/…`.
     Folder(FolderConfig),
+    /// The procedural world, drawn from the run's seed.
+    World(world::WorldConfig),
 }
 
 impl Default for DataConfig {
@@ -77,11 +82,13 @@ impl Default for DataConfig {
 }
 
 /// Reads a benchmark. It does not warn about [`Order::Unknown`]: the caller knows whether the order matters.
-pub fn load(config: &DataConfig, cx: &Context) -> Result<Benchmark> {
+/// `key` is the run's; only the procedural world draws from it.
+pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
     match config {
         DataConfig::Cifar10(c) => cifar::load10(c, cx),
         DataConfig::Cifar100(c) => cifar::load100(c, cx),
         DataConfig::Folder(c) => folder::load(c, cx),
+        DataConfig::World(c) => world::World::new(c.clone(), key.fold(Purpose::World, 0))?.load(),
     }
 }
 

@@ -26,7 +26,20 @@ pub enum PoolConfig {
     Folder(FolderPoolConfig),
     /// Tar shards of `<key>.jpg`, `<key>.json`, `<key>.txt`.
     Webdataset(WebDatasetConfig),
+    /// The open pool of the procedural world that `data.kind = "world"` draws.
+    World(WorldPoolConfig),
 }
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        PoolConfig::Folder(FolderPoolConfig::default())
+    }
+}
+
+/// `pool.kind = "world"`: its knobs are the world's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorldPoolConfig {}
 
 /// `pool.kind = "folder"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -105,6 +118,9 @@ pub fn load(config: &PoolConfig, cx: &Context) -> Result<Pool> {
     let (mut pool, captions) = match config {
         PoolConfig::Folder(c) => (folder(c)?, &c.captions),
         PoolConfig::Webdataset(c) => (webdataset::load(c)?, &c.captions),
+        PoolConfig::World(_) => {
+            return Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\""));
+        }
     };
     if !captions.is_empty() {
         let path = resolve(captions)?;
