@@ -18,7 +18,7 @@ pub fn rgb(bytes: &[u8]) -> Result<RgbImage> {
 
 /// Scales the shorter side to `side` (bicubic) and cuts the middle square: `(side, side)`.
 pub fn square(image: &RgbImage, side: u32) -> RgbImage {
-    let (w, h) = image.dimensions();
+    let (side, (w, h)) = (side.max(1), image.dimensions());
     if (w, h) == (side, side) {
         return image.clone();
     }

@@ -1,12 +1,10 @@
-//! Batches: bytes to normalised floats, cropped and flipped, and the order in which a client sees its images.
-
-use std::ops::Range;
+//! Batches: bytes to normalised floats, cropped and flipped.
 
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Images};
-use crate::error::{Error, Result};
-use crate::key::{Key, Purpose};
+use crate::error::{Error, Place, Result};
+use crate::key::{Key, Purpose, Rng};
 use crate::nn::Batch;
 
 /// Normalisation and augmentation of training images.
@@ -88,6 +86,12 @@ impl Loader {
         if let Some(std) = augment.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
             return Err(Error::input(format!("augment.std: {std} is not a positive number")));
         }
+        if augment.crop > shape[1].max(shape[2]).saturating_mul(4) {
+            return Err(Error::input(format!(
+                "augment.crop = {} is far larger than the image, {shape:?}",
+                augment.crop
+            )));
+        }
         // In f32, step by step, as torchvision's ToTensor and Normalize compute it.
         let row = |(&mean, &std): (&f32, &f32)| std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std);
         let table = augment.mean.iter().zip(&augment.std).map(row).collect();
@@ -97,62 +101,55 @@ impl Loader {
     /// Fills `batch` with the augmented images at `indices`; `key` is the step's own. One client: `rows` has one entry.
     /// The batch's memory is reused.
     pub fn train(&self, data: &Dataset, indices: &[u32], key: Key, batch: &mut Batch) -> Result<()> {
-        self.begin(data, indices, batch)?;
-        let mut rng = key.fold(Purpose::Augment, 0).rng();
-        let mut draw = || {
-            let span = 2 * self.augment.crop + 1;
-            let (dy, dx) = if span > 1 { (rng.below(span), rng.below(span)) } else { (0, 0) };
-            Cut { dy, dx, flip: self.augment.flip && rng.below(2) == 1 }
-        };
-        let mut cut = draw();
-        for (position, (&i, target)) in indices.iter().zip(batch.x.chunks_exact_mut(data.images.size())).enumerate() {
-            if position > 0 && self.augment.per == Per::Image {
-                cut = draw();
-            }
-            self.place(data.images.get(i as usize), cut, target);
-        }
+        self.fill(&data.images, indices, Some(key), batch).at(|| data.name.clone())?;
+        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         Ok(())
     }
 
     /// Fills `batch` with the images at `indices`, normalised only.
     pub fn plain(&self, data: &Dataset, indices: &[u32], batch: &mut Batch) -> Result<()> {
-        self.begin(data, indices, batch)?;
-        for (&i, target) in indices.iter().zip(batch.x.chunks_exact_mut(data.images.size())) {
-            self.normalise(data.images.get(i as usize), target);
-        }
+        self.fill(&data.images, indices, None, batch).at(|| data.name.clone())?;
+        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         Ok(())
     }
 
-    /// Fills `batch` with images `range` of unlabelled pixels (a decoded pool), normalised only; labels are 0.
-    pub fn images(&self, images: &Images, range: Range<usize>, batch: &mut Batch) -> Result<()> {
-        if range.end > images.len() || images.shape() != self.shape {
-            return Err(Error::defect(format!(
-                "loader for {:?}: images {range:?} of {} with shape {:?}",
-                self.shape,
-                images.len(),
-                images.shape()
-            )));
-        }
-        self.resize(batch, range.len());
-        batch.y.resize(range.len(), 0);
-        batch.ids.extend(range.clone().map(|i| i as u32));
-        for (i, target) in range.zip(batch.x.chunks_exact_mut(images.size())) {
-            self.normalise(images.get(i), target);
-        }
+    /// Fills `batch` with images without labels (a decoded pool): labels are 0. Augmented if there is a key.
+    pub fn unlabelled(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
+        self.fill(images, indices, key, batch)?;
+        batch.y.resize(indices.len(), 0);
         Ok(())
     }
 
-    fn begin(&self, data: &Dataset, indices: &[u32], batch: &mut Batch) -> Result<()> {
-        if data.images.shape() != self.shape {
-            return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, data.images.shape())));
+    /// Everything but the labels, which are left empty.
+    fn fill(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
+        if images.shape() != self.shape {
+            return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, images.shape())));
         }
-        if let Some(i) = indices.iter().find(|&&i| i as usize >= data.len()) {
-            return Err(Error::data(format!("{}: no image {i}; it has {}", data.name, data.len())));
+        if let Some(i) = indices.iter().find(|&&i| i as usize >= images.len()) {
+            return Err(Error::data(format!("no image {i}; there are {}", images.len())));
         }
         self.resize(batch, indices.len());
-        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
         batch.ids.extend_from_slice(indices);
+        let targets = indices.iter().zip(batch.x.chunks_exact_mut(images.size()));
+        let Some(key) = key else {
+            targets.for_each(|(&i, target)| self.normalise(images.get(i as usize), target));
+            return Ok(());
+        };
+        let mut rng = key.fold(Purpose::Augment, 0).rng();
+        let mut cut = self.draw(&mut rng);
+        for (position, (&i, target)) in targets.enumerate() {
+            if position > 0 && self.augment.per == Per::Image {
+                cut = self.draw(&mut rng);
+            }
+            self.place(images.get(i as usize), cut, target);
+        }
         Ok(())
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Cut {
+        let span = 2 * self.augment.crop + 1;
+        let (dy, dx) = if span > 1 { (rng.below(span), rng.below(span)) } else { (0, 0) };
+        Cut { dy, dx, flip: self.augment.flip && rng.below(2) == 1 }
     }
 
     /// Every pixel is written afterwards, so old values need not go.
@@ -198,44 +195,6 @@ impl Loader {
                 }
             }
         }
-    }
-}
-
-/// The order of a client's images in an epoch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sampler {
-    /// Images of a batch, at least 1.
-    pub batch_size: usize,
-    /// Whether a last batch that is not full is left out.
-    pub drop_last: bool,
-}
-
-impl Default for Sampler {
-    fn default() -> Self {
-        Sampler { batch_size: 32, drop_last: false }
-    }
-}
-
-impl Sampler {
-    /// Puts `samples` into `order`, shuffled by `key` (the epoch's own); its memory is reused.
-    pub fn shuffle(&self, samples: &[u32], key: Key, order: &mut Vec<u32>) {
-        order.clear();
-        order.extend_from_slice(samples);
-        key.fold(Purpose::Shuffle, 0).rng().shuffle(order);
-    }
-
-    /// The batches of an order, one after the other.
-    pub fn batches<'o>(&self, order: &'o [u32]) -> impl Iterator<Item = &'o [u32]> + use<'o> {
-        let size = self.batch_size.max(1);
-        let kept = if self.drop_last { order.len() / size * size } else { order.len() };
-        order[..kept].chunks(size)
-    }
-
-    /// Batches of an epoch over `samples` images.
-    pub fn steps(&self, samples: usize) -> usize {
-        let size = self.batch_size.max(1);
-        if self.drop_last { samples / size } else { samples.div_ceil(size) }
     }
 }
 
@@ -310,6 +269,14 @@ mod tests {
     }
 
     #[test]
+    fn constants_that_do_not_fit_are_refused() {
+        let refuse = |a: Augment| Loader::new(&a, [3, 32, 32]).unwrap_err().to_string();
+        assert!(refuse(Augment { mean: vec![0.5], ..Default::default() }).contains("1 means and 3 deviations"));
+        assert!(refuse(Augment { std: vec![0.2, 0.0, 0.2], ..Default::default() }).contains("0 is not a positive"));
+        assert!(refuse(Augment { crop: 1000, ..Default::default() }).contains("crop = 1000"));
+    }
+
+    #[test]
     fn normalisation_is_torchvisions() {
         let loader = Loader::new(&Augment::default(), [3, 1, 1]).unwrap();
         let images = Images::new([3, 1, 1], vec![0, 255, 128]).unwrap();
@@ -333,22 +300,16 @@ mod tests {
         loader.train(&data, &[1, 3], Key::from_seed(1), &mut batch).unwrap();
         loader.plain(&data, &[1, 3, 4], &mut batch).unwrap();
         assert_eq!((batch.x.as_ptr(), batch.x.len(), batch.len()), (at, 36, 3));
-        assert!(loader.plain(&data, &[8], &mut batch).unwrap_err().to_string().contains("no image 8"));
-    }
-
-    #[test]
-    fn an_epoch_holds_every_sample_once_and_ends_with_the_rest() {
-        let (samples, mut order): (Vec<u32>, _) = ((100..170).collect(), Vec::new());
-        let sampler = Sampler::default();
-        sampler.shuffle(&samples, Key::from_seed(1), &mut order);
-        assert_ne!(order, samples);
-        assert_eq!(sampler.batches(&order).map(<[u32]>::len).collect::<Vec<_>>(), [32, 32, 6]);
-        let drop = Sampler { drop_last: true, ..sampler.clone() };
-        assert_eq!((drop.batches(&order).count(), drop.steps(70), sampler.steps(70)), (2, 2, 3));
-        let first = order.clone();
-        sampler.shuffle(&samples, Key::from_seed(2), &mut order);
-        assert_ne!(order, first);
-        order.sort_unstable();
-        assert_eq!(order, samples);
+        assert!(loader.plain(&data, &[8], &mut batch).unwrap_err().to_string().contains("toy: no image 8"));
+        let labelled = batch.x.clone();
+        loader.train(&data, &[1, 3, 4], Key::from_seed(4), &mut batch).unwrap();
+        let augmented = batch.x.clone();
+        loader.unlabelled(&data.images, &[1, 3, 4], Some(Key::from_seed(4)), &mut batch).unwrap();
+        assert_eq!(
+            (&batch.x, batch.y.as_slice(), batch.ids.as_slice()),
+            (&augmented, [0; 3].as_slice(), [1, 3, 4].as_slice())
+        );
+        loader.unlabelled(&data.images, &[1, 3, 4], None, &mut batch).unwrap();
+        assert_eq!(batch.x, labelled);
     }
 }

@@ -9,9 +9,9 @@
 //! | [`reserve`] | the server's and the validation set |
 //! | [`split`], [`split_file`] | who holds what, its digests, its file |
 //! | [`shots`] | many, medium and few |
-//! | [`loader`] | augmented batches, orders of samples |
+//! | [`loader`], [`sampler`] | augmented batches, the order of samples |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
-//! | [`features`] | cached features of frozen models |
+//! | [`features`], [`npy`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
 //! | [`overlap`] | duplicates between sets, class coverage of a pool |
 
@@ -34,12 +34,14 @@ pub mod folder;
 pub mod hf_parquet;
 pub mod loader;
 pub mod longtail;
+pub mod npy;
 pub mod numpy_rng;
 pub mod overlap;
 pub mod partition;
 pub mod pickle;
 pub mod pool;
 pub mod reserve;
+pub mod sampler;
 pub mod shots;
 pub mod split;
 pub mod split_file;
@@ -50,11 +52,12 @@ pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
 pub use features::Features;
 pub use folder::FolderConfig;
-pub use loader::{Augment, Loader, Per, Sampler};
+pub use loader::{Augment, Loader, Per};
 pub use longtail::{LongTailConfig, LongTailKind};
 pub use partition::PartitionConfig;
 pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
+pub use sampler::Sampler;
 pub use shots::{Groups, Shots};
 pub use split::Split;
 
@@ -112,6 +115,17 @@ fn resolve_below(path: &str, root: Option<&Path>) -> Result<PathBuf> {
             .map_err(|e: Error| e.hint("FEDLLAVA_DATA may name the folder that holds the data sets")),
         _ => error(path.to_string()),
     }
+}
+
+/// The folder of real data sets that `FEDLLAVA_DATA` names; without it a test says that it skips.
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
+pub(crate) fn real_data() -> Option<PathBuf> {
+    let root = std::env::var_os("FEDLLAVA_DATA").map(PathBuf::from);
+    if root.is_none() {
+        eprintln!("skipped: FEDLLAVA_DATA is not set");
+    }
+    root
 }
 
 #[cfg(test)]

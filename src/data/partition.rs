@@ -184,10 +184,10 @@ impl PartitionConfig {
 fn dirichlet(kept: &[Vec<u32>], config: &DirichletConfig, key: Key) -> Result<Vec<Vec<u32>>> {
     let DirichletConfig { clients, alpha, min_size, attempts, .. } = *config;
     let total: usize = kept.iter().map(Vec::len).sum();
-    if clients * min_size > total {
+    if clients.saturating_mul(min_size) > total {
         return Err(Error::input(format!(
             "partition dirichlet: {clients} clients with at least {min_size} images need {}, there are {total}",
-            clients * min_size
+            clients.saturating_mul(min_size)
         ))
         .hint("lower partition.clients or partition.min_size"));
     }
@@ -225,7 +225,7 @@ fn dirichlet_borders(kept: &[Vec<u32>], clients: usize, alpha: f64, key: Key) ->
 }
 
 fn shards(kept: &[Vec<u32>], config: &ShardsConfig, key: Key) -> Result<Vec<Vec<u32>>> {
-    let (count, all) = (config.clients * config.per_client, kept.concat());
+    let (count, all) = (config.clients.saturating_mul(config.per_client), kept.concat());
     if count == 0 || count > all.len() {
         return Err(Error::input(format!(
             "partition shards: {} clients with {} shards each need {count} images, there are {}",
@@ -315,6 +315,16 @@ mod tests {
         assert!(
             refuse(PartitionConfig::Shards(ShardsConfig { per_client: 50, ..Default::default() })).contains("1000")
         );
+    }
+
+    #[test]
+    fn a_section_is_read_with_whole_numbers_and_a_typo_is_refused() {
+        let read = |text: &str| toml::from_str::<PartitionConfig>(text);
+        let config = read("kind = \"dirichlet\"\nalpha = 1\nclients = 5").unwrap();
+        let want = DirichletConfig { clients: 5, alpha: 1.0, ..Default::default() };
+        assert_eq!(config, PartitionConfig::Dirichlet(want));
+        assert!(read("kind = \"creff\"\nalhpa = 0.5").unwrap_err().to_string().contains("alhpa"));
+        assert!(read("kind = \"creef\"").unwrap_err().to_string().contains("`creff`, `dirichlet`, `shards`, `iid`, `file`"));
     }
 
     #[test]

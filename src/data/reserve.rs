@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::dataset::Dataset;
+use super::{folder, resolve};
 use crate::error::{Error, Result};
+use crate::exec::Context;
 use crate::key::{Key, Purpose};
 
 /// The `server_set` section.
@@ -66,6 +69,38 @@ impl ServerSetConfig {
     }
 }
 
+/// The server's set from a folder of class folders, `None` for another origin.
+///
+/// Its classes must be the benchmark's; images are scaled to the benchmark's size. `per_class` asks for so many of
+/// each class, the first by name; without it every class must have equally many.
+pub fn from_folder(config: &ServerSetConfig, train: &Dataset, cx: &Context) -> Result<Option<Dataset>> {
+    if config.origin != Origin::Folder {
+        return Ok(None);
+    }
+    config.from_train(train.classes.len())?;
+    let found = folder::labelled("server set", &resolve(&config.path)?, train.images.shape()[1], cx)?;
+    let missing: Vec<&str> = train.classes.iter().filter(|c| !found.classes.contains(c)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        return Err(Error::data(format!("server set {}: no folder for {}", config.path, missing.join(", "))));
+    }
+    let counts = found.class_counts();
+    let each = config.per_class.unwrap_or(counts.iter().copied().min().unwrap_or(0) as usize);
+    let (mut indices, mut labels) = (Vec::new(), Vec::new());
+    for (y, class) in train.classes.iter().enumerate() {
+        let at = found.classes.iter().position(|c| c == class).unwrap_or(y) as u32;
+        let mine: Vec<u32> = (0..found.len() as u32).filter(|&i| found.labels[i as usize] == at).collect();
+        if mine.len() < each || (config.per_class.is_none() && mine.len() != each) {
+            let have = mine.len();
+            return Err(Error::data(format!("server set {}: {have} images of {class}, expected {each}", config.path))
+                .hint("the set must be balanced: set server_set.per_class to what every class has"));
+        }
+        indices.extend_from_slice(&mine[..each]);
+        labels.extend(std::iter::repeat_n(y as u32, each));
+    }
+    let images = found.images.select(&indices);
+    Dataset::new("server set", images, labels, train.classes.clone(), found.order).map(Some)
+}
+
 /// The `validation` section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -85,7 +120,7 @@ pub(super) fn take(
     clients: &mut [Vec<u32>],
     key: Key,
 ) -> Result<Vec<u32>> {
-    let mut taken = Vec::with_capacity(per_class * discarded.len());
+    let mut taken = Vec::new();
     let mut withdrawn = Vec::new();
     for (class, spare) in discarded.iter_mut().enumerate() {
         let key = key.fold(Purpose::Item, class as u64);
@@ -136,4 +171,36 @@ fn withdraw(name: &str, clients: &mut [Vec<u32>], mut gone: Vec<u32>) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dataset::{Images, Order};
+    use super::super::decode::tests::png;
+    use super::*;
+
+    #[test]
+    fn a_folder_is_put_into_the_benchmarks_class_order_and_must_be_balanced() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, v) in [("ape/1.png", 1), ("ape/2.png", 2), ("bee/1.png", 3), ("bee/2.png", 4), ("bee/3.png", 5)] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, png(4, 4, |_, _| [v; 3])).unwrap();
+        }
+        let classes = vec!["bee".to_string(), "ape".to_string()];
+        let images = Images::new([3, 2, 2], vec![0; 24]).unwrap();
+        let train = Dataset::new("train", images, vec![0, 1], classes, Order::Original).unwrap();
+        let path = dir.path().display().to_string();
+        let config = |per_class| ServerSetConfig { origin: Origin::Folder, per_class, path: path.clone() };
+        let cx = Context::cpu(1);
+        let set = from_folder(&config(Some(2)), &train, &cx).unwrap().unwrap();
+        assert_eq!((set.labels.as_slice(), set.images.shape()), ([0, 0, 1, 1].as_slice(), [3, 2, 2]));
+        assert_eq!((0..4).map(|i| set.images.get(i)[0]).collect::<Vec<_>>(), [3, 4, 1, 2]);
+        let refuse = |per_class| from_folder(&config(per_class), &train, &cx).unwrap_err().to_string();
+        assert!(refuse(None).contains("3 images of bee, expected 2"));
+        assert!(refuse(Some(3)).contains("2 images of ape, expected 3"));
+        std::fs::remove_dir_all(dir.path().join("ape")).unwrap();
+        assert!(refuse(Some(2)).contains("no folder for ape"));
+        assert!(from_folder(&ServerSetConfig::default(), &train, &cx).unwrap().is_none());
+    }
 }

@@ -58,10 +58,10 @@ impl Shots {
 
 /// Largest class first; equal sizes by label.
 fn by_rank(counts: &[u32], [many, medium, few]: [usize; 3]) -> Result<Groups> {
-    if many + medium + few != counts.len() {
+    let named = many.saturating_add(medium).saturating_add(few);
+    if named != counts.len() {
         return Err(Error::input(format!(
-            "shots = \"rank:{many}/{medium}/{few}\" names {} classes, there are {}",
-            many + medium + few,
+            "shots = \"rank:{many}/{medium}/{few}\" names {named} classes, there are {}",
             counts.len()
         )));
     }

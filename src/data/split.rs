@@ -152,7 +152,7 @@ fn python_json(lists: &[Vec<u32>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::partition::{DirichletConfig, IidConfig};
+    use super::super::partition::{CreffConfig, DirichletConfig, IidConfig};
     use super::super::reserve::Origin;
     use super::*;
 
@@ -186,6 +186,30 @@ mod tests {
         ];
         for (classes, imbalance, sha1) in want {
             assert_eq!(creff(classes, imbalance, &none(), 0).counts_sha1(), sha1, "{classes} classes, {imbalance}");
+        }
+    }
+
+    /// `tests/golden/numpy/creff.json`: lists and digests computed in Python.
+    #[test]
+    fn digests_are_those_that_python_computes_from_its_own_lists() {
+        let cases: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/numpy/creff.json")).unwrap();
+        for case in cases.as_array().unwrap() {
+            let number = |name: &str| case[name].as_u64().unwrap() as usize;
+            let (classes, each) = (number("classes"), number("each"));
+            let total = classes * each;
+            let labels: Vec<u32> = (0..total).map(|i| (i * 7919 % total / each) as u32).collect();
+            let tail = LongTailConfig { imbalance: case["factor"].as_f64().unwrap(), ..Default::default() };
+            let partition = PartitionConfig::Creff(CreffConfig {
+                clients: number("clients"),
+                alpha: case["alpha"].as_f64().unwrap(),
+                seed: number("seed") as u32,
+                ..Default::default()
+            });
+            let (key, validation) = (Key::from_seed(1), ValidationConfig::default());
+            let split = Split::draw(&labels, classes, &tail, &partition, &none(), &validation, key).unwrap();
+            assert_eq!(split.counts_sha1(), case["counts_sha1"]);
+            assert_eq!(split.digest(), case["digest"]);
         }
     }
 

@@ -116,7 +116,8 @@ def main():
         split = partition(long_tail(labels, classes, factor, seed), clients, alpha, seed)
         matrix = counts(split, labels, classes)
         case = dict(classes=classes, each=each, factor=factor, clients=clients, alpha=alpha, seed=seed)
-        cases.append(case | dict(split=split, counts_sha1=sha1_12(matrix)))
+        digest = hashlib.sha256(json.dumps(split + [[], []]).encode()).hexdigest()
+        cases.append(case | dict(split=split, counts_sha1=sha1_12(matrix), digest=digest))
     (HERE / "creff.json").write_text(json.dumps(cases))
     # The published settings: printed for comparison with the constants in src/data/creff.rs.
     for classes in [10, 100]:
