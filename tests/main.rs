@@ -1,1 +1,3 @@
 //! What is checked from outside, as one binary.
+
+mod net_golden;

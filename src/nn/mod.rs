@@ -1,6 +1,8 @@
 //! What is differentiable: parameters, networks as operation lists, their interpreters, losses, optimisers.
 
 pub mod batch;
+pub mod cpu;
+pub mod dropout;
 pub mod interpreter;
 pub mod net;
 pub mod params;
