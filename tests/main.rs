@@ -1,4 +1,5 @@
 //! What is checked from outside, as one binary.
 
 mod laws;
+mod net_golden;
 mod toy;

@@ -81,7 +81,10 @@ impl Candle {
                 Mode::Train(key) => {
                     let x = v(x);
                     let mut mask = vec![0.0; x.elem_count()];
-                    super::dropout::mask(key, node, p, &mut mask);
+                    let sample = x.elem_count() / x.dim(0)?.max(1);
+                    for (row, mask) in mask.chunks_mut(sample.max(1)).enumerate() {
+                        super::dropout::mask(key, node, row, p, mask);
+                    }
                     (x * Tensor::from_vec(mask, x.shape(), &self.device)?.to_dtype(self.dtype)?)?
                 }
             },

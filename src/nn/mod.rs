@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod batch;
 pub mod candle;
+pub mod cpu;
 pub mod dropout;
 pub mod interpreter;
 pub mod loss;

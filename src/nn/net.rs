@@ -277,7 +277,7 @@ impl NetBuilder {
         bias: Option<Start>,
     ) -> Result<Node> {
         let [c, h, w] = self.spatial(x, name)?;
-        if groups == 0 || c % groups != 0 || out % groups != 0 {
+        if groups == 0 || !c.is_multiple_of(groups) || !out.is_multiple_of(groups) {
             return Err(Error::defect(format!("conv {name}: {groups} groups do not divide {c} → {out} channels")));
         }
         let (oh, ow) = (pooled(h, kernel, stride, padding, name)?, pooled(w, kernel, stride, padding, name)?);

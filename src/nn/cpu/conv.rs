@@ -1,0 +1,445 @@
+//! Convolution: where windows lie, how weights are packed, and the three products.
+
+use std::ops::Range;
+
+use super::map::Map;
+use super::simd::Isa;
+use super::tile::{self, GradPass, Pass, Run};
+
+/// Packed weights that should stay in the first-level cache while tiles pass, in floats.
+const BLOCK: usize = 8192;
+/// Pixels of a weight gradient's block: the accumulators are added to memory after about so many.
+const GRAD_PIXELS: usize = 128;
+/// Pixels that share one pass over all panels.
+const PASS_PIXELS: usize = 512;
+
+/// A convolution's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Input channels.
+    pub inputs: usize,
+    /// Output channels.
+    pub outputs: usize,
+    /// Window side.
+    pub kernel: usize,
+    /// Step.
+    pub stride: usize,
+    /// Zeros around.
+    pub padding: usize,
+    /// Channel groups.
+    pub groups: usize,
+}
+
+impl Shape {
+    fn weight(&self, out: usize, input: usize, (ky, kx): (usize, usize)) -> Option<usize> {
+        let (per_in, per_out) = (self.inputs / self.groups, self.outputs / self.groups);
+        (out / per_out == input / per_in)
+            .then(|| ((out * per_in + input % per_in) * self.kernel + ky) * self.kernel + kx)
+    }
+
+    /// Border that the output's gradient needs for the input's gradient, given the input's and output's sides.
+    pub fn grad_border(&self, sides: [(usize, usize); 2]) -> usize {
+        let before = (self.kernel - 1).saturating_sub(self.padding).div_ceil(self.stride);
+        let after = sides.iter().map(|&(x, y)| ((x - 1 + self.padding) / self.stride).saturating_sub(y - 1)).max();
+        before.max(after.unwrap_or(0))
+    }
+}
+
+/// Sixteen to sixty-four lanes of output channels and what they read.
+#[derive(Debug)]
+struct Panel {
+    lane: usize,
+    vectors: usize,
+    /// Channels read.
+    channels: Range<usize>,
+    /// Start of the packed weights.
+    weights: usize,
+    /// What the window reads.
+    runs: Vec<Run>,
+    /// The same, cut into blocks whose weights fit the first-level cache.
+    blocks: Vec<Vec<Run>>,
+}
+
+/// One product over one grid of output pixels.
+#[derive(Debug)]
+struct Grid {
+    taps: Vec<(usize, usize)>,
+    panels: Vec<Panel>,
+    from: Vec<u32>,
+    to: Vec<u32>,
+}
+
+/// A convolution in fixed memory layouts.
+#[derive(Debug)]
+pub(super) struct Conv {
+    shape: Shape,
+    isa: Isa,
+    x: Map,
+    y: Map,
+    gy: Map,
+    gx: Option<Map>,
+    forward: Grid,
+    backward: Vec<Grid>,
+}
+
+impl Conv {
+    /// Lays out the products. `x`, `y`: input and output; `gy`, `gx`: their gradients (`gx` absent: not needed).
+    pub fn new(shape: Shape, isa: Isa, x: Map, y: Map, gy: Map, gx: Option<Map>) -> Self {
+        let forward = forward_grid(&shape, isa, &x, &y);
+        let backward = gx.map(|gx| backward_grids(&shape, isa, &gy, &gx)).unwrap_or_default();
+        Conv { shape, isa, x, y, gy, gx, forward, backward }
+    }
+
+    /// Floats of the packed weights for the forward product (also of their gradient), bias at the end.
+    pub fn packed(&self) -> usize {
+        self.forward.packed() + self.y.cp
+    }
+
+    /// Floats of the packed weights for the input's gradient.
+    pub fn packed_back(&self) -> usize {
+        self.backward.iter().map(Grid::packed).sum()
+    }
+
+    /// Packs weights `(out, in/groups, k, k)` and bias `(out)` for [`Conv::forward`].
+    pub fn pack(&self, weight: &[f32], bias: Option<&[f32]>, to: &mut [f32]) {
+        self.forward.pack(to, |lane, channel, tap| {
+            (lane < self.shape.outputs).then(|| self.shape.weight(lane, channel, tap)).flatten().map(|i| weight[i])
+        });
+        let end = &mut to[self.forward.packed()..][..self.y.cp];
+        end.fill(0.0);
+        if let Some(bias) = bias {
+            end[..bias.len()].copy_from_slice(bias);
+        }
+    }
+
+    /// Packs weights for [`Conv::input_gradient`].
+    pub fn pack_back(&self, weight: &[f32], to: &mut [f32]) {
+        let mut rest = to;
+        for grid in &self.backward {
+            grid.pack(rest, |lane, channel, tap| {
+                (lane < self.shape.inputs).then(|| self.shape.weight(channel, lane, tap)).flatten().map(|i| weight[i])
+            });
+            rest = &mut rest[grid.packed()..];
+        }
+    }
+
+    /// Adds the packed gradient of the output channels `lanes` to `grad`, which starts at `lanes.start`'s weights.
+    pub fn unpack(&self, from: &[f32], lanes: Range<usize>, grad: &mut [f32]) {
+        let per_out = self.shape.inputs / self.shape.groups * self.shape.kernel * self.shape.kernel;
+        for panel in &self.forward.panels {
+            let width = 16 * panel.vectors;
+            let values = &from[panel.weights..];
+            for lane in lanes.start.max(panel.lane)..lanes.end.min(panel.lane + width) {
+                for (t, &tap) in self.forward.taps.iter().enumerate() {
+                    for (i, channel) in panel.channels.clone().enumerate() {
+                        if let Some(at) = self.shape.weight(lane, channel, tap) {
+                            let row = t * panel.channels.len() + i;
+                            grad[at - lanes.start * per_out] += values[row * width + lane - panel.lane];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Images that share one pass over the weights.
+    pub fn images_per_pass(&self) -> usize {
+        (PASS_PIXELS / self.y.pixels().max(1)).max(1)
+    }
+
+    /// The output of `images`.
+    ///
+    /// # Safety
+    /// `x`, `y` and `w` point to regions of these maps' sizes for `images.end` images and of [`Conv::packed`];
+    /// nobody else writes them or reads those images of `y`.
+    pub unsafe fn forward(
+        &self,
+        x: *const f32,
+        y: *mut f32,
+        w: *const f32,
+        bias: bool,
+        relu: bool,
+        images: Range<usize>,
+    ) {
+        // SAFETY: the bias lies behind the weights.
+        let bias = if bias { unsafe { w.add(self.forward.packed()) } } else { std::ptr::null() };
+        let ends = End { load: false, bias, relu };
+        // SAFETY: passed on.
+        unsafe { self.forward.run(self.isa, (x, &self.x), (y, &self.y), w, ends, images) }
+    }
+
+    /// The gradient of `images` of the input; `add` to what is there, or instead of it.
+    ///
+    /// # Safety
+    /// As [`Conv::forward`], with the gradients' maps and [`Conv::packed_back`].
+    pub unsafe fn input_gradient(&self, gy: *const f32, gx: *mut f32, w: *const f32, add: bool, images: Range<usize>) {
+        let Some(map) = &self.gx else { return };
+        let mut w = w;
+        for grid in &self.backward {
+            let ends = End { load: add, bias: std::ptr::null(), relu: false };
+            // SAFETY: passed on; the grids' weights follow each other.
+            unsafe {
+                grid.run(self.isa, (gy, &self.gy), (gx, map), w, ends, images.clone());
+                w = w.add(grid.packed());
+            }
+        }
+    }
+
+    /// Tiles of the weight gradient: what workers share.
+    pub fn gradient_tiles(&self) -> usize {
+        self.forward.panels.iter().map(|p| panel_tiles(self.isa, p)).sum()
+    }
+
+    /// Adds the packed weight gradient over `images`, these tiles of it.
+    ///
+    /// # Safety
+    /// As [`Conv::forward`]; `gw` is a region of [`Conv::packed`] floats whose tiles nobody else touches.
+    pub unsafe fn weight_gradient(
+        &self,
+        x: *const f32,
+        gy: *const f32,
+        gw: *mut f32,
+        tiles: Range<usize>,
+        images: Range<usize>,
+    ) {
+        let step = (GRAD_PIXELS / self.y.w.max(1)).clamp(1, self.y.h.max(1));
+        for image in images {
+            for row in (0..self.y.h).step_by(step) {
+                let rows = step.min(self.y.h - row);
+                // SAFETY: pixel (row, 0) of the image, window base inside the border.
+                unsafe {
+                    let x = x.add(image * self.x.image() + self.forward.from[row * self.y.w] as usize);
+                    let gy = gy.add(image * self.gy.image() + self.gy.at(row, 0));
+                    self.gradient_block(x, gy, gw, tiles.clone(), rows);
+                }
+            }
+        }
+    }
+
+    /// `rows` rows of pixels of one image.
+    unsafe fn gradient_block(&self, x: *const f32, gy: *const f32, gw: *mut f32, tiles: Range<usize>, rows: usize) {
+        let mut tile = 0;
+        for panel in &self.forward.panels {
+            let count = panel_tiles(self.isa, panel);
+            if tile + count <= tiles.start || tile >= tiles.end {
+                tile += count;
+                continue;
+            }
+            let height = tile::grad_rows(self.isa, panel.vectors);
+            let mut k = 0;
+            for run in &panel.runs {
+                for first in (0..run.len).step_by(height) {
+                    if tiles.contains(&tile) {
+                        let pass = GradPass {
+                            x,
+                            // SAFETY: the panel's lanes lie in the pixel; its rows in the packed gradient.
+                            y: unsafe { gy.add(panel.lane) },
+                            rows,
+                            columns: self.y.w,
+                            x_step: [self.shape.stride * self.x.row(), self.shape.stride * self.x.cp],
+                            y_step: [self.gy.row(), self.gy.cp],
+                            // SAFETY: as above.
+                            w: unsafe { gw.add(panel.weights + (k + first) * 16 * panel.vectors) },
+                            offset: run.offset + first as isize,
+                            len: height.min(run.len - first),
+                            vectors: panel.vectors,
+                        };
+                        // SAFETY: windows lie inside the bordered input, the arena's slack follows it.
+                        unsafe { tile::grad_pass(self.isa, &pass) }
+                    }
+                    tile += 1;
+                }
+                k += run.len;
+            }
+        }
+    }
+}
+
+fn panel_tiles(isa: Isa, panel: &Panel) -> usize {
+    let height = tile::grad_rows(isa, panel.vectors);
+    panel.runs.iter().map(|run| run.len.div_ceil(height)).sum()
+}
+
+/// How a pass begins and ends.
+#[derive(Clone, Copy)]
+struct End {
+    load: bool,
+    bias: *const f32,
+    relu: bool,
+}
+
+impl Grid {
+    fn packed(&self) -> usize {
+        self.panels.last().map_or(0, |p| p.weights + p.channels.len() * self.taps.len() * 16 * p.vectors)
+    }
+
+    fn pack(&self, to: &mut [f32], value: impl Fn(usize, usize, (usize, usize)) -> Option<f32>) {
+        for panel in &self.panels {
+            let width = 16 * panel.vectors;
+            let rows = to[panel.weights..].chunks_exact_mut(width);
+            let order = self.taps.iter().flat_map(|&tap| panel.channels.clone().map(move |c| (tap, c)));
+            for (row, (tap, channel)) in rows.zip(order) {
+                for (lane, slot) in row.iter_mut().enumerate() {
+                    *slot = value(panel.lane + lane, channel, tap).unwrap_or(0.0);
+                }
+            }
+        }
+    }
+
+    unsafe fn run(
+        &self,
+        isa: Isa,
+        (x, x_map): (*const f32, &Map),
+        (y, y_map): (*mut f32, &Map),
+        w: *const f32,
+        end: End,
+        images: Range<usize>,
+    ) {
+        for panel in &self.panels {
+            let mut k = 0;
+            let count = panel.blocks.len().max(1);
+            for block in 0..count {
+                let runs = panel.blocks.get(block).map_or(&[][..], Vec::as_slice);
+                // SAFETY: offsets of images, lanes and packed rows inside the regions that the caller vouches for.
+                unsafe {
+                    let pass = Pass {
+                        x: x.add(images.start * x_map.image()),
+                        y: y.add(images.start * y_map.image() + panel.lane),
+                        x_image: x_map.image(),
+                        y_image: y_map.image(),
+                        images: images.len(),
+                        from: &self.from,
+                        to: &self.to,
+                        runs,
+                        w: w.add(panel.weights + k * 16 * panel.vectors),
+                        vectors: panel.vectors,
+                        load: end.load || block > 0,
+                        bias: if end.bias.is_null() { end.bias } else { end.bias.add(panel.lane) },
+                        relu: end.relu && block + 1 == count,
+                    };
+                    tile::pass(isa, &pass);
+                }
+                k += runs.iter().map(|r| r.len).sum::<usize>();
+            }
+        }
+    }
+}
+
+fn forward_grid(shape: &Shape, isa: Isa, x: &Map, y: &Map) -> Grid {
+    let taps: Vec<_> = (0..shape.kernel).flat_map(|ky| (0..shape.kernel).map(move |kx| (ky, kx))).collect();
+    let place = |ky: usize, kx: usize| (ky * x.row() + kx * x.cp) as isize;
+    let places: Vec<isize> = taps.iter().map(|&(ky, kx)| place(ky, kx)).collect();
+    let channels = |lanes: Range<usize>| group_range(lanes, shape.outputs, shape.inputs, shape.groups);
+    let panels = panels(isa, y.cp, shape.groups, &places, x, channels);
+    let corner = x.border - shape.padding;
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    for oy in 0..y.h {
+        for ox in 0..y.w {
+            let (iy, ix) = (oy * shape.stride + corner, ox * shape.stride + corner);
+            from.push((iy * x.row() + ix * x.cp) as u32);
+            to.push(y.at(oy, ox) as u32);
+        }
+    }
+    Grid { taps, panels, from, to }
+}
+
+/// One grid for each residue of the input pixel modulo the stride.
+fn backward_grids(shape: &Shape, isa: Isa, gy: &Map, gx: &Map) -> Vec<Grid> {
+    let s = shape.stride;
+    (0..s * s)
+        .filter(|phase| phase / s < gx.h && phase % s < gx.w)
+        .map(|phase| backward_grid(shape, isa, gy, gx, (phase / s, phase % s)))
+        .collect()
+}
+
+fn backward_grid(shape: &Shape, isa: Isa, gy: &Map, gx: &Map, (py, px): (usize, usize)) -> Grid {
+    let (s, p) = (shape.stride as isize, shape.padding as isize);
+    // Output row of input row s·j + py under tap ky: j + (py + p − ky)/s; taps from the last, so that places grow.
+    let taps_of = |phase: usize| {
+        let fits = move |k: &usize| (phase as isize + p - *k as isize).rem_euclid(s) == 0;
+        (0..shape.kernel).rev().filter(fits).collect::<Vec<_>>()
+    };
+    let taps: Vec<_> = taps_of(py).iter().flat_map(|&ky| taps_of(px).into_iter().map(move |kx| (ky, kx))).collect();
+    let step = |phase: usize, k: usize| (phase as isize + p - k as isize).div_euclid(s);
+    let places: Vec<isize> =
+        taps.iter().map(|&(ky, kx)| step(py, ky) * gy.row() as isize + step(px, kx) * gy.cp as isize).collect();
+    let channels = |lanes: Range<usize>| group_range(lanes, shape.inputs, shape.outputs, shape.groups);
+    let panels = panels(isa, gx.cp, shape.groups, &places, gy, channels);
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    for (j, y) in (py..gx.h).step_by(shape.stride).enumerate() {
+        for (i, x) in (px..gx.w).step_by(shape.stride).enumerate() {
+            from.push(((j + gy.border) * gy.row() + (i + gy.border) * gy.cp) as u32);
+            to.push(gx.at(y, x) as u32);
+        }
+    }
+    Grid { taps, panels, from, to }
+}
+
+/// Channels on the other side that the groups of these lanes touch.
+fn group_range(lanes: Range<usize>, this: usize, other: usize, groups: usize) -> Range<usize> {
+    let (per_this, per_other) = (this / groups, other / groups);
+    let last = lanes.end.min(this).max(lanes.start + 1) - 1;
+    lanes.start / per_this * per_other..(last / per_this + 1) * per_other
+}
+
+fn panels(
+    isa: Isa,
+    lanes: usize,
+    groups: usize,
+    places: &[isize],
+    source: &Map,
+    channels: impl Fn(Range<usize>) -> Range<usize>,
+) -> Vec<Panel> {
+    let (mut lane, mut weights) = (0, 0);
+    let mut all = Vec::new();
+    while lane < lanes {
+        let fits = |v: &&usize| lane + 16 * **v <= lanes && (groups == 1 || **v == 1);
+        let vectors = tile::widths(isa).iter().find(fits).copied().unwrap_or(1);
+        let channels = channels(lane..lane + 16 * vectors);
+        let runs = runs(places, &channels, source);
+        let blocks = blocks(&runs, BLOCK / (16 * vectors));
+        let start = weights;
+        weights += places.len() * channels.len() * 16 * vectors;
+        all.push(Panel { lane, vectors, channels, weights: start, runs, blocks });
+        lane += 16 * vectors;
+    }
+    all
+}
+
+/// What the taps read, neighbours in memory joined.
+fn runs(places: &[isize], channels: &Range<usize>, source: &Map) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for &place in places {
+        let offset = place + channels.start as isize;
+        match runs.last_mut() {
+            Some(last) if last.offset + last.len as isize == offset && channels.len() == source.cp => {
+                last.len += channels.len();
+            }
+            _ => runs.push(Run { offset, len: channels.len() }),
+        }
+    }
+    runs
+}
+
+/// Cuts runs into blocks of at most `limit` floats, of equal size as far as possible.
+fn blocks(runs: &[Run], limit: usize) -> Vec<Vec<Run>> {
+    let total: usize = runs.iter().map(|r| r.len).sum();
+    let size = total.div_ceil(total.div_ceil(limit).max(1)).max(1);
+    let mut all: Vec<Vec<Run>> = Vec::new();
+    let mut room = 0;
+    for run in runs {
+        let mut done = 0;
+        while done < run.len {
+            if room == 0 {
+                all.push(Vec::new());
+                room = size;
+            }
+            let len = room.min(run.len - done);
+            if let Some(last) = all.last_mut() {
+                last.push(Run { offset: run.offset + done as isize, len });
+            }
+            (done, room) = (done + len, room - len);
+        }
+    }
+    all
+}

@@ -1,0 +1,259 @@
+//! One worker's walk through the steps.
+//!
+//! SAFETY of this file's unsafe blocks: a worker writes only the samples of its share (or, where it says so, the
+//! outputs or weights of its share), reads what the same samples or an earlier phase before a barrier wrote, and
+//! regions differ for different values. Kernels get regions whose sizes come from the same maps as their tables.
+
+use super::Call;
+use super::crew::Worker;
+use super::dense::{self, Rows};
+use super::plan::{ConvStep, Norm, Slot, Step};
+use super::rows::{self, Term, View};
+use super::{pool, simd::Isa};
+use crate::nn::dropout;
+use crate::nn::interpreter::Mode;
+use crate::nn::net::{BN_EPS, Node, ParamId};
+
+impl<'a> Call<'a> {
+    /// The whole forward pass.
+    pub fn forward(&self, worker: &Worker<'_>, x: &[f32]) {
+        self.pack(worker, x);
+        worker.meet();
+        for step in &self.plan.steps {
+            self.step(worker, step);
+        }
+    }
+
+    /// A parameter's values.
+    pub fn param(&self, id: ParamId) -> &'a [f32] {
+        &self.params[self.net.layout.entries()[id].range()]
+    }
+
+    /// A node's value; the plan gives every operand one.
+    pub fn value(&self, node: Node) -> &'a Slot {
+        self.plan.values[node].as_ref().expect("the plan stores every operand")
+    }
+
+    /// One sample of a slot, to read.
+    pub fn sample(&self, slot: &Slot, image: usize) -> &'a [f32] {
+        let size = slot.map.image();
+        // SAFETY: see the head of this file.
+        unsafe { self.mem.get(slot.region, image * size, size) }
+    }
+
+    /// One sample of a slot, to write.
+    #[allow(clippy::mut_from_ref, reason = "the arena is shared by workers under the contract of Mem")]
+    pub fn sample_mut(&self, slot: &Slot, image: usize) -> &'a mut [f32] {
+        let size = slot.map.image();
+        // SAFETY: see the head of this file.
+        unsafe { self.mem.get_mut(slot.region, image * size, size) }
+    }
+
+    /// One sample of a slot with its map.
+    pub fn view<'b>(&self, slot: &'b Slot, image: usize) -> View<'b>
+    where
+        'a: 'b,
+    {
+        View { data: self.sample(slot, image), map: &slot.map }
+    }
+
+    /// Images and convolution weights into the engine's layouts.
+    fn pack(&self, worker: &Worker<'_>, x: &[f32]) {
+        let input = self.value(0);
+        let sample = input.map.c * input.map.pixels();
+        for image in worker.share(self.rows) {
+            input.map.pack(&x[image * sample..][..sample], self.sample_mut(input, image));
+        }
+        let convs: Vec<&ConvStep> = self.convs().collect();
+        for step in &convs[worker.share(convs.len())] {
+            // SAFETY: this worker's share of the convolutions.
+            let to = unsafe { self.mem.get_mut(step.packed, 0, step.conv.packed()) };
+            step.conv.pack(self.param(step.weight), step.bias.map(|b| self.param(b)), to);
+        }
+    }
+
+    /// The convolutions of the plan.
+    pub fn convs(&self) -> impl Iterator<Item = &'a ConvStep> {
+        self.plan.steps.iter().filter_map(|step| match step {
+            Step::Conv(c) => Some(&**c),
+            _ => None,
+        })
+    }
+
+    fn step(&self, worker: &Worker<'_>, step: &Step) {
+        match step {
+            Step::Conv(step) => self.conv(worker, step),
+            Step::Stats { norm } => worker.share(self.rows).for_each(|image| self.stats(*norm, image)),
+            Step::Fuse { terms, relu, out } => self.fuse(worker, terms, *relu, *out),
+            Step::Linear { x, out, weight, bias } => self.linear(worker, *x, *out, *weight, *bias),
+            _ => {
+                let mut scratch = Vec::new();
+                for image in worker.share(self.rows) {
+                    self.by_sample(step, image, &mut scratch);
+                }
+            }
+        }
+    }
+
+    fn by_sample(&self, step: &Step, image: usize, scratch: &mut Vec<f32>) {
+        let pair = |x: Node, out: Node| {
+            let (x, out) = (self.value(x), self.value(out));
+            ((self.sample(x, image), &x.map), (self.sample_mut(out, image), &out.map))
+        };
+        match step {
+            Step::MaxPool { x, out, window, index } => {
+                let (x, out) = pair(*x, *out);
+                pool::max(*window, x, out, (self.sample_mut(index, image), &index.map));
+            }
+            Step::AvgPool { x, out, window } => {
+                let (x, out) = pair(*x, *out);
+                pool::mean(*window, x, out);
+            }
+            Step::GlobalMean { x, out } => {
+                let (x, (out, _)) = pair(*x, *out);
+                pool::global_mean(x, out, scratch);
+            }
+            Step::Subsample { x, out, stride, before } => {
+                let (x, out) = pair(*x, *out);
+                pool::subsample(*stride, *before, x, out);
+            }
+            Step::Flatten { x, out } => {
+                let ((x, map), (out, om)) = pair(*x, *out);
+                map.unpack(x, &mut out[..om.c]);
+            }
+            Step::Dropout { x, out, p, mask } => {
+                let m = self.sample_mut(mask, image);
+                self.draw_mask(*out, image, *p, mask, m, scratch);
+                let (x, out) = pair(*x, *out);
+                pool::multiply(x, (m, &mask.map), false, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn draw_mask(&self, node: Node, image: usize, p: f32, slot: &Slot, mask: &mut [f32], scratch: &mut Vec<f32>) {
+        match self.mode {
+            Mode::Train(key) => {
+                scratch.resize(slot.map.c * slot.map.pixels(), 0.0);
+                dropout::mask(key, node, image, p, scratch);
+                slot.map.pack(scratch, mask);
+            }
+            Mode::Eval => mask.fill(1.0),
+        }
+    }
+
+    fn conv(&self, worker: &Worker<'_>, step: &ConvStep) {
+        let share = worker.share(self.rows);
+        let (x, y) = (self.value(step.x), self.value(step.out));
+        let mut image = share.start;
+        while image < share.end {
+            let images = image..share.end.min(image + step.conv.images_per_pass());
+            let (x, y) = (self.mem.ptr(x.region), self.mem.ptr(y.region));
+            let w = self.mem.ptr(step.packed);
+            // SAFETY: see the head of this file.
+            unsafe { step.conv.forward(x, y, w, step.bias.is_some(), step.relu, images.clone()) }
+            for &norm in &step.norms {
+                images.clone().for_each(|image| self.stats(norm, image));
+            }
+            image = images.end;
+        }
+    }
+
+    /// A sample's part of a batch norm's statistics.
+    fn stats(&self, norm: usize, image: usize) {
+        if matches!(self.mode, Mode::Train(_)) {
+            let norm = &self.plan.norms[norm];
+            let z = self.value(norm.x);
+            // SAFETY: the sample's own part; the machine has the instruction set.
+            unsafe {
+                let out = self.mem.doubles(norm.partial, image * 2 * z.map.cp, 2 * z.map.cp);
+                rows::stats(self.isa, self.view(z, image), out);
+            }
+        }
+    }
+
+    fn fuse(&self, worker: &Worker<'_>, terms: &[(Node, Option<usize>)], relu: bool, out: Node) {
+        let training = matches!(self.mode, Mode::Train(_));
+        if training && terms.iter().any(|t| t.1.is_some()) {
+            worker.meet();
+        }
+        let affine: Vec<Option<(Vec<f32>, Vec<f32>)>> =
+            terms.iter().map(|t| t.1.map(|n| self.affine(&self.plan.norms[n], worker.first()))).collect();
+        let slot = self.value(out);
+        for image in worker.share(self.rows) {
+            let term = |i: usize| Term {
+                z: self.view(self.value(terms[i].0), image),
+                affine: affine[i].as_ref().map(|(a, b)| (a.as_slice(), b.as_slice())),
+            };
+            let out = self.sample_mut(slot, image);
+            // SAFETY: the machine has the instruction set.
+            unsafe {
+                match terms.len() {
+                    1 => rows::fuse(self.isa, &[term(0)], relu, out, &slot.map),
+                    _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &slot.map),
+                }
+            }
+        }
+    }
+
+    /// Scale and shift of each channel; the first worker keeps the statistics for backward.
+    fn affine(&self, norm: &Norm, keep: bool) -> (Vec<f32>, Vec<f32>) {
+        let map = &self.value(norm.x).map;
+        let [gamma, beta, mean, var] = norm.params.map(|id| self.param(id));
+        let (mut scale, mut shift) = (vec![0.0; map.cp], vec![0.0; map.cp]);
+        let mut state = vec![0.0; 3 * map.cp];
+        for c in 0..map.c {
+            let (mean, biased, unbiased) = match self.mode {
+                Mode::Train(_) => self.moments(norm, c),
+                Mode::Eval => (f64::from(mean[c]), f64::from(var[c]), 0.0),
+            };
+            let inverse = 1.0 / (biased + f64::from(BN_EPS)).sqrt();
+            let a = f64::from(gamma[c]) * inverse;
+            (scale[c], shift[c]) = (a as f32, (f64::from(beta[c]) - mean * a) as f32);
+            state[c] = mean as f32;
+            state[map.cp + c] = inverse as f32;
+            state[2 * map.cp + c] = unbiased as f32;
+        }
+        if keep {
+            // SAFETY: only the first worker writes the state, and nobody reads it before the next barrier.
+            unsafe { self.mem.get_mut(norm.state, 0, 3 * map.cp) }.copy_from_slice(&state);
+        }
+        (scale, shift)
+    }
+
+    /// Mean, biased and unbiased variance of a channel over the batch, samples in order.
+    fn moments(&self, norm: &Norm, c: usize) -> (f64, f64, f64) {
+        let map = &self.value(norm.x).map;
+        // SAFETY: written before the last barrier, only read now.
+        let partial: &[f64] = unsafe { self.mem.doubles(norm.partial, 0, self.rows * 2 * map.cp) };
+        let samples = || partial.chunks_exact(2 * map.cp);
+        let mean = samples().map(|s| s[c]).sum::<f64>() / self.rows as f64;
+        let n = map.pixels() as f64;
+        let squares: f64 = samples().map(|s| s[map.cp + c] + n * (s[c] - mean).powi(2)).sum();
+        let total = n * self.rows as f64;
+        (mean, squares / total, squares / (total - 1.0))
+    }
+
+    fn linear(&self, worker: &Worker<'_>, x: Node, out: Node, weight: ParamId, bias: Option<ParamId>) {
+        worker.meet();
+        let (x, y) = (self.value(x), self.value(out));
+        let share = worker.share(y.map.c);
+        if !share.is_empty() {
+            let rows = self.rows_of(x);
+            let (w, bias) = (self.param(weight), bias.map(|b| self.param(b)));
+            // SAFETY: this worker's share of the outputs; vectors have no border, so rows are samples.
+            unsafe { dense::product(self.isa, rows, w, x.map.c, bias, self.mem.ptr(y.region), y.map.image(), share) }
+        }
+        worker.meet();
+    }
+
+    /// The samples of a vector value as rows.
+    pub fn rows_of(&self, slot: &Slot) -> Rows {
+        Rows { at: self.mem.ptr(slot.region), stride: slot.map.image(), count: self.rows }
+    }
+
+    /// The instruction set, for kernels.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}

@@ -1,0 +1,260 @@
+//! Sixteen f32 lanes in the widest registers that the machine has, chosen at run time.
+
+use std::fmt;
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What the compiler emits for the target's baseline; multiply and add are rounded apart.
+    Portable,
+    /// x86-64 with AVX2 and FMA: two 256-bit registers for sixteen lanes.
+    Avx2,
+    /// x86-64 with AVX-512F: one 512-bit register for sixteen lanes.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set that this machine can run, the best last.
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(Isa::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Isa::Avx512);
+            }
+        }
+        all
+    }
+
+    /// The best instruction set of this machine.
+    pub fn detect() -> Isa {
+        Isa::available().last().copied().unwrap_or(Isa::Portable)
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        })
+    }
+}
+
+/// Sixteen f32 lanes. Callers run inside a function that enables the instruction set (see `per_isa!`).
+pub(super) trait Simd: Copy {
+    /// Sixteen lanes.
+    type V: Copy;
+    /// Which instruction set this is.
+    const ISA: Isa;
+    /// All lanes zero.
+    unsafe fn zero() -> Self::V;
+    /// Sixteen consecutive values, any alignment.
+    unsafe fn load(at: *const f32) -> Self::V;
+    /// Writes sixteen consecutive values, any alignment.
+    unsafe fn store(at: *mut f32, v: Self::V);
+    /// One value in every lane.
+    unsafe fn splat(value: f32) -> Self::V;
+    /// `a·b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a + b`.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `max(v, 0)`; NaN stays.
+    unsafe fn relu(v: Self::V) -> Self::V;
+}
+
+/// Plain arrays.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; 16];
+    const ISA: Isa = Isa::Portable;
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        [0.0; 16]
+    }
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self::V {
+        // SAFETY: the caller guarantees sixteen readable values; `[f32; 16]` has the alignment of f32.
+        unsafe { *at.cast() }
+    }
+    #[inline(always)]
+    unsafe fn store(at: *mut f32, v: Self::V) {
+        // SAFETY: the caller guarantees sixteen writable values.
+        unsafe { *at.cast() = v }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::V {
+        [value; 16]
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, mut c: Self::V) -> Self::V {
+        for i in 0..16 {
+            c[i] += a[i] * b[i];
+        }
+        c
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, mut b: Self::V) -> Self::V {
+        for i in 0..16 {
+            b[i] += a[i];
+        }
+        b
+    }
+    #[inline(always)]
+    unsafe fn relu(mut v: Self::V) -> Self::V {
+        for x in &mut v {
+            *x = if 0.0 > *x { 0.0 } else { *x };
+        }
+        v
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Isa, Simd};
+
+    /// Two 256-bit registers.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx2;
+
+    // SAFETY of the bodies below: the instruction set is enabled by the caller, and pointers hold sixteen values.
+    impl Simd for Avx2 {
+        type V = [__m256; 2];
+        const ISA: Isa = Isa::Avx2;
+        #[inline(always)]
+        unsafe fn zero() -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_setzero_ps(); 2] }
+        }
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))] }
+        }
+        #[inline(always)]
+        unsafe fn store(at: *mut f32, v: Self::V) {
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(at, v[0]);
+                _mm256_storeu_ps(at.add(8), v[1]);
+            }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_set1_ps(value); 2] }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn relu(v: Self::V) -> Self::V {
+            // SAFETY: see above. MAXPS returns its second operand when one is NaN.
+            unsafe {
+                let zero = _mm256_setzero_ps();
+                [_mm256_max_ps(zero, v[0]), _mm256_max_ps(zero, v[1])]
+            }
+        }
+    }
+
+    /// One 512-bit register.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx512;
+
+    impl Simd for Avx512 {
+        type V = __m512;
+        const ISA: Isa = Isa::Avx512;
+        #[inline(always)]
+        unsafe fn zero() -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_setzero_ps() }
+        }
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_ps(at) }
+        }
+        #[inline(always)]
+        unsafe fn store(at: *mut f32, v: Self::V) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(at, v) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn relu(v: Self::V) -> Self::V {
+            // SAFETY: see above. MAXPS returns its second operand when one is NaN.
+            unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
+        }
+    }
+}
+
+/// Makes `$name(isa, …)`, which runs `$body::<S>(…)` compiled for that instruction set.
+macro_rules! per_isa {
+    ($(#[$meta:meta])* $name:ident = $body:ident($($arg:ident: $ty:ty),* $(,)?)) => {
+        $(#[$meta])*
+        ///
+        /// # Safety
+        /// The machine has `isa`, and the arguments satisfy the body's contract.
+        #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+        pub(super) unsafe fn $name(isa: $crate::nn::cpu::simd::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                #[target_feature(enable = "avx512f")]
+                unsafe fn avx512($($arg: $ty),*) {
+                    // SAFETY: the instruction set is enabled here; the rest is the caller's promise.
+                    unsafe { $body::<$crate::nn::cpu::simd::Avx512>($($arg),*) }
+                }
+                #[allow(clippy::too_many_arguments, reason = "as above")]
+                #[target_feature(enable = "avx2,fma")]
+                unsafe fn avx2($($arg: $ty),*) {
+                    // SAFETY: as above.
+                    unsafe { $body::<$crate::nn::cpu::simd::Avx2>($($arg),*) }
+                }
+                match isa {
+                    // SAFETY: the caller has checked the machine.
+                    $crate::nn::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::nn::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::nn::cpu::simd::Isa::Portable => {}
+                }
+            }
+            let _ = isa;
+            // SAFETY: the portable body needs nothing but the caller's promise.
+            unsafe { $body::<$crate::nn::cpu::simd::Portable>($($arg),*) }
+        }
+    };
+}
+pub(super) use per_isa;
