@@ -6,4 +6,5 @@ pub mod error;
 pub mod exec;
 pub mod fsx;
 pub mod key;
+pub mod model;
 pub mod nn;
