@@ -7,7 +7,10 @@
 mod attention;
 mod cache;
 mod config;
+pub mod karpathy;
 mod rope;
+pub mod sentencepiece;
+pub mod tokenizer;
 mod write;
 
 #[cfg(test)]
@@ -20,6 +23,7 @@ use candle_core::{DType, Device, Tensor};
 pub use cache::Cache;
 pub use config::{LlamaConfig, SUPPORTED};
 pub use rope::{LinearScaling, Llama3Scaling, RopeScaling, Turns};
+pub use tokenizer::{Stream, Tokenizer};
 pub use write::{Prompts, Written};
 
 use crate::error::{Error, Place, Result};
