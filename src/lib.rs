@@ -3,8 +3,11 @@
 //! Modules stand in layers: each imports only modules above it in this list (`tests/layers.rs` enforces it).
 
 pub mod error;
-pub mod exec;
-pub mod fsx;
 pub mod key;
-pub mod model;
+pub mod fsx;
+pub mod exec;
 pub mod nn;
+pub mod data;
+pub mod model;
+pub mod run;
+pub mod fl;

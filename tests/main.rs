@@ -1,1 +1,4 @@
 //! What is checked from outside, as one binary.
+
+mod laws;
+mod toy;

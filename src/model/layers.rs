@@ -7,10 +7,8 @@
 use candle_core::{D, DType, Tensor};
 
 use super::graph::with_backward;
+use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
-
-/// Gives the tensor with this published name in this shape: from files, from a generator, from another model.
-pub type Fetch<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 
 /// `x Wᵀ + b`; weight `(out, in)`, bias `(out)`.
 #[derive(Clone, Debug)]
@@ -25,10 +23,10 @@ impl Linear {
         Linear { weight, bias }
     }
 
-    /// `{name}.weight` and, if asked for, `{name}.bias`.
-    pub fn fetch(from: &mut Fetch, name: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
-        let weight = from(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = if bias { Some(from(&format!("{name}.bias"), &[outputs])?) } else { None };
+    /// Loads `weight` and, with `bias`, `bias`; a fresh weight is normal with standard deviation `std`.
+    pub fn load(at: &Scope, input: usize, output: usize, std: f64, bias: bool) -> Result<Self> {
+        let weight = at.tensor("weight", &[output, input], Init::Normal(std))?;
+        let bias = if bias { Some(at.tensor("bias", &[output], Init::Constant(0.0))?) } else { None };
         Ok(Linear { weight, bias })
     }
 
@@ -85,9 +83,9 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// `{name}.weight`, `(size)`.
-    pub fn fetch(from: &mut Fetch, name: &str, size: usize, eps: f64) -> Result<Self> {
-        Ok(RmsNorm { weight: from(&format!("{name}.weight"), &[size])?, eps })
+    /// Loads `weight`, `(size)`; a fresh one is 1.
+    pub fn load(at: &Scope, size: usize, eps: f64) -> Result<Self> {
+        Ok(RmsNorm { weight: at.tensor("weight", &[size], Init::Constant(1.0))?, eps })
     }
 
     /// `(…, size)` → the same shape.

@@ -174,6 +174,16 @@ impl Net {
         })
     }
 
+    /// The ranges of the last linear layer's parameters in the flat slice.
+    pub fn head(&self) -> Vec<std::ops::Range<usize>> {
+        match &self.ops[self.logits] {
+            Op::Linear { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).map(|&id| self.layout.entries()[id].range()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Fresh parameters: each tensor from its own key, so that a changed head leaves the body's draw alone.
     pub fn init(&self, key: Key) -> Params {
         let mut data = vec![0.0f32; self.layout.len()];
@@ -238,6 +248,7 @@ impl NetBuilder {
     }
 
     /// A square convolution without bias, started with `start`.
+    #[allow(clippy::too_many_arguments, reason = "PyTorch's own list")]
     pub fn conv(
         &mut self,
         x: Node,
@@ -341,12 +352,18 @@ impl NetBuilder {
 
     /// A fully connected layer with PyTorch's default start: uniform ±1/√in for both weight and bias.
     pub fn linear(&mut self, x: Node, name: &str, out: usize) -> Result<Node> {
+        let inputs: usize = self.shapes[x].iter().product();
+        let start = Start::Uniform(1.0 / (inputs.max(1) as f32).sqrt());
+        self.linear_with(x, name, out, start, Some(start))
+    }
+
+    /// A fully connected layer with chosen starts and, if `bias` says how it starts, a bias.
+    pub fn linear_with(&mut self, x: Node, name: &str, out: usize, weight: Start, bias: Option<Start>) -> Result<Node> {
         let &[inputs] = self.shapes[x].as_slice() else {
             return Err(Error::defect(format!("linear {name}: expected (features), got {:?}", self.shapes[x])));
         };
-        let start = Start::Uniform(1.0 / (inputs as f32).sqrt());
-        let weight = self.param(format!("{name}.weight"), &[out, inputs], Role::Weight, start)?;
-        let bias = Some(self.param(format!("{name}.bias"), &[out], Role::Weight, start)?);
+        let weight = self.param(format!("{name}.weight"), &[out, inputs], Role::Weight, weight)?;
+        let bias = bias.map(|b| self.param(format!("{name}.bias"), &[out], Role::Weight, b)).transpose()?;
         Ok(self.push(Op::Linear { x, weight, bias }, vec![out]))
     }
 

@@ -109,7 +109,7 @@ impl Layout {
 }
 
 /// A model's parameters: a shared layout and one shared slice; cloning is free, changing copies.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Params {
     layout: Arc<Layout>,
     data: Arc<[f32]>,
@@ -226,6 +226,12 @@ impl Params {
             bytemuck::cast_slice_mut::<f32, u8>(target).copy_from_slice(view.data());
         }
         Ok((params, absent))
+    }
+}
+
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Params({} tensors, {} elements)", self.layout.entries().len(), self.data.len())
     }
 }
 

@@ -6,7 +6,8 @@ use super::LlamaConfig;
 use super::cache::LayerCache;
 use super::rope::Turns;
 use crate::error::Result;
-use crate::model::layers::{Fetch, Linear, softmax};
+use crate::model::layers::{Linear, softmax};
+use crate::model::weights::Scope;
 
 /// Low enough to vanish in a softmax, finite so that a row that may attend to nothing stays finite.
 const HIDDEN: f32 = -1e30;
@@ -64,17 +65,17 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// `{name}.q_proj`, `.k_proj`, `.v_proj`, `.o_proj`.
-    pub fn fetch(from: &mut Fetch, name: &str, c: &LlamaConfig) -> Result<Self> {
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`.
+    pub fn load(at: &Scope, c: &LlamaConfig) -> Result<Self> {
         let (d, q, kv) = (c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let mut part = |part: &str, inputs, outputs| {
-            Linear::fetch(from, &format!("{name}.{part}_proj"), inputs, outputs, c.attention_bias)
+        let part = |name: &str, input, output| {
+            Linear::load(&at.pp(name), input, output, c.initializer_range, c.attention_bias)
         };
         Ok(Attention {
-            q: part("q", d, q)?,
-            k: part("k", d, kv)?,
-            v: part("v", d, kv)?,
-            o: part("o", q, d)?,
+            q: part("q_proj", d, q)?,
+            k: part("k_proj", d, kv)?,
+            v: part("v_proj", d, kv)?,
+            o: part("o_proj", q, d)?,
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,

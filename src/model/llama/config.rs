@@ -41,6 +41,8 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     /// The head is the embedding matrix.
     pub tie_word_embeddings: bool,
+    /// Standard deviation of fresh matrices.
+    pub initializer_range: f64,
     /// First token of a sequence, if any.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a generation.
@@ -66,6 +68,7 @@ impl Default for LlamaConfig {
             attention_bias: false,
             mlp_bias: false,
             tie_word_embeddings: false,
+            initializer_range: 0.02,
             bos_token_id: Some(1),
             eos_token_id: vec![2],
             pad_token_id: None,
@@ -105,6 +108,7 @@ impl LlamaConfig {
             attention_bias: flag(json, "attention_bias", base.attention_bias)?,
             mlp_bias: flag(json, "mlp_bias", base.mlp_bias)?,
             tie_word_embeddings: flag(json, "tie_word_embeddings", base.tie_word_embeddings)?,
+            initializer_range: number(json, "initializer_range", base.initializer_range)?,
             bos_token_id: tokens(json, "bos_token_id")?.map_or(base.bos_token_id, |ids| ids.first().copied()),
             eos_token_id: tokens(json, "eos_token_id")?.unwrap_or(base.eos_token_id),
             pad_token_id: tokens(json, "pad_token_id")?.and_then(|ids| ids.first().copied()),
@@ -119,10 +123,10 @@ impl LlamaConfig {
         if [self.vocab_size, self.hidden_size, self.intermediate_size, heads, kv, dim].contains(&0) {
             return wrong("a size is 0".into());
         }
-        if heads % kv != 0 {
+        if !heads.is_multiple_of(kv) {
             return wrong(format!("num_key_value_heads = {kv} does not divide num_attention_heads = {heads}"));
         }
-        if dim % 2 != 0 {
+        if !dim.is_multiple_of(2) {
             return wrong(format!("head_dim = {dim} is odd; rotary embeddings turn pairs"));
         }
         Ok(self)

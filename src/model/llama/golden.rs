@@ -9,6 +9,7 @@ use super::*;
 use crate::exec::Cancel;
 use crate::key::Key;
 use crate::model::sample::Decoding;
+use crate::model::weights::{Scope, Trainable, Weights};
 
 const SHAPES: [&str; 3] = ["plain", "gqa-tied-linear", "mqa-bias-llama3"];
 
@@ -16,19 +17,20 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama").join(name)
 }
 
-/// The model, with its tensors passed through `wrap`, and what transformers computed.
-fn load(name: &str, mut wrap: impl FnMut(&str, Tensor) -> Tensor) -> (Llama, HashMap<String, Tensor>) {
-    let read = |file: &str| candle_core::safetensors::load(folder(name).join(file), &Device::Cpu).unwrap();
+fn expected(name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(folder(name).join("expected.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn config(name: &str) -> LlamaConfig {
     let config = std::fs::read(folder(name).join("config.json")).unwrap();
-    let config = LlamaConfig::from_json(&serde_json::from_slice(&config).unwrap()).unwrap();
-    let tensors = read("model.safetensors");
-    let mut from = |n: &str, shape: &[usize]| {
-        let t = tensors.get(n).unwrap_or_else(|| panic!("no tensor {n}")).clone();
-        assert_eq!(t.dims(), shape, "{n}");
-        Ok(wrap(n, t))
-    };
-    let model = Llama::fetch(&config, &Names::default(), &mut from).unwrap();
-    (model, read("expected.safetensors"))
+    LlamaConfig::from_json(&serde_json::from_slice(&config).unwrap()).unwrap()
+}
+
+/// The frozen model, and what transformers computed.
+fn load(name: &str, dtype: DType) -> (Llama, HashMap<String, Tensor>) {
+    let weights = Weights::open(&folder(name)).unwrap();
+    let source = weights.frozen(dtype, &Device::Cpu);
+    (Llama::load(&Scope::root(&source), &config(name), &Names::default()).unwrap(), expected(name))
 }
 
 fn rows(t: &Tensor) -> Vec<Vec<u32>> {
@@ -60,7 +62,7 @@ fn loss(model: &Llama, hidden: &Tensor, ids: &Tensor) -> Tensor {
 #[test]
 fn logits_of_all_positions_are_those_of_transformers() {
     for name in SHAPES {
-        let (model, want) = load(name, |_, t| t);
+        let (model, want) = load(name, DType::F32);
         let hidden = model.hidden(&model.embed(&rows(&want["ids"])).unwrap(), None).unwrap();
         let off = apart(&model.logits(&hidden).unwrap(), &want["logits"]);
         assert!(off <= 1e-4, "{name}: {off}");
@@ -72,12 +74,11 @@ fn logits_of_all_positions_are_those_of_transformers() {
 #[test]
 fn every_tensor_has_the_gradient_of_pytorch() {
     for name in SHAPES {
-        let mut vars: Vec<(String, Var)> = Vec::new();
-        let (model, want) = load(name, |n, t| {
-            let var = Var::from_tensor(&t).unwrap();
-            vars.push((n.to_string(), var.clone()));
-            var.as_tensor().clone()
-        });
+        let want = expected(name);
+        let weights = Weights::open(&folder(name)).unwrap();
+        let source = Trainable::load(&weights, &Device::Cpu);
+        let model = Llama::load(&Scope::root(&source), &config(name), &Names::default()).unwrap();
+        let vars = source.into_vars();
         let hidden = model.hidden(&model.embed(&rows(&want["ids"])).unwrap(), None).unwrap();
         let loss = loss(&model, &hidden, &want["ids"]);
         assert!(apart(&loss, &want["loss"]) <= 1e-5);
@@ -102,7 +103,7 @@ fn every_tensor_has_the_gradient_of_pytorch() {
 #[test]
 fn the_gradient_reaches_the_input_through_frozen_weights_kept_or_recomputed() {
     for name in SHAPES {
-        let (model, want) = load(name, |_, t| t);
+        let (model, want) = load(name, DType::F32);
         let x = Var::from_tensor(&model.embed(&rows(&want["ids"])).unwrap()).unwrap();
         let want_grad = &want["grad.inputs_embeds"];
         for recompute in [false, true] {
@@ -124,7 +125,7 @@ fn the_gradient_reaches_the_input_through_frozen_weights_kept_or_recomputed() {
 #[test]
 fn greedy_text_is_transformers_token_for_token_alone_and_in_a_padded_batch() {
     for name in SHAPES {
-        let (model, want) = load(name, |_, t| t);
+        let (model, want) = load(name, DType::F32);
         let write = |ids: Vec<Vec<u32>>, pads: Vec<usize>, new: usize| {
             let keys = vec![Key::from_seed(0); ids.len()];
             let prompts = Prompts { embeddings: model.embed(&ids).unwrap(), pads, keys };
@@ -142,7 +143,7 @@ fn greedy_text_is_transformers_token_for_token_alone_and_in_a_padded_batch() {
 
 #[test]
 fn a_row_that_ends_early_leaves_the_others_text_alone() {
-    let (model, want) = load("plain", |_, t| t);
+    let (model, want) = load("plain", DType::F32);
     let ids = rows(&want["ids"]);
     let alone = |ids: Vec<Vec<u32>>, stop: &[u32]| {
         let keys = vec![Key::from_seed(0); ids.len()];
@@ -159,7 +160,7 @@ fn a_row_that_ends_early_leaves_the_others_text_alone() {
 
 #[test]
 fn f16_weights_give_nearly_the_same_logits() {
-    let (model, want) = load("gqa-tied-linear", |_, t| t.to_dtype(DType::F16).unwrap());
+    let (model, want) = load("gqa-tied-linear", DType::F16);
     let hidden = model.hidden(&model.embed(&rows(&want["ids"])).unwrap(), None).unwrap();
     let off = apart(&model.logits(&hidden).unwrap(), &want["logits"]);
     assert!(off > 0.0 && off < 0.05 * largest(&want["logits"]), "{off}");
@@ -167,7 +168,7 @@ fn f16_weights_give_nearly_the_same_logits() {
 
 #[test]
 fn bf16_weights_give_nearly_the_same_logits() {
-    let (model, want) = load("gqa-tied-linear", |_, t| t.to_dtype(DType::BF16).unwrap());
+    let (model, want) = load("gqa-tied-linear", DType::BF16);
     let hidden = model.hidden(&model.embed(&rows(&want["ids"])).unwrap(), None).unwrap();
     let off = apart(&model.logits(&hidden).unwrap(), &want["logits"]);
     assert!(off > 0.0 && off < 0.2 * largest(&want["logits"]), "{off}");
@@ -175,7 +176,7 @@ fn bf16_weights_give_nearly_the_same_logits() {
 
 #[test]
 fn too_long_a_text_and_a_foreign_token_are_refused_in_words() {
-    let (model, _) = load("plain", |_, t| t);
+    let (model, _) = load("plain", DType::F32);
     let long = model.embed(&[vec![3; 65]]).unwrap();
     let e = model.hidden(&long, None).unwrap_err().to_string();
     assert!(e.contains("65 tokens exceeds the model's context of 64"), "{e}");
@@ -186,7 +187,7 @@ fn too_long_a_text_and_a_foreign_token_are_refused_in_words() {
 #[test]
 fn a_model_saved_by_its_names_is_the_model_that_was_read() {
     for name in SHAPES {
-        let (model, _) = load(name, |_, t| t);
+        let (model, _) = load(name, DType::F32);
         let saved = candle_core::safetensors::load(folder(name).join("model.safetensors"), &Device::Cpu).unwrap();
         let tensors = model.tensors();
         assert_eq!(tensors.len(), saved.len(), "{name}");

@@ -10,16 +10,25 @@ use super::tokenizer::Tokenizer;
 use super::{Llama, LlamaConfig, Names};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use crate::model::weights::{Init, Scope, Source};
 
 /// Reads a model (version 0 of the format).
 pub fn model(path: &Path, device: &Device) -> Result<Llama> {
     let file = fsx::read(path)?;
     let (config, tensors) = parse(&file, device).at(|| path.display().to_string())?;
-    let mut from = |name: &str, shape: &[usize]| match tensors.get(name) {
-        Some(t) => Ok(t.reshape(shape)?),
-        None => Err(Error::defect(format!("llama2.c model: no tensor {name}"))),
-    };
-    Llama::fetch(&config, &Names::default(), &mut from)
+    Llama::load(&Scope::root(&Held(tensors)), &config, &Names::default())
+}
+
+/// The tensors of a file by their Hugging Face names.
+struct Held(BTreeMap<String, Tensor>);
+
+impl Source for Held {
+    fn tensor(&self, name: &str, shape: &[usize], _: Init) -> Result<Tensor> {
+        match self.0.get(name) {
+            Some(t) => Ok(t.reshape(shape)?),
+            None => Err(Error::defect(format!("llama2.c model: no tensor {name}"))),
+        }
+    }
 }
 
 fn parse(file: &[u8], device: &Device) -> Result<(LlamaConfig, BTreeMap<String, Tensor>)> {

@@ -28,7 +28,8 @@ pub use write::{Prompts, Written};
 
 use crate::error::{Error, Place, Result};
 use crate::model::graph::recomputed;
-use crate::model::layers::{Fetch, Linear, RmsNorm};
+use crate::model::layers::{Linear, RmsNorm};
+use crate::model::weights::{Init, Scope};
 use attention::{Attention, Positions};
 use cache::LayerCache;
 
@@ -56,12 +57,15 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn fetch(from: &mut Fetch, name: &str, c: &LlamaConfig) -> Result<Self> {
+    fn load(at: &Scope, c: &LlamaConfig) -> Result<Self> {
         let (d, inner) = (c.hidden_size, c.intermediate_size);
-        let mut part = |part: &str, inputs, outputs| {
-            Linear::fetch(from, &format!("{name}.{part}_proj"), inputs, outputs, c.mlp_bias)
-        };
-        Ok(Mlp { gate: part("gate", d, inner)?, up: part("up", d, inner)?, down: part("down", inner, d)? })
+        let part =
+            |name: &str, input, output| Linear::load(&at.pp(name), input, output, c.initializer_range, c.mlp_bias);
+        Ok(Mlp {
+            gate: part("gate_proj", d, inner)?,
+            up: part("up_proj", d, inner)?,
+            down: part("down_proj", inner, d)?,
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -80,15 +84,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn fetch(from: &mut Fetch, name: &str, c: &LlamaConfig) -> Result<Self> {
-        let norm = |from: &mut Fetch, part: &str| {
-            RmsNorm::fetch(from, &format!("{name}.{part}"), c.hidden_size, c.rms_norm_eps)
-        };
+    fn load(at: &Scope, c: &LlamaConfig) -> Result<Self> {
+        let norm = |name: &str| RmsNorm::load(&at.pp(name), c.hidden_size, c.rms_norm_eps);
         Ok(Layer {
-            before_attention: norm(from, "input_layernorm")?,
-            attention: Attention::fetch(from, &format!("{name}.self_attn"), c)?,
-            before_mlp: norm(from, "post_attention_layernorm")?,
-            mlp: Mlp::fetch(from, &format!("{name}.mlp"), c)?,
+            before_attention: norm("input_layernorm")?,
+            attention: Attention::load(&at.pp("self_attn"), c)?,
+            before_mlp: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(&at.pp("mlp"), c)?,
         })
     }
 
@@ -131,19 +133,20 @@ pub struct Llama {
 }
 
 impl Llama {
-    /// Takes every tensor from `from` by its published name.
-    pub fn fetch(config: &LlamaConfig, names: &Names, from: &mut Fetch) -> Result<Self> {
+    /// Takes every tensor from a source by its published name.
+    pub fn load(root: &Scope, config: &LlamaConfig, names: &Names) -> Result<Self> {
         let config = config.clone().checked()?;
-        let (vocab, d, body) = (config.vocab_size, config.hidden_size, &names.body);
-        let embedding = from(&format!("{body}.embed_tokens.weight"), &[vocab, d])?;
+        let (vocab, d, at) = (config.vocab_size, config.hidden_size, root.pp(&names.body));
+        let std = config.initializer_range;
+        let embedding = at.pp("embed_tokens").tensor("weight", &[vocab, d], Init::Normal(std))?;
         let layers = (0..config.num_hidden_layers)
-            .map(|i| Layer::fetch(from, &format!("{body}.layers.{i}"), &config).map(Arc::new))
+            .map(|i| Layer::load(&at.pp("layers").pp(i), &config).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
-        let norm = RmsNorm::fetch(from, &format!("{body}.norm"), d, config.rms_norm_eps)?;
+        let norm = RmsNorm::load(&at.pp("norm"), d, config.rms_norm_eps)?;
         let head = if config.tie_word_embeddings {
             Linear::new(embedding.clone(), None)
         } else {
-            Linear::fetch(from, &names.head, d, vocab, false)?
+            Linear::load(&root.pp(&names.head), d, vocab, std, false)?
         };
         let frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim);
         Ok(Llama { config, names: names.clone(), embedding, layers, norm, head, frequencies })

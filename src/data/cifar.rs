@@ -1,0 +1,305 @@
+//! CIFAR-10 and CIFAR-100 (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009).
+//!
+//! The layout is detected in the folder: Parquet shards of the Hugging Face Hub (`train-*.parquet`, also one folder
+//! deeper), Python pickles (`cifar-10-batches-py`, `cifar-100-python`), or the binary version
+//! (`cifar-10-batches-bin`, `cifar-100-binary`). The last two keep the original order, which is torchvision's.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::dataset::{Benchmark, Dataset, Images, Order};
+use super::{hf_parquet, pickle, resolve};
+use crate::error::{Error, Place, Result};
+use crate::exec::Context;
+use crate::fsx;
+
+/// `data.kind = "cifar10"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cifar10Config {
+    /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
+    pub path: String,
+}
+
+impl Default for Cifar10Config {
+    fn default() -> Self {
+        Cifar10Config { path: "cifar10".into() }
+    }
+}
+
+/// `data.kind = "cifar100"`: the hundred fine labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cifar100Config {
+    /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
+    pub path: String,
+}
+
+impl Default for Cifar100Config {
+    fn default() -> Self {
+        Cifar100Config { path: "cifar100".into() }
+    }
+}
+
+/// What differs between the two data sets.
+struct Layout {
+    name: &'static str,
+    classes: &'static [&'static str],
+    column: &'static str,
+    /// Folders in which the Hub's copies keep their shards.
+    parquet_folders: &'static [&'static str],
+    pickles: Pickles,
+    binary: Binary,
+}
+
+struct Pickles {
+    folder: &'static str,
+    train: &'static [&'static str],
+    test: &'static str,
+    labels: &'static str,
+    meta: &'static str,
+    names: &'static str,
+}
+
+struct Binary {
+    folder: &'static str,
+    train: &'static [&'static str],
+    test: &'static str,
+    /// Label bytes before the pixels; the last one is used.
+    label_bytes: usize,
+}
+
+const CIFAR10: Layout = Layout {
+    name: "cifar10",
+    classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    column: "label",
+    parquet_folders: &["plain_text", "data"],
+    pickles: Pickles {
+        folder: "cifar-10-batches-py",
+        train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
+        test: "test_batch",
+        labels: "labels",
+        meta: "batches.meta",
+        names: "label_names",
+    },
+    binary: Binary {
+        folder: "cifar-10-batches-bin",
+        train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
+        test: "test_batch.bin",
+        label_bytes: 1,
+    },
+};
+
+const CIFAR100: Layout = Layout {
+    name: "cifar100",
+    classes: super::cifar_names::CIFAR100,
+    column: "fine_label",
+    parquet_folders: &["cifar100", "data"],
+    pickles: Pickles {
+        folder: "cifar-100-python",
+        train: &["train"],
+        test: "test",
+        labels: "fine_labels",
+        meta: "meta",
+        names: "fine_label_names",
+    },
+    binary: Binary { folder: "cifar-100-binary", train: &["train.bin"], test: "test.bin", label_bytes: 2 },
+};
+
+/// Bytes of an image, 3 · 32 · 32: red plane, green plane, blue plane.
+const PIXELS: usize = 3072;
+
+/// Reads CIFAR-10.
+pub fn load10(config: &Cifar10Config, cx: &Context) -> Result<Benchmark> {
+    CIFAR10.load(&resolve(&config.path)?, cx)
+}
+
+/// Reads CIFAR-100 with its fine labels.
+pub fn load100(config: &Cifar100Config, cx: &Context) -> Result<Benchmark> {
+    CIFAR100.load(&resolve(&config.path)?, cx)
+}
+
+impl Layout {
+    fn load(&self, folder: &Path, cx: &Context) -> Result<Benchmark> {
+        for inner in [""].iter().chain(self.parquet_folders) {
+            let place = folder.join(inner);
+            if place.is_dir() && !hf_parquet::shards(&place, "train")?.is_empty() {
+                return self.check(self.load_parquet(&place, cx)?);
+            }
+        }
+        for place in [folder.to_path_buf(), folder.join(self.pickles.folder)] {
+            if place.join(self.pickles.train[0]).is_file() && place.join(self.pickles.meta).is_file() {
+                return self.check(self.load_pickles(&place)?);
+            }
+        }
+        for place in [folder.to_path_buf(), folder.join(self.binary.folder)] {
+            if place.join(self.binary.train[0]).is_file() {
+                return self.check(self.load_binary(&place)?);
+            }
+        }
+        Err(Error::data(format!("{}: no known layout of {}", folder.display(), self.name)).hint(format!(
+            "expected train-*.parquet and test-*.parquet, or {}/{}, or {}/{}",
+            self.pickles.folder, self.pickles.train[0], self.binary.folder, self.binary.train[0]
+        )))
+    }
+
+    fn check(&self, benchmark: Benchmark) -> Result<Benchmark> {
+        let (shape, classes) = (benchmark.train.images.shape(), benchmark.train.classes.len());
+        if shape == [3, 32, 32] && classes == self.classes.len() {
+            return Ok(benchmark);
+        }
+        Err(Error::data(format!("{}: images {shape:?} of {classes} classes", self.name))
+            .hint(format!("expected [3, 32, 32] and {}; another data set?", self.classes.len())))
+    }
+
+    fn load_parquet(&self, folder: &Path, cx: &Context) -> Result<Benchmark> {
+        let part = |part: &str| {
+            let shards = hf_parquet::shards(folder, part)?;
+            if shards.is_empty() {
+                return Err(Error::data(format!("{}: no {part}-*.parquet", folder.display())));
+            }
+            hf_parquet::read(&format!("{} {part}", self.name), &shards, self.column, self.classes, None, cx)
+        };
+        Benchmark::new(part("train")?, part("test")?)
+    }
+
+    fn load_pickles(&self, folder: &Path) -> Result<Benchmark> {
+        let p = &self.pickles;
+        let meta = folder.join(p.meta);
+        let classes = pickle::Batch::read(&meta)?.names(p.names).at(|| meta.display().to_string())?;
+        let part = |part: &str, files: &[&str]| {
+            let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+            for path in files.iter().map(|f| folder.join(f)) {
+                let place = || path.display().to_string();
+                let batch = pickle::Batch::read(&path)?;
+                pixels.extend(batch.rows("data", PIXELS).at(place)?);
+                labels.extend(batch.labels(p.labels).at(place)?);
+            }
+            self.dataset(part, pixels, labels, classes.clone())
+        };
+        Benchmark::new(part("train", p.train)?, part("test", &[p.test])?)
+    }
+
+    fn load_binary(&self, folder: &Path) -> Result<Benchmark> {
+        let b = &self.binary;
+        let part = |part: &str, files: &[&str]| {
+            let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+            for path in files.iter().map(|f| folder.join(f)) {
+                self.read_binary(&path, &mut pixels, &mut labels)?;
+            }
+            self.dataset(part, pixels, labels, self.classes.iter().map(ToString::to_string).collect())
+        };
+        Benchmark::new(part("train", b.train)?, part("test", &[b.test])?)
+    }
+
+    fn read_binary(&self, path: &PathBuf, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
+        let (bytes, record) = (fsx::read(path)?, self.binary.label_bytes + PIXELS);
+        if bytes.len() % record != 0 {
+            return Err(Error::data(format!(
+                "{}: {} bytes are not whole records of {record}",
+                path.display(),
+                bytes.len()
+            )));
+        }
+        for row in bytes.chunks_exact(record) {
+            let (label, image) = row.split_at(self.binary.label_bytes);
+            labels.extend(label.last().map(|&y| u32::from(y)));
+            pixels.extend_from_slice(image);
+        }
+        Ok(())
+    }
+
+    fn dataset(&self, part: &str, pixels: Vec<u8>, labels: Vec<u32>, classes: Vec<String>) -> Result<Dataset> {
+        let images = Images::new([3, 32, 32], pixels)?;
+        Dataset::new(format!("{} {part}", self.name), images, labels, classes, Order::Original)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small files in the real layouts, written by `tests/golden/data/make.py`, which also says what is in them.
+    fn golden() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data")
+    }
+
+    fn expected(part: &str) -> Vec<(u32, u32, u64)> {
+        let text = std::fs::read_to_string(golden().join("expected.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        serde_json::from_value(json[part].clone()).unwrap()
+    }
+
+    /// (fine label, first pixel's red, sum of all bytes weighted by position) of each image.
+    fn seen(set: &Dataset) -> Vec<(u32, u32, u64)> {
+        let of = |i: usize| {
+            let image = set.images.get(i);
+            let weighted = image.iter().enumerate().map(|(at, &v)| (at as u64 + 1) * u64::from(v)).sum();
+            (set.labels[i], u32::from(image[0]), weighted)
+        };
+        (0..set.len()).map(of).collect()
+    }
+
+    #[test]
+    fn every_layout_gives_the_same_images_and_says_whether_it_keeps_the_order() {
+        let cx = Context::cpu(2);
+        for (folder, order) in [
+            ("cifar100-parquet", Order::Unknown),
+            ("cifar-100-python", Order::Original),
+            ("cifar-100-binary", Order::Original),
+        ] {
+            let set = CIFAR100.load(&golden().join(folder), &cx).unwrap();
+            assert_eq!(seen(&set.train), expected("cifar100_train"), "{folder}");
+            assert_eq!(seen(&set.test), expected("cifar100_test"), "{folder}");
+            assert_eq!((set.train.order, set.train.classes[23].as_str()), (order, "cloud"));
+        }
+        for folder in ["cifar-10-batches-py", "cifar-10-batches-bin"] {
+            let set = CIFAR10.load(&golden().join(folder), &cx).unwrap();
+            assert_eq!(seen(&set.train), expected("cifar10_train"), "{folder}");
+            assert_eq!((set.train.order, set.test.len()), (Order::Original, 2));
+        }
+    }
+
+    #[test]
+    fn a_folder_with_nothing_known_says_what_was_expected() {
+        let empty = tempfile::tempdir().unwrap();
+        let e = CIFAR10.load(empty.path(), &Context::cpu(1)).unwrap_err().to_string();
+        assert!(e.contains("train-*.parquet") && e.contains("cifar-10-batches-py"), "{e}");
+    }
+
+    #[test]
+    fn a_missing_shard_and_a_cut_file_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = golden().join("cifar100-parquet");
+        let name = "train-00000-of-00002.parquet";
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+        let e = CIFAR100.load(dir.path(), &Context::cpu(1)).unwrap_err().to_string();
+        assert!(e.contains("1 of 2 train shards"), "{e}");
+        let bytes = std::fs::read(source.join(name)).unwrap();
+        std::fs::write(dir.path().join("train.parquet"), &bytes[..bytes.len() / 2]).unwrap();
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        let e = CIFAR100.load(dir.path(), &Context::cpu(1)).unwrap_err().to_string();
+        assert!(e.contains("train.parquet") && e.contains("Parquet"), "{e}");
+        std::fs::remove_file(dir.path().join("train.parquet")).unwrap();
+        std::fs::write(dir.path().join("train.bin"), vec![0; 5000]).unwrap();
+        let e = CIFAR100.load(dir.path(), &Context::cpu(1)).unwrap_err().to_string();
+        assert!(e.contains("5000 bytes are not whole records of 3074"), "{e}");
+    }
+
+    #[test]
+    fn the_real_cifar_10_is_read_when_it_is_there() {
+        let Some(root) = std::env::var_os("FEDLLAVA_DATA") else {
+            #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("skipped: FEDLLAVA_DATA is not set");
+            }
+            return;
+        };
+        let set = CIFAR10.load(&Path::new(&root).join("cifar10"), &Context::cpu(2)).unwrap();
+        assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![5000; 10], vec![1000; 10]));
+        for (mean, want) in set.train.channel_means().iter().zip([0.4914, 0.4822, 0.4465]) {
+            assert!((mean - want).abs() < 1e-4, "{mean}");
+        }
+    }
+}

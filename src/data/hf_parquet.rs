@@ -1,0 +1,131 @@
+//! Image data sets in the Parquet layout of the Hugging Face Hub.
+//!
+//! Shards `train-00000-of-00002.parquet`, … and `test-…`, read in name order; a struct column `img` or `image` with
+//! `bytes` (PNG, JPEG or WebP) and `path`; integer labels; class names in the `huggingface` entry of the file's
+//! metadata where they are known.
+
+use std::path::{Path, PathBuf};
+
+use parquet::column::reader::ColumnReader;
+use parquet::data_type::ByteArray;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+
+use super::dataset::{Dataset, Order};
+use super::decode;
+use crate::error::{Error, Place, Result};
+use crate::exec::Context;
+use crate::fsx;
+
+/// Shards of `part` (`train`, `test`) in `folder`, sorted; `part-*.parquet` or `part.parquet`.
+pub fn shards(folder: &Path, part: &str) -> Result<Vec<PathBuf>> {
+    let is_shard = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        let rest = name.strip_prefix(part).and_then(|n| n.strip_suffix(".parquet"));
+        rest.is_some_and(|r| r.is_empty() || r.starts_with('-'))
+    };
+    let shards: Vec<PathBuf> = fsx::list(folder)?.into_iter().filter(is_shard).collect();
+    if let Some(total) = shards.first().and_then(|p| stated_shards(p))
+        && total != shards.len()
+    {
+        return Err(Error::data(format!("{}: {} of {total} {part} shards are there", folder.display(), shards.len()))
+            .hint("fetch the missing ones; their names say which"));
+    }
+    Ok(shards)
+}
+
+/// The total in `train-00000-of-00002.parquet`.
+fn stated_shards(path: &Path) -> Option<usize> {
+    path.file_stem()?.to_str()?.rsplit_once("-of-")?.1.parse().ok()
+}
+
+/// Reads one part of a data set. `label` names the label column; `fallback` are class names for files without any.
+pub fn read(
+    name: &str,
+    shards: &[PathBuf],
+    label: &str,
+    fallback: &[&str],
+    side: Option<usize>,
+    cx: &Context,
+) -> Result<Dataset> {
+    let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), None);
+    for shard in shards {
+        let place = || shard.display().to_string();
+        let reader = SerializedFileReader::new(fsx::open(shard)?).map_err(damaged).at(place)?;
+        read_shard(&reader, label, &mut files, &mut labels).at(place)?;
+        if classes.is_none() {
+            classes = class_names(&reader, label);
+        }
+    }
+    let images = decode::all(cx, files.len(), side, |i| Ok(files[i].data())).at(|| name.to_string())?;
+    let classes = classes.unwrap_or_else(|| fallback.iter().map(ToString::to_string).collect());
+    Dataset::new(name, images, labels, classes, Order::Unknown)
+}
+
+fn damaged(e: parquet::errors::ParquetError) -> Error {
+    Error::data(format!("cannot be read as Parquet: {e}"))
+}
+
+fn read_shard<R: FileReader>(reader: &R, label: &str, files: &mut Vec<ByteArray>, labels: &mut Vec<u32>) -> Result<()> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let columns: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+    let find = |wanted: &[&str]| {
+        columns
+            .iter()
+            .position(|c| wanted.contains(&c.as_str()))
+            .ok_or_else(|| Error::data(format!("no column {}; there are {}", wanted.join(" or "), columns.join(", "))))
+    };
+    let (images, labelled) = (find(&["img.bytes", "image.bytes"])?, find(&[label])?);
+    for g in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(g).map_err(damaged)?;
+        read_files(&*group, images, files).at(|| format!("row group {g}, {}", columns[images]))?;
+        read_labels(&*group, labelled, labels).at(|| format!("row group {g}, {label}"))?;
+    }
+    Ok(())
+}
+
+fn read_files(group: &dyn RowGroupReader, column: usize, files: &mut Vec<ByteArray>) -> Result<()> {
+    let rows = group.metadata().num_rows() as usize;
+    match group.get_column_reader(column).map_err(damaged)? {
+        ColumnReader::ByteArrayColumnReader(mut c) => {
+            let before = files.len();
+            c.read_records(rows, Some(&mut Vec::new()), None, files).map_err(damaged)?;
+            whole(files.len() - before, rows)
+        }
+        _ => Err(Error::data("the column does not hold bytes")),
+    }
+}
+
+fn read_labels(group: &dyn RowGroupReader, column: usize, labels: &mut Vec<u32>) -> Result<()> {
+    let rows = group.metadata().num_rows() as usize;
+    let values: Vec<i64> = match group.get_column_reader(column).map_err(damaged)? {
+        ColumnReader::Int64ColumnReader(mut c) => {
+            let mut values = Vec::new();
+            c.read_records(rows, Some(&mut Vec::new()), None, &mut values).map_err(damaged)?;
+            values
+        }
+        ColumnReader::Int32ColumnReader(mut c) => {
+            let mut values = Vec::new();
+            c.read_records(rows, Some(&mut Vec::new()), None, &mut values).map_err(damaged)?;
+            values.into_iter().map(i64::from).collect()
+        }
+        _ => return Err(Error::data("the column does not hold integers")),
+    };
+    whole(values.len(), rows)?;
+    for value in values {
+        labels.push(u32::try_from(value).map_err(|_| Error::data(format!("label {value} is no class")))?);
+    }
+    Ok(())
+}
+
+fn whole(found: usize, rows: usize) -> Result<()> {
+    if found == rows { Ok(()) } else { Err(Error::data(format!("{found} values in {rows} rows: some are null"))) }
+}
+
+/// Class names of the `ClassLabel` feature `label` in the `huggingface` metadata.
+fn class_names<R: FileReader>(reader: &R, label: &str) -> Option<Vec<String>> {
+    let entries = reader.metadata().file_metadata().key_value_metadata()?;
+    let text = entries.iter().find(|e| e.key == "huggingface")?.value.as_ref()?;
+    let json: serde_json::Value = serde_json::from_str(text).ok()?;
+    let names = json.get("info")?.get("features")?.get(label)?.get("names")?.as_array()?;
+    names.iter().map(|n| n.as_str().map(str::to_string)).collect()
+}

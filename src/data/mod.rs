@@ -1,0 +1,126 @@
+//! Images and labels: benchmarks, the long tail, who holds what, batches, open pools, captions, cached features.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`dataset`] | a benchmark in memory |
+//! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
+//! | [`decode`] | image files to pixels |
+//! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
+//! | [`reserve`] | the server's and the validation set |
+//! | [`split`], [`split_file`] | who holds what, its digests, its file |
+//! | [`shots`] | many, medium and few |
+//! | [`loader`] | augmented batches, orders of samples |
+//! | [`pool`], [`captions`] | open images for pretraining and what is said about them |
+//! | [`features`] | cached features of frozen models |
+//! | [`overlap`] | duplicates between sets, class coverage of a pool |
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::exec::Context;
+
+pub mod cifar;
+mod cifar_names;
+pub mod creff;
+pub mod dataset;
+pub mod decode;
+pub mod folder;
+pub mod hf_parquet;
+pub mod loader;
+pub mod longtail;
+pub mod numpy_rng;
+pub mod partition;
+pub mod pickle;
+pub mod reserve;
+pub mod shots;
+pub mod split;
+pub mod split_file;
+
+pub use cifar::{Cifar10Config, Cifar100Config};
+pub use dataset::{Benchmark, Dataset, Images, Order};
+pub use folder::FolderConfig;
+pub use loader::{Augment, Loader, Per, Sampler};
+pub use longtail::{LongTailConfig, LongTailKind};
+pub use partition::PartitionConfig;
+pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
+pub use shots::{Groups, Shots};
+pub use split::Split;
+
+/// The `data` section: which benchmark.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum DataConfig {
+    /// CIFAR-10 from a folder: Parquet, Python pickles or the binary version.
+    Cifar10(Cifar10Config),
+    /// CIFAR-100 with its fine labels, likewise.
+    Cifar100(Cifar100Config),
+    /// `train/<class>/…` and `test/<class>/…`.
+    Folder(FolderConfig),
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig::Cifar10(Cifar10Config::default())
+    }
+}
+
+/// Reads a benchmark. It does not warn about [`Order::Unknown`]: the caller knows whether the order matters.
+pub fn load(config: &DataConfig, cx: &Context) -> Result<Benchmark> {
+    match config {
+        DataConfig::Cifar10(c) => cifar::load10(c, cx),
+        DataConfig::Cifar100(c) => cifar::load100(c, cx),
+        DataConfig::Folder(c) => folder::load(c, cx),
+    }
+}
+
+/// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`.
+pub fn resolve(path: &str) -> Result<PathBuf> {
+    resolve_below(path, std::env::var_os("FEDLLAVA_DATA").map(PathBuf::from).as_deref())
+}
+
+fn resolve_below(path: &str, root: Option<&Path>) -> Result<PathBuf> {
+    let direct = PathBuf::from(path);
+    if path.is_empty() {
+        return Err(Error::input("the path of the data is empty").hint("set data.path"));
+    }
+    if direct.exists() {
+        return Ok(direct);
+    }
+    let error = |looked: String| Err(Error::input(format!("{path} does not exist; looked for {looked}")));
+    match root {
+        Some(root) if direct.is_relative() => {
+            let below = root.join(&direct);
+            if below.exists() { Ok(below) } else { error(format!("{path} here and for {}", below.display())) }
+        }
+        _ if direct.is_relative() => error(format!("{path} in the current folder"))
+            .map_err(|e: Error| e.hint("FEDLLAVA_DATA may name the folder that holds the data sets")),
+        _ => error(path.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_path_is_also_looked_for_below_the_data_folder_and_the_error_says_so() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("a-data-set")).unwrap();
+        assert_eq!(resolve_below("a-data-set", Some(root.path())).unwrap(), root.path().join("a-data-set"));
+        assert!(resolve_below("a-data-set", None).unwrap_err().to_string().contains("FEDLLAVA_DATA"));
+        let e = resolve_below("another", Some(root.path())).unwrap_err().to_string();
+        assert!(e.contains("another here and for") && e.contains(&root.path().display().to_string()), "{e}");
+    }
+
+    #[test]
+    fn kinds_are_named_in_the_section_and_a_typo_is_refused() {
+        let read = |text: &str| toml::from_str::<DataConfig>(text);
+        let config = read("kind = \"cifar100\"\npath = \"here\"").unwrap();
+        assert_eq!(config, DataConfig::Cifar100(Cifar100Config { path: "here".into() }));
+        assert!(read("kind = \"cifar10\"\npaht = \"here\"").unwrap_err().to_string().contains("paht"));
+        let e = read("kind = \"cifar\"").unwrap_err().to_string();
+        assert!(e.contains("cifar10") && e.contains("cifar100") && e.contains("folder"), "{e}");
+    }
+}

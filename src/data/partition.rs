@@ -1,0 +1,301 @@
+//! Who holds which image: the `partition` section.
+
+use serde::{Deserialize, Serialize};
+
+use super::creff;
+use crate::error::{Error, Result};
+use crate::key::{Key, Purpose};
+
+/// How the kept images are dealt to clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum PartitionConfig {
+    /// CReFF's and CLIP2FL's, to the image: see [`creff`].
+    Creff(CreffConfig),
+    /// Each class is dealt by a Dirichlet draw over the clients (Hsu et al. 2019; Yurochkin et al. 2019).
+    Dirichlet(DirichletConfig),
+    /// Sorted by class and cut into shards; each client gets some (McMahan et al. 2017).
+    Shards(ShardsConfig),
+    /// Shuffled and cut into equal parts.
+    Iid(IidConfig),
+}
+
+impl Default for PartitionConfig {
+    fn default() -> Self {
+        PartitionConfig::Creff(CreffConfig::default())
+    }
+}
+
+/// `partition.kind = "creff"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CreffConfig {
+    /// Clients, at least 1. (The reference needs at least 10; fewer make one slice of so many workers.)
+    pub clients: usize,
+    /// Concentration, > 0: small is uneven.
+    pub alpha: f64,
+    /// Seed of numpy's generators.
+    pub seed: u32,
+    /// Draws of a slice before giving up.
+    pub attempts: usize,
+}
+
+impl Default for CreffConfig {
+    fn default() -> Self {
+        CreffConfig { clients: 20, alpha: 0.5, seed: 7, attempts: 2000 }
+    }
+}
+
+/// `partition.kind = "dirichlet"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DirichletConfig {
+    /// Clients, at least 1.
+    pub clients: usize,
+    /// Concentration, > 0: small is uneven.
+    pub alpha: f64,
+    /// Images that every client must hold.
+    pub min_size: usize,
+    /// Draws before giving up.
+    pub attempts: usize,
+    /// A seed of its own; without it the run's.
+    pub seed: Option<u64>,
+}
+
+impl Default for DirichletConfig {
+    fn default() -> Self {
+        DirichletConfig { clients: 20, alpha: 0.5, min_size: 10, attempts: 1000, seed: None }
+    }
+}
+
+/// `partition.kind = "shards"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardsConfig {
+    /// Clients, at least 1.
+    pub clients: usize,
+    /// Shards that each client gets.
+    pub per_client: usize,
+    /// A seed of its own; without it the run's.
+    pub seed: Option<u64>,
+}
+
+impl Default for ShardsConfig {
+    fn default() -> Self {
+        ShardsConfig { clients: 20, per_client: 2, seed: None }
+    }
+}
+
+/// `partition.kind = "iid"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IidConfig {
+    /// Clients, at least 1.
+    pub clients: usize,
+    /// A seed of its own; without it the run's.
+    pub seed: Option<u64>,
+}
+
+impl Default for IidConfig {
+    fn default() -> Self {
+        IidConfig { clients: 20, seed: None }
+    }
+}
+
+impl PartitionConfig {
+    /// Number of clients.
+    pub fn clients(&self) -> usize {
+        match self {
+            PartitionConfig::Creff(c) => c.clients,
+            PartitionConfig::Dirichlet(c) => c.clients,
+            PartitionConfig::Shards(c) => c.clients,
+            PartitionConfig::Iid(c) => c.clients,
+        }
+    }
+
+    /// The key of this partition's draws: of its own seed if it has one, else the run's.
+    pub fn key(&self, run: Key) -> Key {
+        let seed = match self {
+            PartitionConfig::Creff(c) => Some(u64::from(c.seed)),
+            PartitionConfig::Dirichlet(c) => c.seed,
+            PartitionConfig::Shards(c) => c.seed,
+            PartitionConfig::Iid(c) => c.seed,
+        };
+        seed.map_or(run, Key::from_seed)
+    }
+
+    /// Deals `kept` (image indices of each class, in draw order) to the clients; every image to exactly one.
+    pub fn deal(&self, kept: &[Vec<u32>], run: Key) -> Result<Vec<Vec<u32>>> {
+        let (clients, total) = (self.clients(), kept.iter().map(Vec::len).sum::<usize>());
+        if clients == 0 || clients > total {
+            return Err(Error::input(format!("partition.clients = {clients} with {total} images"))
+                .hint("every client needs at least one image"));
+        }
+        if let PartitionConfig::Creff(CreffConfig { alpha, .. })
+        | PartitionConfig::Dirichlet(DirichletConfig { alpha, .. }) = self
+            && !(alpha.is_finite() && *alpha > 0.0)
+        {
+            return Err(Error::input(format!("partition.alpha = {alpha} is not a positive number")));
+        }
+        let key = self.key(run).fold(Purpose::Partition, 0);
+        match self {
+            PartitionConfig::Creff(c) => creff::partition(kept, c.clients, c.alpha, c.seed, c.attempts),
+            PartitionConfig::Dirichlet(c) => dirichlet(kept, c, key),
+            PartitionConfig::Shards(c) => shards(kept, c, key),
+            PartitionConfig::Iid(c) => {
+                let mut all = kept.concat();
+                key.rng().shuffle(&mut all);
+                Ok(creff::chunks(&all, c.clients))
+            }
+        }
+    }
+}
+
+/// Draws until every client holds `min_size` images, at most `attempts` times.
+fn dirichlet(kept: &[Vec<u32>], config: &DirichletConfig, key: Key) -> Result<Vec<Vec<u32>>> {
+    let DirichletConfig { clients, alpha, min_size, attempts, .. } = *config;
+    let total: usize = kept.iter().map(Vec::len).sum();
+    if clients * min_size > total {
+        return Err(Error::input(format!(
+            "partition dirichlet: {clients} clients with at least {min_size} images need {}, there are {total}",
+            clients * min_size
+        ))
+        .hint("lower partition.clients or partition.min_size"));
+    }
+    let mut best = 0;
+    for attempt in 0..attempts {
+        let borders = dirichlet_borders(kept, clients, alpha, key.fold(Purpose::Item, attempt as u64));
+        let size = |k: usize| borders.iter().map(|b| b[k + 1] - b[k]).sum::<usize>();
+        let smallest = (0..clients).map(size).min().unwrap_or(0);
+        if smallest >= min_size {
+            let of = |k: usize| kept.iter().zip(&borders).flat_map(move |(l, b)| l[b[k]..b[k + 1]].iter().copied());
+            return Ok((0..clients).map(|k| of(k).collect()).collect());
+        }
+        best = best.max(smallest);
+    }
+    Err(Error::input(format!(
+        "partition dirichlet: in {attempts} draws at alpha {alpha} the smallest of {clients} clients held {best} images at best, not {min_size}"
+    ))
+    .hint("raise partition.alpha, or lower partition.min_size or partition.clients"))
+}
+
+/// Borders of the clients' pieces within each class, `(classes, clients + 1)`.
+fn dirichlet_borders(kept: &[Vec<u32>], clients: usize, alpha: f64, key: Key) -> Vec<Vec<usize>> {
+    let of_class = |(class, list): (usize, &Vec<u32>)| {
+        let p = key.fold(Purpose::Item, class as u64).rng().dirichlet(alpha, clients);
+        let mut running = 0.0;
+        let mut borders = vec![0];
+        for q in &p[..clients - 1] {
+            running += q;
+            borders.push(((running * list.len() as f64) as usize).min(list.len()));
+        }
+        borders.push(list.len());
+        borders
+    };
+    kept.iter().enumerate().map(of_class).collect()
+}
+
+fn shards(kept: &[Vec<u32>], config: &ShardsConfig, key: Key) -> Result<Vec<Vec<u32>>> {
+    let (count, all) = (config.clients * config.per_client, kept.concat());
+    if count == 0 || count > all.len() {
+        return Err(Error::input(format!(
+            "partition shards: {} clients with {} shards each need {count} images, there are {}",
+            config.clients,
+            config.per_client,
+            all.len()
+        ))
+        .hint("lower partition.clients or partition.per_client; per_client is at least 1"));
+    }
+    let pieces = creff::chunks(&all, count);
+    let mut order: Vec<usize> = (0..count).collect();
+    key.rng().shuffle(&mut order);
+    let of = |mine: &[usize]| mine.iter().flat_map(|&s| pieces[s].iter().copied()).collect();
+    Ok(order.chunks(config.per_client).map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept() -> Vec<Vec<u32>> {
+        vec![(0..400).collect(), (400..500).collect(), (500..540).collect()]
+    }
+
+    fn key() -> Key {
+        Key::from_seed(5)
+    }
+
+    fn all_kinds(clients: usize) -> Vec<PartitionConfig> {
+        vec![
+            PartitionConfig::Creff(CreffConfig { clients, ..Default::default() }),
+            PartitionConfig::Dirichlet(DirichletConfig { clients, min_size: 1, ..Default::default() }),
+            PartitionConfig::Shards(ShardsConfig { clients, ..Default::default() }),
+            PartitionConfig::Iid(IidConfig { clients, ..Default::default() }),
+        ]
+    }
+
+    #[test]
+    fn every_kind_deals_every_image_to_exactly_one_client() {
+        for config in [all_kinds(6), all_kinds(15)].concat() {
+            let split = config.deal(&kept(), key()).unwrap();
+            assert_eq!(split.len(), config.clients());
+            let mut all = split.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..540).collect::<Vec<u32>>(), "{config:?}");
+            assert_eq!(split, config.deal(&kept(), key()).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_seed_of_its_own_makes_a_partition_independent_of_the_run() {
+        let own = PartitionConfig::Iid(IidConfig { clients: 4, seed: Some(3) });
+        assert_eq!(own.deal(&kept(), Key::from_seed(1)).unwrap(), own.deal(&kept(), Key::from_seed(2)).unwrap());
+        let runs = PartitionConfig::Iid(IidConfig { clients: 4, seed: None });
+        assert_ne!(runs.deal(&kept(), Key::from_seed(1)).unwrap(), runs.deal(&kept(), Key::from_seed(2)).unwrap());
+    }
+
+    #[test]
+    fn a_smaller_alpha_is_more_uneven() {
+        let spread = |alpha: f64| {
+            let config = DirichletConfig { clients: 4, alpha, min_size: 0, ..Default::default() };
+            let total: f64 = (0..200)
+                .map(|s| {
+                    let split = dirichlet(&[(0..1000).collect()], &config, Key::from_seed(s)).unwrap();
+                    split.iter().map(|c| (c.len() as f64 / 1000.0).powi(2)).sum::<f64>()
+                })
+                .sum();
+            total / 200.0
+        };
+        // E Σp² of a symmetric Dirichlet of dimension n is (α + 1)/(nα + 1).
+        for alpha in [0.1, 1.0, 10.0] {
+            let want = (alpha + 1.0) / (4.0 * alpha + 1.0);
+            assert!((spread(alpha) - want).abs() < 0.05, "alpha {alpha}: {} and {want}", spread(alpha));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_refused_with_what_to_change() {
+        let refuse = |config: PartitionConfig| config.deal(&kept(), key()).unwrap_err().to_string();
+        let dirichlet = |c: DirichletConfig| refuse(PartitionConfig::Dirichlet(c));
+        let too_many = dirichlet(DirichletConfig { clients: 100, ..Default::default() });
+        assert!(too_many.contains("need 1000, there are 540"), "{too_many}");
+        let uneven = dirichlet(DirichletConfig { alpha: 0.001, min_size: 20, attempts: 30, ..Default::default() });
+        assert!(uneven.contains("30 draws") && uneven.contains("partition.min_size"), "{uneven}");
+        assert!(dirichlet(DirichletConfig { alpha: 0.0, ..Default::default() }).contains("alpha"));
+        assert!(refuse(PartitionConfig::Iid(IidConfig { clients: 0, seed: None })).contains("clients = 0"));
+        assert!(
+            refuse(PartitionConfig::Shards(ShardsConfig { per_client: 50, ..Default::default() })).contains("1000")
+        );
+    }
+
+    #[test]
+    fn two_shards_a_client_hold_at_most_four_classes() {
+        let kept: Vec<Vec<u32>> = (0..10).map(|c| (c * 100..(c + 1) * 100).collect()).collect();
+        let config = PartitionConfig::Shards(ShardsConfig { clients: 10, per_client: 2, seed: None });
+        for client in config.deal(&kept, key()).unwrap() {
+            let mut classes: Vec<u32> = client.iter().map(|i| i / 100).collect();
+            classes.dedup();
+            assert!(client.len() == 100 && classes.len() <= 4);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Adding replies up: f64, by position in the cohort, in leaves of 16, leaves in order.
+//!
+//! So a sum has the same bytes for any number of threads, and memory holds a leaf of replies, never the cohort.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::brief::{Part, PartKind, Reply};
+use super::{ClientId, Collect};
+use crate::error::{Error, Result};
+use crate::nn::{Layout, Params, Role};
+
+/// Replies folded into one partial sum; also the most that are ever held.
+pub const LEAF: usize = 16;
+
+/// A weighted sum of one named part.
+pub struct Sum {
+    kind: PartKind,
+    layout: Arc<Layout>,
+    total: Vec<f64>,
+    leaf: Vec<f64>,
+    in_leaf: usize,
+    weight: f64,
+}
+
+impl Sum {
+    fn new(part: &Part) -> Self {
+        let n = part.data.data().len();
+        let layout = part.data.layout().clone();
+        Sum { kind: part.kind, layout, total: vec![0.0; n], leaf: vec![0.0; n], in_leaf: 0, weight: 0.0 }
+    }
+
+    fn add(&mut self, part: &Part) -> Result<()> {
+        if *part.data.layout() != self.layout || part.kind != self.kind {
+            return Err(Error::defect(format!("aggregation: replies disagree about part {}", part.name)));
+        }
+        for (sum, &x) in self.leaf.iter_mut().zip(part.data.data()) {
+            *sum += part.weight * f64::from(x);
+        }
+        self.weight += part.weight;
+        self.in_leaf += 1;
+        if self.in_leaf == LEAF {
+            self.close_leaf();
+        }
+        Ok(())
+    }
+
+    fn close_leaf(&mut self) {
+        if self.in_leaf > 0 {
+            self.total.iter_mut().zip(&mut self.leaf).for_each(|(t, l)| *t += std::mem::take(l));
+            self.in_leaf = 0;
+        }
+    }
+
+    /// The weighted mean, as a value or a step, in f64 and layout order.
+    pub fn mean(&self) -> Result<Vec<f64>> {
+        if self.weight <= 0.0 {
+            return Err(Error::data("aggregation: the weights of all replies are zero")
+                .hint("the clients of this round hold no samples"));
+        }
+        Ok(self.total.iter().map(|t| t / self.weight).collect())
+    }
+
+    /// Step or value.
+    pub fn kind(&self) -> PartKind {
+        self.kind
+    }
+}
+
+/// What the server has after an exchange.
+#[derive(Default)]
+pub struct Collected {
+    /// Weighted sums by part, for [`Collect::Sum`].
+    pub sums: BTreeMap<&'static str, Sum>,
+    /// All replies in cohort order, for [`Collect::Each`].
+    pub each: Vec<(ClientId, Reply)>,
+    /// Replies folded.
+    pub replies: usize,
+    /// Mean training loss weighted by samples: numerator and denominator.
+    pub loss: (f64, f64),
+    /// Bytes from clients to server.
+    pub bytes_up: u64,
+}
+
+impl Collected {
+    /// Folds the next reply, in cohort order.
+    pub fn fold(&mut self, client: ClientId, reply: Reply, how: Collect) -> Result<()> {
+        self.replies += 1;
+        self.bytes_up += reply.bytes_up();
+        let n = reply.samples as f64;
+        self.loss = (self.loss.0 + n * reply.loss, self.loss.1 + n);
+        match how {
+            Collect::Each => self.each.push((client, reply)),
+            Collect::Sum => {
+                for part in &reply.parts {
+                    self.sums.entry(part.name).or_insert_with(|| Sum::new(part)).add(part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the last leaf.
+    pub fn close(&mut self) {
+        self.sums.values_mut().for_each(Sum::close_leaf);
+    }
+
+    /// The sum of the part called `name`.
+    pub fn sum(&self, name: &str) -> Result<&Sum> {
+        self.sums.get(name).ok_or_else(|| Error::defect(format!("aggregation: no reply has a part {name}")))
+    }
+
+    /// `model + rate · mean step` in the weights, the mean value in the buffers.
+    pub fn moved(&self, model: &Params, part: &str, rate: f64) -> Result<Params> {
+        let mean = self.sum(part)?.mean()?;
+        let mut next = model.clone();
+        let layout = model.layout().clone();
+        let data = next.data_mut();
+        for entry in layout.entries() {
+            for (value, &m) in data[entry.range()].iter_mut().zip(&mean[entry.range()]) {
+                *value = match entry.role {
+                    Role::Weight => (f64::from(*value) + rate * m) as f32,
+                    Role::Buffer => m as f32,
+                };
+            }
+        }
+        Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Arc<Layout> {
+        let mut layout = Layout::default();
+        layout.push("w", &[2], Role::Weight).unwrap();
+        layout.push("running_mean", &[1], Role::Buffer).unwrap();
+        Arc::new(layout)
+    }
+
+    fn reply(data: [f32; 3], weight: f64) -> Reply {
+        let data = Params::new(layout(), data.to_vec()).unwrap();
+        Reply { parts: vec![Part { name: "model", kind: PartKind::Delta, data, weight }], samples: 1, loss: 0.0 }
+    }
+
+    #[test]
+    fn weights_move_by_the_mean_step_and_buffers_become_the_mean_value() {
+        let mut got = Collected::default();
+        got.fold(0, reply([1.0, 0.0, 10.0], 1.0), Collect::Sum).unwrap();
+        got.fold(1, reply([5.0, -4.0, 2.0], 3.0), Collect::Sum).unwrap();
+        got.close();
+        let model = Params::new(layout(), vec![100.0, 200.0, 300.0]).unwrap();
+        assert_eq!(got.moved(&model, "model", 1.0).unwrap().data(), &[104.0, 197.0, 4.0]);
+        assert_eq!(got.moved(&model, "model", 0.5).unwrap().data(), &[102.0, 198.5, 4.0]);
+    }
+
+    #[test]
+    fn leaves_add_up_to_the_plain_mean() {
+        let mut got = Collected::default();
+        for i in 0..40u16 {
+            got.fold(u32::from(i), reply([f32::from(i), 1.0, 0.0], f64::from(i)), Collect::Sum).unwrap();
+        }
+        got.close();
+        let mean = got.sum("model").unwrap().mean().unwrap();
+        let want = (0..40).map(|i| f64::from(i * i)).sum::<f64>() / (0..40).map(f64::from).sum::<f64>();
+        assert!((mean[0] - want).abs() < 1e-12 && mean[1] == 1.0);
+    }
+
+    #[test]
+    fn no_samples_at_all_is_an_error() {
+        let mut got = Collected::default();
+        got.fold(0, reply([1.0, 1.0, 1.0], 0.0), Collect::Sum).unwrap();
+        got.close();
+        assert!(got.moved(&Params::zeros(layout()), "model", 1.0).is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! What a run will need in memory, said before it starts.
+
+use crate::error::{Error, Result};
+
+/// A sum of named needs, in bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Estimate(Vec<(String, u64)>);
+
+impl Estimate {
+    /// Adds a need.
+    pub fn add(&mut self, what: impl Into<String>, bytes: u64) -> &mut Self {
+        self.0.push((what.into(), bytes));
+        self
+    }
+
+    /// All needs together, in bytes.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|(_, b)| b).sum()
+    }
+
+    /// `a 1.2 GiB + b 30 MiB = 1.2 GiB`.
+    pub fn sum_in_words(&self) -> String {
+        let parts: Vec<String> = self.0.iter().map(|(what, bytes)| format!("{what} {}", human(*bytes))).collect();
+        format!("{} = {}", parts.join(" + "), human(self.total()))
+    }
+
+    /// Refuses what cannot fit into `available` bytes, with the sum shown.
+    pub fn check(&self, available: Option<u64>) -> Result<()> {
+        match available {
+            Some(available) if self.total() > available => Err(Error::environment(format!(
+                "this run needs about {}, and {} of memory is available",
+                self.sum_in_words(),
+                human(available)
+            ))
+            .hint("use fewer threads, a smaller model or batch, or an algorithm whose clients keep no state")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Memory that a new process may take, in bytes, where the system tells (Linux).
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// `1.5 GiB`.
+pub fn human(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_sum() {
+        let mut estimate = Estimate::default();
+        estimate.add("replies", 3 << 30).add("images", 1 << 20);
+        let e = estimate.check(Some(1 << 30)).unwrap_err().to_string();
+        assert!(e.contains("replies 3.0 GiB + images 1.0 MiB = 3.0 GiB") && e.contains("1.0 GiB of memory"), "{e}");
+        assert!(estimate.check(Some(4 << 30)).is_ok());
+    }
+}

@@ -1,0 +1,126 @@
+//! Models by Hugging Face id or by folder.
+//!
+//! A folder is used as it is. An id is looked up in the Hub's cache (`HF_HOME`, `HF_HUB_CACHE`); only when it is not
+//! there, and the feature `net` is on, and `HF_HUB_OFFLINE` is not set, is it fetched (`HF_TOKEN`, `HF_ENDPOINT`).
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The folder that holds `id_or_folder`: a local folder, or a snapshot of `owner/name` (revision `main`).
+pub fn resolve(id_or_folder: &str) -> Result<PathBuf> {
+    let folder = Path::new(id_or_folder);
+    if folder.is_dir() {
+        return Ok(folder.to_path_buf());
+    }
+    if !is_id(id_or_folder) {
+        return Err(Error::input(format!("{id_or_folder:?} is neither a folder nor a Hugging Face id"))
+            .hint("an id looks like openai/clip-vit-base-patch32"));
+    }
+    if let Some(snapshot) = cached(&cache(&env)?, id_or_folder) {
+        return Ok(snapshot);
+    }
+    if offline(&env) {
+        return Err(Error::environment(format!("{id_or_folder} is not in the Hub's cache, and HF_HUB_OFFLINE is set"))
+            .hint(by_hand(id_or_folder)));
+    }
+    fetch(id_or_folder)
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// `owner/name` of the characters the Hub allows, and not a path.
+fn is_id(text: &str) -> bool {
+    let plain = |part: &str| {
+        let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(ok)
+    };
+    text.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name))
+}
+
+fn by_hand(id: &str) -> String {
+    format!("on a machine with a network: `hf download {id} --local-dir FOLDER`; then give FOLDER instead of the id")
+}
+
+/// The Hub's cache folder, by the rules of huggingface_hub.
+fn cache(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
+    if let Some(path) = env("HF_HUB_CACHE") {
+        return Ok(path.into());
+    }
+    if let Some(home) = env("HF_HOME") {
+        return Ok(Path::new(&home).join("hub"));
+    }
+    let home = match (env("XDG_CACHE_HOME"), env("HOME").or_else(|| env("USERPROFILE"))) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => Path::new(&home).join(".cache"),
+        (None, None) => return Err(Error::environment("no home folder is known").hint("set HF_HOME")),
+    };
+    Ok(home.join("huggingface").join("hub"))
+}
+
+fn offline(env: &dyn Fn(&str) -> Option<String>) -> bool {
+    env("HF_HUB_OFFLINE").is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
+}
+
+/// The snapshot of `main` in the cache, if it has a config and weights.
+fn cached(cache: &Path, id: &str) -> Option<PathBuf> {
+    let repo = cache.join(format!("models--{}", id.replace('/', "--")));
+    let commit = std::fs::read_to_string(repo.join("refs").join("main")).ok()?;
+    let snapshot = repo.join("snapshots").join(commit.trim());
+    let has = |name: &str| snapshot.join(name).is_file();
+    let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
+    (has("config.json") && weights.iter().any(|w| has(w))).then_some(snapshot)
+}
+
+#[cfg(not(feature = "net"))]
+fn fetch(id: &str) -> Result<PathBuf> {
+    Err(Error::environment(format!("{id} is not in the Hub's cache, and this program was built without `net`"))
+        .hint(by_hand(id)))
+}
+
+/// Which of a repository's files make the model: configs, the tokenizer, and one kind of weights.
+#[cfg_attr(not(feature = "net"), allow(dead_code, reason = "only fetching asks"))]
+fn wanted(files: &[String]) -> Vec<&String> {
+    let top = |f: &&String| !f.contains('/');
+    let safe = files.iter().filter(top).any(|f| f.ends_with(".safetensors"));
+    let keep = |f: &&String| {
+        let weights = if safe { f.ends_with(".safetensors") } else { *f == "pytorch_model.bin" };
+        let index = f.ends_with(".bin.index.json");
+        weights || (f.ends_with(".json") && !index) || *f == "merges.txt" || f.ends_with(".model")
+    };
+    files.iter().filter(top).filter(keep).collect()
+}
+
+#[cfg(feature = "net")]
+fn fetch(id: &str) -> Result<PathBuf> {
+    use hf_hub::{Cache, Repo, RepoType, api::sync::ApiBuilder};
+
+    let failed = |e: hf_hub::api::sync::ApiError| {
+        Error::environment(format!("cannot fetch {id}: {e}"))
+            .hint(format!("a gated model needs HF_TOKEN; without a network, {}", by_hand(id)))
+    };
+    let store = Cache::new(cache(&env)?);
+    let mut builder = ApiBuilder::from_cache(store).with_progress(false).with_retries(3);
+    if let Some(endpoint) = env("HF_ENDPOINT") {
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(token) = env("HF_TOKEN") {
+        builder = builder.with_token(Some(token));
+    }
+    let api = builder.build().map_err(failed)?;
+    let main = api.model(id.to_string());
+    let info = main.info().map_err(failed)?;
+    // One commit for all files, even if somebody pushes meanwhile.
+    let pinned = api.repo(Repo::with_revision(id.to_string(), RepoType::Model, info.sha.clone()));
+    let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    let mut folder = None;
+    for file in wanted(&files) {
+        let path = pinned.get(file).map_err(failed)?;
+        folder = path.parent().map(Path::to_path_buf);
+    }
+    let reference = cache(&env)?.join(format!("models--{}", id.replace('/', "--"))).join("refs").join("main");
+    crate::fsx::write_atomic(&reference, info.sha.as_bytes())?;
+    folder.ok_or_else(|| Error::data(format!("{id} has no model files")))
+}

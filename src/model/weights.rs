@@ -1,0 +1,387 @@
+//! Where a model's tensors come from: published files, fresh draws, or trainable variables, all by published name.
+//!
+//! A model's definition asks a [`Source`] for each tensor by name and shape and says how a fresh one is drawn; so the
+//! same definition loads a checkpoint, starts from random weights, and trains.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use safetensors::tensor::{Dtype, Metadata, TensorView};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Place, Result, closest};
+use crate::fsx;
+use crate::key::{Key, Purpose};
+
+/// How a tensor is drawn when it is not loaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// This value everywhere.
+    Constant(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+}
+
+/// Gives tensors by name.
+pub trait Source {
+    /// The tensor called `name`, which must have this shape; a fresh one is drawn by `init`.
+    fn tensor(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor>;
+}
+
+/// A source, and the part of the name that is already known.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    source: &'a dyn Source,
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The whole of a source.
+    pub fn root(source: &'a dyn Source) -> Self {
+        Scope { source, prefix: String::new() }
+    }
+
+    /// The part below `name`; an empty name changes nothing.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Scope<'a> {
+        Scope { source: self.source, prefix: self.join(&name.to_string()) }
+    }
+
+    /// The tensor `name` of this part.
+    pub fn tensor(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        self.source.tensor(&self.join(name), shape, init)
+    }
+
+    fn join(&self, name: &str) -> String {
+        match (self.prefix.is_empty(), name.is_empty()) {
+            (true, _) => name.to_string(),
+            (_, true) => self.prefix.clone(),
+            _ => format!("{}.{name}", self.prefix),
+        }
+    }
+}
+
+/// Where one tensor lies.
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: u64,
+    len: usize,
+}
+
+/// Published weights: one safetensors file, shards with an index, or a PyTorch pickle.
+///
+/// Tensors are read one at a time from their place in the file, so memory holds only what was asked for. (Positioned
+/// reads instead of a memory map: the same single copy, no `unsafe`, and a truncated file is an error, not a signal.)
+pub struct Weights {
+    folder: PathBuf,
+    files: Vec<(PathBuf, Mutex<File>)>,
+    places: BTreeMap<String, Stored>,
+    pickle: Option<(PathBuf, PthTensors)>,
+}
+
+impl Weights {
+    /// Opens a folder in the Hugging Face layout (`model.safetensors`, `model.safetensors.index.json` with shards, or
+    /// `pytorch_model.bin`), or one such file.
+    pub fn open(path: &Path) -> Result<Weights> {
+        if path.is_file() {
+            return Self::open_file(path);
+        }
+        let index = path.join("model.safetensors.index.json");
+        let mut weights = Weights::empty(path);
+        if path.join("model.safetensors").is_file() {
+            weights.add(&path.join("model.safetensors"))?;
+        } else if index.is_file() {
+            for shard in shards(&index)? {
+                weights.add(&path.join(shard))?;
+            }
+        } else if path.join("pytorch_model.bin").is_file() {
+            return Self::open_file(&path.join("pytorch_model.bin"));
+        } else {
+            return Err(Error::input(format!("{}: no weights here", path.display())).hint(
+                "expected model.safetensors, model.safetensors.index.json with its shards, or pytorch_model.bin",
+            ));
+        }
+        Ok(weights)
+    }
+
+    fn open_file(path: &Path) -> Result<Weights> {
+        let mut weights = Weights::empty(path.parent().unwrap_or(Path::new(".")));
+        if path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth") {
+            let tensors = PthTensors::new(path, None)
+                .map_err(|e| Error::data(format!("{}: not a PyTorch checkpoint: {e}", path.display())))?;
+            // candle reads a tensor that starts inside a shared storage from the wrong byte.
+            if let Some(view) = tensors.tensor_infos().values().find(|i| i.layout.start_offset() != 0) {
+                return Err(Error::data(format!("{}: {} shares its storage", path.display(), view.name))
+                    .hint("save the model again as safetensors"));
+            }
+            weights.pickle = Some((path.to_path_buf(), tensors));
+        } else {
+            weights.add(path)?;
+        }
+        Ok(weights)
+    }
+
+    fn empty(folder: &Path) -> Weights {
+        Weights { folder: folder.to_path_buf(), files: Vec::new(), places: BTreeMap::new(), pickle: None }
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let mut file = fsx::open(path)?;
+        let (metadata, data) = header(&mut file, path)?;
+        for (name, info) in metadata.tensors() {
+            let (from, to) = info.data_offsets;
+            let place = Stored {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                start: data + from as u64,
+                len: to - from,
+            };
+            if self.places.insert(name.clone(), place).is_some() {
+                return Err(Error::data(format!("{}: {name} is in another shard too", path.display())));
+            }
+        }
+        self.files.push((path.to_path_buf(), Mutex::new(file)));
+        Ok(())
+    }
+
+    /// The folder they were opened from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The files that hold tensors, for a digest.
+    pub fn paths(&self) -> Vec<&Path> {
+        let pickle = self.pickle.iter().map(|(p, _)| p.as_path());
+        self.files.iter().map(|(p, _)| p.as_path()).chain(pickle).collect()
+    }
+
+    /// Every tensor's name, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
+        if let Some((_, tensors)) = &self.pickle {
+            names.extend(tensors.tensor_infos().keys().map(String::as_str));
+            names.sort_unstable();
+        }
+        names
+    }
+
+    /// The shape of a tensor, if there is one of that name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match &self.pickle {
+            Some((_, tensors)) => tensors.tensor_infos().get(name).map(|i| i.layout.shape().dims().to_vec()),
+            None => self.places.get(name).map(|p| p.shape.clone()),
+        }
+    }
+
+    /// One tensor, converted to `dtype` on `device`; it must have this shape.
+    pub fn get(&self, name: &str, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+        let found = self.shape(name).ok_or_else(|| self.missing(name))?;
+        if found != shape {
+            return Err(Error::data(format!(
+                "{}: {name}: expected shape {shape:?}, found {found:?}",
+                self.file_of(name).display()
+            ))
+            .hint("config.json and the weights do not belong together"));
+        }
+        let tensor = match &self.pickle {
+            Some((_, tensors)) => match tensors.get(name)? {
+                Some(tensor) => tensor,
+                None => return Err(self.missing(name)),
+            },
+            None => self.read(name, shape)?,
+        };
+        let convert = || -> candle_core::Result<Tensor> { tensor.to_dtype(dtype)?.to_device(device) };
+        convert().at(|| format!("{}: {name}", self.file_of(name).display()))
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = self.places.get(name).ok_or_else(|| self.missing(name))?;
+        let n: usize = shape.iter().product();
+        let shape = Shape::from(shape);
+        let cpu = &Device::Cpu;
+        let tensor = match place.dtype {
+            Dtype::F32 => Tensor::from_vec(self.fill(place, vec![0f32; n])?, shape, cpu),
+            Dtype::F64 => Tensor::from_vec(self.fill(place, vec![0f64; n])?, shape, cpu),
+            Dtype::F16 => Tensor::from_vec(halves(self.fill(place, vec![0u16; n])?, half::f16::from_bits), shape, cpu),
+            Dtype::BF16 => {
+                Tensor::from_vec(halves(self.fill(place, vec![0u16; n])?, half::bf16::from_bits), shape, cpu)
+            }
+            other => {
+                let path = self.file_of(name).display();
+                return Err(Error::data(format!("{path}: {name}: stored as {other:?}, which is not supported"))
+                    .hint("f32, f16, bf16 and f64 are"));
+            }
+        };
+        Ok(tensor?)
+    }
+
+    /// Reads a tensor's bytes into `values` (the file is little-endian, and so is every machine candle runs on).
+    fn fill<T: bytemuck::Pod>(&self, place: &Stored, mut values: Vec<T>) -> Result<Vec<T>> {
+        let (path, file) = &self.files[place.file];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        if bytes.len() != place.len {
+            return Err(Error::data(format!("{}: offsets and shapes disagree", path.display())));
+        }
+        let mut file = file.lock().unwrap_or_else(|e| e.into_inner());
+        let read = file.seek(SeekFrom::Start(place.start)).and_then(|_| file.read_exact(bytes));
+        read.map_err(|e| Error::io("read", path, e))?;
+        Ok(values)
+    }
+
+    fn file_of(&self, name: &str) -> &Path {
+        match (&self.pickle, self.places.get(name)) {
+            (Some((path, _)), _) => path,
+            (None, Some(place)) => &self.files[place.file].0,
+            (None, None) => &self.folder,
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let error = Error::data(format!("{}: no tensor {name}", self.folder.display()));
+        match closest(name, self.names()) {
+            Some(near) => error.hint(format!("is it another kind of model? The nearest name is {near}")),
+            None => error,
+        }
+    }
+
+    /// This file as a source of frozen tensors of `dtype` on `device`.
+    pub fn frozen(&self, dtype: DType, device: &Device) -> Frozen<'_> {
+        Frozen { weights: self, dtype, device: device.clone() }
+    }
+}
+
+fn halves<T>(bits: Vec<u16>, from: fn(u16) -> T) -> Vec<T> {
+    bits.into_iter().map(from).collect()
+}
+
+/// The header of a safetensors file and where its data begins; the file must be as long as the header says.
+fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
+    let bad = |why: String| Error::data(format!("{}: not a whole safetensors file: {why}", path.display()));
+    let length = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+    let mut size = [0u8; 8];
+    file.read_exact(&mut size).map_err(|e| Error::io("read", path, e))?;
+    let size = u64::from_le_bytes(size);
+    if size > 100_000_000 || size + 8 > length {
+        return Err(bad(format!("a header of {size} bytes in a file of {length}")));
+    }
+    let mut json = vec![0u8; size as usize];
+    file.read_exact(&mut json).map_err(|e| Error::io("read", path, e))?;
+    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+    let end = metadata.tensors().values().map(|i| i.data_offsets.1).max().unwrap_or(0) as u64;
+    let sound = metadata.tensors().values().all(|i| i.data_offsets.0 <= i.data_offsets.1);
+    match size.checked_add(8).and_then(|data| data.checked_add(end)) {
+        Some(want) if sound && want == length => Ok((metadata, size + 8)),
+        _ => Err(bad(format!("{} bytes of tensors announced, {} there", end, length - size - 8))),
+    }
+}
+
+/// The file names in an index, each once, sorted. A name that leaves the folder is refused.
+fn shards(index: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let parsed: Index = serde_json::from_str(&fsx::read_text(index)?)
+        .map_err(|e| Error::data(format!("{}: not an index of shards: {e}", index.display())))?;
+    let names: std::collections::BTreeSet<String> = parsed.weight_map.into_values().collect();
+    match names.iter().find(|n| n.contains(['/', '\\']) || n.starts_with('.')) {
+        Some(n) => Err(Error::data(format!("{}: {n:?} is not a file beside it", index.display()))),
+        None => Ok(names.into_iter().collect()),
+    }
+}
+
+/// Loaded tensors that do not train.
+pub struct Frozen<'a> {
+    weights: &'a Weights,
+    dtype: DType,
+    device: Device,
+}
+
+impl Source for Frozen<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], _: Init) -> Result<Tensor> {
+        self.weights.get(name, shape, self.dtype, &self.device)
+    }
+}
+
+/// Tensors that train: f32 variables by name, in sorted order, loaded or drawn when a model first asks for them.
+pub struct Trainable<'a> {
+    from: Option<&'a Weights>,
+    key: Key,
+    device: Device,
+    vars: RefCell<BTreeMap<String, Var>>,
+}
+
+impl<'a> Trainable<'a> {
+    /// Fresh tensors: each is drawn from its own key, `key` and a digest of its name, so no order matters.
+    pub fn fresh(key: Key, device: &Device) -> Self {
+        Trainable { from: None, key, device: device.clone(), vars: RefCell::default() }
+    }
+
+    /// Tensors loaded from a file.
+    pub fn load(weights: &'a Weights, device: &Device) -> Self {
+        let key = Key::from_seed(0);
+        Trainable { from: Some(weights), key, device: device.clone(), vars: RefCell::default() }
+    }
+
+    /// The variables a model has asked for, sorted by name.
+    pub fn into_vars(self) -> BTreeMap<String, Var> {
+        self.vars.into_inner()
+    }
+}
+
+impl Source for Trainable<'_> {
+    fn tensor(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        if let Some(var) = self.vars.borrow().get(name) {
+            return Ok(var.as_tensor().clone());
+        }
+        let start = match self.from {
+            Some(weights) => weights.get(name, shape, DType::F32, &self.device)?,
+            None => draw(self.key, name, shape, init)?.to_device(&self.device)?,
+        };
+        let var = Var::from_tensor(&start)?;
+        let tensor = var.as_tensor().clone();
+        self.vars.borrow_mut().insert(name.to_string(), var);
+        Ok(tensor)
+    }
+}
+
+fn draw(key: Key, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+    let n: usize = shape.iter().product();
+    let values: Vec<f32> = match init {
+        Init::Constant(value) => vec![value as f32; n],
+        Init::Normal(std) => {
+            let digest = Sha256::digest(name.as_bytes());
+            let id = digest.iter().take(8).fold(0u64, |id, b| id << 8 | u64::from(*b));
+            let mut rng = key.fold(Purpose::Item, id).rng();
+            (0..n).map(|_| (rng.normal() * std) as f32).collect()
+        }
+    };
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Writes tensors under their names as f32 safetensors, whole or not at all, with PyTorch's `format` mark.
+pub fn save<'t>(tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>, path: &Path) -> Result<()> {
+    let sorted: BTreeMap<&String, &Tensor> = tensors.into_iter().collect();
+    let mut values: Vec<(&str, Vec<usize>, Vec<f32>)> = Vec::new();
+    for (name, tensor) in sorted {
+        let flat = tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
+        values.push((name, tensor.dims().to_vec(), flat.to_vec1()?));
+    }
+    let mut views = Vec::new();
+    for (name, shape, data) in &values {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
+        views.push((*name, view.map_err(|e| Error::defect(format!("safetensors: {name}: {e}")))?));
+    }
+    let mark = [("format".to_string(), "pt".to_string())].into();
+    let bytes = safetensors::serialize(views, Some(mark))
+        .map_err(|e| Error::defect(format!("safetensors: {}: {e}", path.display())))?;
+    fsx::write_atomic(path, &bytes)
+}

@@ -1,0 +1,142 @@
+//! Losses in closed form on logits: value and gradient, deterministic sums in f64.
+
+use crate::error::{Error, Result};
+
+/// Row-wise softmax of `logits`, `(rows, classes)`, into `out` of the same size.
+pub fn softmax(logits: &[f32], classes: usize, out: &mut Vec<f32>) {
+    out.clear();
+    out.extend_from_slice(logits);
+    for row in out.chunks_mut(classes) {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut sum = 0.0f64;
+        for v in row.iter_mut() {
+            *v = (*v - top).exp();
+            sum += f64::from(*v);
+        }
+        for v in row.iter_mut() {
+            *v = (f64::from(*v) / sum) as f32;
+        }
+    }
+}
+
+/// Cross-entropy `mean_i −log softmax(z_i)[y_i]`.
+///
+/// `gradient` gets `(softmax(z_i) − e_{y_i}) · scale / rows` added, `(rows, classes)`; the mean loss is returned.
+pub fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, scale: f32, gradient: &mut [f32]) -> Result<f64> {
+    let rows = labels.len();
+    check("cross-entropy", logits.len(), rows, classes)?;
+    let mut total = 0.0;
+    for (i, (row, &label)) in logits.chunks(classes).zip(labels).enumerate() {
+        let label = label as usize;
+        if label >= classes {
+            return Err(Error::defect(format!("cross-entropy: label {label} of {classes} classes")));
+        }
+        let lse = log_sum_exp(row);
+        total += lse - f64::from(row[label]);
+        let step = f64::from(scale) / rows as f64;
+        for (c, (g, &z)) in gradient[i * classes..(i + 1) * classes].iter_mut().zip(row).enumerate() {
+            let hit = if c == label { 1.0 } else { 0.0 };
+            *g += (((f64::from(z) - lse).exp() - hit) * step) as f32;
+        }
+    }
+    Ok(total / rows.max(1) as f64)
+}
+
+/// `mean_i w_i KL(q_i ‖ softmax(z_i / T))`, `KL(q‖p) = Σ_c q_c log(q_c/p_c)`; rows of `q` sum to 1.
+///
+/// `gradient` gets `(softmax(z_i/T) − q_i) · w_i · scale / (T · rows)` added; the weighted mean is returned.
+pub fn kl_divergence(
+    logits: &[f32],
+    q: &[f32],
+    weights: &[f32],
+    classes: usize,
+    temperature: f32,
+    scale: f32,
+    gradient: &mut [f32],
+) -> Result<f64> {
+    let rows = weights.len();
+    check("KL divergence", logits.len(), rows, classes)?;
+    check("KL divergence, teacher", q.len(), rows, classes)?;
+    let mut total = 0.0;
+    let mut row = vec![0.0f32; classes];
+    for (i, (z, q)) in logits.chunks(classes).zip(q.chunks(classes)).enumerate() {
+        row.iter_mut().zip(z).for_each(|(r, z)| *r = z / temperature);
+        let lse = log_sum_exp(&row);
+        let weight = f64::from(weights[i]);
+        let step = weight * f64::from(scale) / (f64::from(temperature) * rows as f64);
+        for ((g, &s), &q) in gradient[i * classes..(i + 1) * classes].iter_mut().zip(&row).zip(q) {
+            let (log_p, q) = (f64::from(s) - lse, f64::from(q));
+            if q > 0.0 {
+                total += weight * q * (q.ln() - log_p);
+            }
+            *g += ((log_p.exp() - q) * step) as f32;
+        }
+    }
+    Ok(total / rows.max(1) as f64)
+}
+
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    f64::from(top) + row.iter().map(|&z| f64::from(z - top).exp()).sum::<f64>().ln()
+}
+
+fn check(op: &str, len: usize, rows: usize, classes: usize) -> Result<()> {
+    if len == rows * classes {
+        return Ok(());
+    }
+    Err(Error::defect(format!("{op}: {len} values for ({rows}, {classes})")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Central differences of `f` at `z`.
+    fn numeric(z: &[f32], f: impl Fn(&[f32]) -> f64) -> Vec<f64> {
+        (0..z.len())
+            .map(|i| {
+                let at = |h: f32| {
+                    let mut moved = z.to_vec();
+                    moved[i] += h;
+                    f(&moved)
+                };
+                (at(1e-2) - at(-1e-2)) / 2e-2
+            })
+            .collect()
+    }
+
+    fn close(a: &[f32], b: &[f64]) {
+        for (a, b) in a.iter().zip(b) {
+            assert!((f64::from(*a) - b).abs() < 2e-5, "{a} {b}");
+        }
+    }
+
+    const Z: [f32; 6] = [0.3, -1.2, 2.0, 0.1, 0.1, -0.4];
+
+    #[test]
+    fn cross_entropy_of_equal_logits_is_log_classes_and_its_gradient_matches_differences() {
+        let mut g = [0.0; 6];
+        let loss = cross_entropy(&[0.0; 6], &[0, 2], 3, 1.0, &mut g).unwrap();
+        assert!((loss - 3f64.ln()).abs() < 1e-12);
+        let mut g = [0.0; 6];
+        cross_entropy(&Z, &[2, 0], 3, 1.0, &mut g).unwrap();
+        close(&g, &numeric(&Z, |z| cross_entropy(z, &[2, 0], 3, 1.0, &mut [0.0; 6]).unwrap()));
+    }
+
+    #[test]
+    fn kl_to_itself_is_zero_and_its_gradient_matches_differences() {
+        let mut p = Vec::new();
+        softmax(&Z.map(|z| z / 2.0), 3, &mut p);
+        let own = kl_divergence(&Z, &p, &[1.0, 1.0], 3, 2.0, 1.0, &mut [0.0; 6]).unwrap();
+        assert!(own.abs() < 1e-6);
+        let (q, w) = ([0.7, 0.3, 0.0, 0.2, 0.2, 0.6], [0.5, 2.0]);
+        let mut g = [0.0; 6];
+        kl_divergence(&Z, &q, &w, 3, 2.0, 1.0, &mut g).unwrap();
+        close(&g, &numeric(&Z, |z| kl_divergence(z, &q, &w, 3, 2.0, 1.0, &mut [0.0; 6]).unwrap()));
+    }
+
+    #[test]
+    fn a_label_out_of_range_is_an_error() {
+        assert!(cross_entropy(&Z, &[0, 3], 3, 1.0, &mut [0.0; 6]).is_err());
+    }
+}

@@ -1,0 +1,204 @@
+//! Optimisers on flat slices, with PyTorch's update rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::params::{Layout, Params, Role};
+use crate::error::{Error, Result};
+
+/// Which optimiser, with its constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum OptimiserConfig {
+    /// Stochastic gradient descent.
+    Sgd(SgdConfig),
+    /// Adam with decoupled weight decay.
+    Adamw(AdamwConfig),
+}
+
+impl Default for OptimiserConfig {
+    fn default() -> Self {
+        OptimiserConfig::Sgd(SgdConfig::default())
+    }
+}
+
+/// `torch.optim.SGD`. The defaults are CReFF's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SgdConfig {
+    /// Learning rate.
+    pub lr: f32,
+    /// Momentum, 0 for none; the first step takes the gradient whole.
+    pub momentum: f32,
+    /// L2 term added to the gradient.
+    pub weight_decay: f32,
+    /// Nesterov's form of momentum.
+    pub nesterov: bool,
+}
+
+impl Default for SgdConfig {
+    fn default() -> Self {
+        SgdConfig { lr: 0.1, momentum: 0.0, weight_decay: 0.0, nesterov: false }
+    }
+}
+
+/// `torch.optim.AdamW`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamwConfig {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamwConfig {
+    fn default() -> Self {
+        AdamwConfig { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+impl OptimiserConfig {
+    /// The learning rate before any schedule.
+    pub fn lr(&self) -> f32 {
+        match self {
+            OptimiserConfig::Sgd(c) => c.lr,
+            OptimiserConfig::Adamw(c) => c.lr,
+        }
+    }
+
+    /// SGD without momentum and weight decay.
+    pub fn is_plain_sgd(&self) -> bool {
+        matches!(self, OptimiserConfig::Sgd(c) if c.momentum == 0.0 && c.weight_decay == 0.0)
+    }
+}
+
+/// An optimiser's state for one slice of parameters. Buffers and frozen tensors are never touched.
+pub struct Optimiser {
+    config: OptimiserConfig,
+    trained: Vec<std::ops::Range<usize>>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+    steps: i32,
+}
+
+impl Optimiser {
+    /// For all weights of `layout`.
+    pub fn new(config: &OptimiserConfig, layout: &Layout) -> Self {
+        Self::for_ranges(config, layout.ranges(Role::Weight), layout.len())
+    }
+
+    /// For chosen ranges of a slice of `len` elements.
+    pub fn for_ranges(config: &OptimiserConfig, trained: Vec<std::ops::Range<usize>>, len: usize) -> Self {
+        let (first, second) = match config {
+            OptimiserConfig::Sgd(c) if c.momentum == 0.0 => (0, 0),
+            OptimiserConfig::Sgd(_) => (len, 0),
+            OptimiserConfig::Adamw(_) => (len, len),
+        };
+        Optimiser { config: config.clone(), trained, first: vec![0.0; first], second: vec![0.0; second], steps: 0 }
+    }
+
+    /// The state as named vectors, for a checkpoint of a network of this layout.
+    pub fn state(&self, layout: &Arc<Layout>) -> Result<BTreeMap<String, Params>> {
+        let mut counter = Layout::default();
+        counter.push("steps", &[1], Role::Buffer)?;
+        let mut named =
+            BTreeMap::from([("steps".to_string(), Params::new(Arc::new(counter), vec![self.steps as f32])?)]);
+        for (name, values) in [("first", &self.first), ("second", &self.second)] {
+            if !values.is_empty() {
+                named.insert(name.to_string(), Params::new(layout.clone(), values.clone())?);
+            }
+        }
+        Ok(named)
+    }
+
+    /// Takes a state back that [`Optimiser::state`] gave.
+    pub fn restore(&mut self, named: &BTreeMap<String, Params>) -> Result<()> {
+        let get = |name: &str| named.get(name).ok_or_else(|| Error::data(format!("optimiser state: no {name}")));
+        self.steps = get("steps")?.data().first().copied().unwrap_or(0.0) as i32;
+        for (name, values) in [("first", &mut self.first), ("second", &mut self.second)] {
+            if !values.is_empty() {
+                values.copy_from_slice(get(name)?.data());
+            }
+        }
+        Ok(())
+    }
+
+    /// One step: `params` move against `grads`; `rate` scales the learning rate (a schedule), 1 for none.
+    pub fn step(&mut self, params: &mut [f32], grads: &[f32], rate: f32) {
+        self.steps += 1;
+        for range in self.trained.clone() {
+            let (p, g) = (&mut params[range.clone()], &grads[range.clone()]);
+            match &self.config {
+                OptimiserConfig::Sgd(c) if c.momentum == 0.0 => {
+                    let (lr, decay) = (c.lr * rate, c.weight_decay);
+                    p.iter_mut().zip(g).for_each(|(p, g)| *p -= lr * (g + decay * *p));
+                }
+                OptimiserConfig::Sgd(c) => sgd(p, g, &mut self.first[range], c, rate, self.steps == 1),
+                OptimiserConfig::Adamw(c) => {
+                    adamw(p, g, &mut self.first[range.clone()], &mut self.second[range], c, rate, self.steps);
+                }
+            }
+        }
+    }
+}
+
+fn sgd(p: &mut [f32], g: &[f32], velocity: &mut [f32], c: &SgdConfig, rate: f32, first: bool) {
+    for ((p, g), v) in p.iter_mut().zip(g).zip(velocity) {
+        let g = g + c.weight_decay * *p;
+        *v = if first { g } else { c.momentum * *v + g };
+        let step = if c.nesterov { g + c.momentum * *v } else { *v };
+        *p -= c.lr * rate * step;
+    }
+}
+
+fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamwConfig, rate: f32, t: i32) {
+    let lr = c.lr * rate;
+    let (fix1, fix2) = (1.0 - c.beta1.powi(t), (1.0 - c.beta2.powi(t)).sqrt());
+    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        *p *= 1.0 - lr * c.weight_decay;
+        *m = c.beta1 * *m + (1.0 - c.beta1) * g;
+        *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
+        *p -= lr / fix1 * *m / (v.sqrt() / fix2 + c.eps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(config: &OptimiserConfig) -> Vec<f32> {
+        let mut optimiser = Optimiser::for_ranges(config, vec![0..2], 3);
+        let mut p = vec![1.0, -2.0, 5.0];
+        for g in [[0.5, -1.0, 9.0], [0.25, 0.5, 9.0], [-1.0, 2.0, 9.0]] {
+            optimiser.step(&mut p, &g, 1.0);
+        }
+        p
+    }
+
+    /// Values from torch.optim (2.x), three steps from [1, −2] with the gradients above.
+    #[test]
+    fn steps_equal_torch_and_the_frozen_element_stays() {
+        let sgd = SgdConfig { lr: 0.1, momentum: 0.9, weight_decay: 0.01, nesterov: false };
+        let cases = [
+            (OptimiserConfig::Sgd(SgdConfig::default()), TORCH_SGD),
+            (OptimiserConfig::Sgd(sgd.clone()), TORCH_MOMENTUM),
+            (OptimiserConfig::Sgd(SgdConfig { nesterov: true, ..sgd }), TORCH_NESTEROV),
+            (OptimiserConfig::Adamw(AdamwConfig { lr: 0.1, ..AdamwConfig::default() }), TORCH_ADAMW),
+        ];
+        for (config, want) in cases {
+            let got = run(&config);
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 2e-6), "{config:?}: {got:?}, torch {want:?}");
+        }
+    }
+
+    include!("../../tests/golden/optim/expected.rs");
+}

@@ -1,0 +1,21 @@
+//! A run on disk: its directory, its records, its checkpoints.
+//!
+//! ```text
+//! runs/<name>/
+//!   config.toml      resolved, re-runnable       split.json     who holds what
+//!   manifest.json    versions, seed, device      metrics.jsonl  one record a line
+//!   <stage>/         model.safetensors and done.json, when the stage is done
+//!   checkpoints/     round-000120/{model,server,clients}.safetensors, meta.json
+//!   eval.json        final numbers
+//! ```
+
+pub mod checkpoint;
+pub mod directory;
+pub mod records;
+pub mod state;
+
+pub use directory::RunDir;
+pub use records::Records;
+
+/// Version of every file that a run writes; a newer one is refused.
+pub const SCHEMA: u32 = 1;

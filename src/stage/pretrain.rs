@@ -1,0 +1,325 @@
+//! Stage 1 without a large language model (a named substitution): the compact model learns to say in CLIP's text
+//! space what an image's caption says, beside a frozen CLIP whose weight fades.
+//!
+//! `L = contrast(z, t) + λ (1 − a) (1 − cos(W_s f_θ(x), g))`, with `z = a · W_s f_θ(x) + (1 − a) · g`; g is the frozen
+//! CLIP's image feature, t the caption's text feature, `a(t)` the dynamic weight that rises from 0 to 1.
+//! `contrast` is the symmetric InfoNCE of CLIP (Radford et al. 2021) over cosines; captions with equal features
+//! share the target. The loss at a = 1 is recorded throughout: a mixture can hide an untrained student.
+//! Where only text features exist, a = 1 and the second term is absent.
+
+use std::sync::Arc;
+
+use candle_core::{D, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::error::{Error, Place, Result};
+use crate::exec::{Context, Event};
+use crate::fl::trainer::Images;
+use crate::key::{Key, Purpose};
+use crate::nn::optim::AdamwConfig;
+use crate::nn::tap::tap_gradient;
+use crate::nn::weight::Ramp;
+use crate::nn::{Backend, Batch, Mode, Net, Optimiser, OptimiserConfig, Params, Weight};
+use crate::run::checkpoint::{self, Files};
+use crate::run::{Records, RunDir};
+
+/// The `pretrain` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PretrainConfig {
+    /// Whether the stage runs.
+    pub enabled: bool,
+    /// The dynamic weight a(t).
+    pub weight: Weight,
+    /// λ of the term that pulls the compact feature to CLIP's image feature.
+    pub lambda: f32,
+    /// Temperature τ of the contrast.
+    pub temperature: f32,
+    /// Passes over the pool.
+    pub epochs: usize,
+    /// Images in a step.
+    pub batch_size: usize,
+    /// The optimiser; its rate rises over the warm-up and falls as a half cosine.
+    pub optimiser: OptimiserConfig,
+    /// Share of all steps in which the rate rises.
+    pub warmup: f32,
+    /// Control: captions dealt to the wrong images.
+    pub shuffle_captions: bool,
+    /// Control: false leaves the image term alone.
+    pub text: bool,
+}
+
+impl Default for PretrainConfig {
+    fn default() -> Self {
+        PretrainConfig {
+            enabled: true,
+            weight: Weight::Linear(Ramp::default()),
+            lambda: 1.0,
+            temperature: 0.07,
+            epochs: 10,
+            batch_size: 128,
+            optimiser: OptimiserConfig::Adamw(AdamwConfig { lr: 2e-3, ..AdamwConfig::default() }),
+            warmup: 0.05,
+            shuffle_captions: false,
+            text: true,
+        }
+    }
+}
+
+impl PretrainConfig {
+    /// Refuses what cannot run.
+    pub fn check(&self) -> Result<()> {
+        self.weight.check("pretrain.weight", false)?;
+        if self.batch_size < 2 {
+            return Err(Error::input("pretrain.batch_size: a contrast needs at least 2 images"));
+        }
+        if !(self.temperature > 0.0 && self.lambda >= 0.0 && (0.0..=1.0).contains(&self.warmup)) {
+            return Err(Error::input("pretrain: temperature > 0, lambda ≥ 0, warmup in [0, 1]"));
+        }
+        Ok(())
+    }
+}
+
+/// The pool as this stage sees it. Features are L2-normalised rows of the network's output width.
+pub struct PoolFeatures<'a> {
+    /// The images.
+    pub images: &'a dyn Images,
+    /// How many.
+    pub len: usize,
+    /// Text features of each image's captions: `(first row, rows)` into `text`.
+    pub captions: &'a [(usize, usize)],
+    /// `(captions, width)`.
+    pub text: &'a [f32],
+    /// CLIP's image features `(len, width)`, where there are any.
+    pub image: Option<&'a [f32]>,
+}
+
+/// A pretraining ready to run.
+pub struct Pretrain<'a> {
+    /// Where it writes.
+    pub dir: &'a RunDir,
+    /// The network with a projection as its output.
+    pub net: &'a Arc<Net>,
+    /// Who runs it.
+    pub backend: Backend,
+    /// The section.
+    pub config: &'a PretrainConfig,
+    /// The pool.
+    pub pool: PoolFeatures<'a>,
+    /// Randomness of the stage.
+    pub key: Key,
+}
+
+/// Means over an epoch.
+#[derive(Default)]
+struct Means {
+    loss: f64,
+    student: f64,
+    cosine: f64,
+    steps: f64,
+}
+
+impl Pretrain<'_> {
+    /// Trains from fresh parameters; a finished stage is read back, a stopped one goes on after its last epoch.
+    pub fn run(&self, cx: &Context) -> Result<Params> {
+        if let Some((params, _)) = self.dir.finished("pretrain", &self.net.layout)? {
+            return Ok(params);
+        }
+        self.config.check()?;
+        if self.pool.len < self.config.batch_size {
+            return Err(Error::input(format!(
+                "pretrain: a pool of {} images for batches of {}",
+                self.pool.len, self.config.batch_size
+            )));
+        }
+        let folder = self.dir.file("pretrain/checkpoints");
+        let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
+        let mut optimiser = Optimiser::new(&self.config.optimiser, &self.net.layout);
+        let (mut done, mut params) = (0, self.net.init(self.key.fold(Purpose::Init, 0)));
+        if let Some((epoch, files)) = checkpoint::latest(&folder)? {
+            (done, params) = (epoch, self.restore(files, &mut optimiser)?);
+        }
+        records.cut("pretrain", done)?;
+        let total = self.config.epochs as u64;
+        cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done: done as u64, total });
+        let mut interpreter = self.backend.workspace(self.net, cx, cx.threads)?;
+        for epoch in done..self.config.epochs {
+            let means = self.epoch(epoch, &mut params, &mut optimiser, interpreter.as_mut(), cx)?;
+            let n = means.steps.max(1.0);
+            let figures =
+                [("loss", means.loss / n), ("student_loss", means.student / n), ("image_cosine", means.cosine / n)];
+            records.add("pretrain", epoch + 1, "pool", &figures)?;
+            checkpoint::save(&folder, epoch + 1, &self.files(&params, &optimiser)?, 1)?;
+            cx.events.on(Event::Advance { done: epoch as u64 + 1, figures: &figures[..2] });
+        }
+        cx.events.on(Event::End);
+        self.dir.finish("pretrain", &params, json!({ "epochs": self.config.epochs, "images": self.pool.len }))?;
+        Ok(params)
+    }
+
+    fn epoch(
+        &self,
+        epoch: usize,
+        params: &mut Params,
+        optimiser: &mut Optimiser,
+        interpreter: &mut dyn crate::nn::Interpreter,
+        cx: &Context,
+    ) -> Result<Means> {
+        let key = self.key.fold(Purpose::Epoch, epoch as u64);
+        let mut order: Vec<u32> = (0..self.pool.len as u32).collect();
+        key.fold(Purpose::Shuffle, 0).rng().shuffle(&mut order);
+        let per_epoch = self.pool.len / self.config.batch_size;
+        let (mut batch, mut values, mut grads) = (Batch::default(), Vec::new(), vec![0.0; params.data().len()]);
+        let mut means = Means::default();
+        for (step, ids) in order.chunks_exact(self.config.batch_size).enumerate() {
+            cx.cancel.check()?;
+            let key = key.fold(Purpose::Step, step as u64);
+            let t = (epoch * per_epoch + step) as f32 / (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
+            self.pool.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
+            interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(key))?;
+            interpreter.read(self.net.logits, &mut values)?;
+            let seed = self.objective(&values, ids, t, key, &mut means)?;
+            grads.fill(0.0);
+            interpreter.backward(params.data(), &[(self.net.logits, &seed)], &mut grads)?;
+            interpreter.update_buffers(params.data_mut())?;
+            optimiser.step(params.data_mut(), &grads, self.rate(t));
+        }
+        Ok(means)
+    }
+
+    /// The gradient of the loss at the projection's values, `(rows, width)`.
+    fn objective(&self, values: &[f32], ids: &[u32], t: f32, key: Key, means: &mut Means) -> Result<Vec<f32>> {
+        let (rows, width) = (ids.len(), self.net.outputs());
+        let device = Device::Cpu;
+        let text = Tensor::from_vec(self.captions(ids, key), (rows, width), &device)?;
+        let image = self.pool.image.map(|all| Tensor::from_vec(gather(all, ids, width), (rows, width), &device));
+        let image = image.transpose()?;
+        let a = if image.is_some() { f64::from(self.config.weight.at(t).unwrap_or(1.0)) } else { 1.0 };
+        let mut facts = (0.0, 0.0);
+        let (loss, gradient) = tap_gradient(values, &[rows, width], &device, |z| {
+            let contrast = |z: &Tensor| contrast(z, &text, self.config.temperature);
+            facts.0 = scalar(&contrast(&z.detach())?)?;
+            let mut terms = (z.sum_all()? * 0.0)?;
+            if self.config.text {
+                let mixed = match &image {
+                    Some(g) => ((z * a)? + (g * (1.0 - a))?)?,
+                    None => z.clone(),
+                };
+                terms = (terms + contrast(&mixed)?)?;
+            }
+            if let Some(g) = &image {
+                let cosine = (normalise(z)? * g)?.sum(D::Minus1)?.mean_all()?;
+                facts.1 = scalar(&cosine)?;
+                // Without text nothing else would train the compact model, so the term does not fade.
+                let share = if self.config.text { 1.0 - a } else { 1.0 };
+                terms = (terms + ((1.0 - cosine)? * (f64::from(self.config.lambda) * share))?)?;
+            }
+            Ok(terms)
+        })
+        .at(|| format!("pretrain, t = {t:.4}"))?;
+        if !loss.is_finite() {
+            return Err(Error::input(format!("pretrain: the loss is {loss}")).hint("lower pretrain.optimiser.lr"));
+        }
+        means.loss += loss;
+        means.student += facts.0;
+        means.cosine += facts.1;
+        means.steps += 1.0;
+        Ok(gradient)
+    }
+
+    /// One caption's feature for each image, drawn by key; the shuffled control takes another image's.
+    fn captions(&self, ids: &[u32], key: Key) -> Vec<f32> {
+        let width = self.net.outputs();
+        let mut rng = key.fold(Purpose::Caption, 0).rng();
+        let mut out = Vec::with_capacity(ids.len() * width);
+        for &id in ids {
+            let id = if self.config.shuffle_captions { self.wrong_image(id) } else { id as usize };
+            let (first, count) = self.pool.captions[id];
+            let row = first + rng.below(count.max(1));
+            out.extend_from_slice(&self.pool.text[row * width..(row + 1) * width]);
+        }
+        out
+    }
+
+    /// A fixed permutation of the pool, so that each image keeps its wrong caption.
+    fn wrong_image(&self, id: u32) -> usize {
+        let shift = 1 + self.key.fold(Purpose::Caption, 1).rng().below(self.pool.len.max(2) - 1);
+        (id as usize + shift) % self.pool.len
+    }
+
+    fn rate(&self, t: f32) -> f32 {
+        let warmup = self.config.warmup;
+        if t < warmup {
+            return (t / warmup).max(0.01);
+        }
+        let progress = (t - warmup) / (1.0 - warmup).max(1e-6);
+        0.5 * (1.0 + (std::f32::consts::PI * progress).cos())
+    }
+
+    fn files(&self, params: &Params, optimiser: &Optimiser) -> Result<Files> {
+        let mut named = crate::fl::Named::from([("model".to_string(), params.clone())]);
+        named.extend(optimiser.state(&self.net.layout)?);
+        Ok(Files::from([("model".to_string(), named)]))
+    }
+
+    fn restore(&self, mut files: Files, optimiser: &mut Optimiser) -> Result<Params> {
+        let broken = || Error::data("pretrain: the checkpoint holds no model");
+        let mut named = files.remove("model").ok_or_else(broken)?;
+        let params = named.remove("model").ok_or_else(broken)?;
+        optimiser.restore(&named)?;
+        Ok(params)
+    }
+}
+
+/// Symmetric InfoNCE over cosines of `z` and `text`, both `(rows, width)`, `text` normalised; equal captions share
+/// the target.
+pub fn contrast(z: &Tensor, text: &Tensor, temperature: f32) -> Result<Tensor> {
+    let scores = (normalise(z)?.matmul(&text.t()?)? / f64::from(temperature))?;
+    let same = text.matmul(&text.t()?)?.gt(0.9999f32)?.to_dtype(z.dtype())?;
+    let target = same.broadcast_div(&same.sum_keepdim(1)?)?;
+    let one_way = |scores: &Tensor| -> Result<Tensor> {
+        let log_p = candle_nn::ops::log_softmax(scores, D::Minus1)?;
+        Ok((&target * log_p)?.sum(D::Minus1)?.mean_all()?.neg()?)
+    };
+    Ok(((one_way(&scores)? + one_way(&scores.t()?.contiguous()?)?)? * 0.5)?)
+}
+
+/// Rows divided by their length.
+pub fn normalise(z: &Tensor) -> Result<Tensor> {
+    let length = (z.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?;
+    Ok(z.broadcast_div(&length)?)
+}
+
+fn scalar(t: &Tensor) -> Result<f64> {
+    Ok(f64::from(t.to_scalar::<f32>()?))
+}
+
+fn gather(all: &[f32], ids: &[u32], width: usize) -> Vec<f32> {
+    ids.iter().flat_map(|&i| &all[i as usize * width..(i as usize + 1) * width]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(values: &[f32]) -> Tensor {
+        normalise(&Tensor::from_slice(values, (values.len() / 2, 2), &Device::Cpu).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn contrast_of_two_opposite_pairs_is_its_closed_form() {
+        let t = rows(&[1.0, 0.0, -1.0, 0.0]);
+        let loss = scalar(&contrast(&t, &t, 1.0).unwrap()).unwrap();
+        assert!((loss - (1.0 + (-2f64).exp()).ln()).abs() < 1e-6, "{loss}");
+    }
+
+    #[test]
+    fn equal_captions_share_the_target_so_that_their_order_does_not_matter() {
+        let t = rows(&[1.0, 0.0, 1.0, 0.0, 0.0, 1.0]);
+        let z = rows(&[1.0, 0.2, 0.9, -0.1, 0.3, 1.0]);
+        let swapped = rows(&[0.9, -0.1, 1.0, 0.2, 0.3, 1.0]);
+        let (a, b) = (contrast(&z, &t, 0.5).unwrap(), contrast(&swapped, &t, 0.5).unwrap());
+        assert!((scalar(&a).unwrap() - scalar(&b).unwrap()).abs() < 1e-6);
+    }
+}
