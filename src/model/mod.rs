@@ -6,6 +6,7 @@ pub mod graph;
 pub mod hub;
 pub mod layers;
 pub mod llama;
+pub mod llava;
 pub mod mlp;
 pub mod resnet;
 pub mod sample;

@@ -6,7 +6,7 @@
 
 mod attention;
 mod cache;
-mod config;
+pub mod config;
 pub mod karpathy;
 mod rope;
 pub mod sentencepiece;
