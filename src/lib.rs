@@ -11,3 +11,6 @@ pub mod data;
 pub mod model;
 pub mod run;
 pub mod fl;
+pub mod stage;
+pub mod config;
+pub mod pipeline;

@@ -54,13 +54,23 @@ impl Default for RunConfig {
 }
 
 /// The `evaluate` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateConfig {
     /// Which classes are many, medium, few: `strict`, `oltr`, or `rank:a/b/c`.
     pub shots: Shots,
     /// Whether the test logits of the final model are written to `logits.safetensors`.
     pub logits: bool,
+    /// Whether duplicates between pool, server set, validation set, clients and test are searched for.
+    pub overlaps: bool,
+    /// Whether the teacher alone is judged on test (it must see every test image).
+    pub teacher: bool,
+}
+
+impl Default for EvaluateConfig {
+    fn default() -> Self {
+        EvaluateConfig { shots: Shots::default(), logits: false, overlaps: true, teacher: false }
+    }
 }
 
 /// A variant of the run: its own directory, some keys changed.

@@ -4,7 +4,7 @@
 //! deeper), Python pickles (`cifar-10-batches-py`, `cifar-100-python`), or the binary version
 //! (`cifar-10-batches-bin`, `cifar-100-binary`). The last two keep the original order, which is torchvision's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -193,7 +193,7 @@ impl Layout {
         Benchmark::new(part("train", b.train)?, part("test", &[b.test])?)
     }
 
-    fn read_binary(&self, path: &PathBuf, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
+    fn read_binary(&self, path: &Path, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
         let (bytes, record) = (fsx::read(path)?, self.binary.label_bytes + PIXELS);
         if bytes.len() % record != 0 {
             return Err(Error::data(format!(
@@ -218,6 +218,8 @@ impl Layout {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// Small files in the real layouts, written by `tests/golden/data/make.py`, which also says what is in them.

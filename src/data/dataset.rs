@@ -17,7 +17,7 @@ impl Images {
     /// Takes `(len, C, H, W)` bytes; the length must be a whole number of images.
     pub fn new(shape: [usize; 3], pixels: Vec<u8>) -> Result<Self> {
         let size = shape.iter().product::<usize>();
-        if size == 0 || pixels.len() % size != 0 {
+        if size == 0 || !pixels.len().is_multiple_of(size) {
             return Err(Error::data(format!("images: {} bytes are not whole images of shape {shape:?}", pixels.len())));
         }
         Ok(Images { shape, pixels })

@@ -10,8 +10,9 @@
 //! | [`split`], [`split_file`] | who holds what, its digests, its file |
 //! | [`shots`] | many, medium and few |
 //! | [`loader`] | augmented batches, orders of samples |
-//! | [`pool`], [`captions`] | open images for pretraining and what is said about them |
+//! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
 //! | [`features`] | cached features of frozen models |
+//! | [`world`] | the procedural world of the demo |
 //! | [`overlap`] | duplicates between sets, class coverage of a pool |
 
 use std::path::{Path, PathBuf};
@@ -20,30 +21,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::exec::Context;
+use crate::key::{Key, Purpose};
 
+pub mod captions;
 pub mod cifar;
 mod cifar_names;
 pub mod creff;
 pub mod dataset;
 pub mod decode;
+pub mod features;
 pub mod folder;
 pub mod hf_parquet;
 pub mod loader;
 pub mod longtail;
 pub mod numpy_rng;
+pub mod overlap;
 pub mod partition;
 pub mod pickle;
+pub mod pool;
 pub mod reserve;
 pub mod shots;
 pub mod split;
 pub mod split_file;
+pub mod webdataset;
+pub mod world;
 
 pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
+pub use features::Features;
 pub use folder::FolderConfig;
 pub use loader::{Augment, Loader, Per, Sampler};
 pub use longtail::{LongTailConfig, LongTailKind};
 pub use partition::PartitionConfig;
+pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
 pub use shots::{Groups, Shots};
 pub use split::Split;
@@ -58,6 +68,8 @@ pub enum DataConfig {
     Cifar100(Cifar100Config),
     /// `train/<class>/…` and `test/<class>/…`.
     Folder(FolderConfig),
+    /// The procedural world, drawn from the run's seed.
+    World(world::WorldConfig),
 }
 
 impl Default for DataConfig {
@@ -67,11 +79,13 @@ impl Default for DataConfig {
 }
 
 /// Reads a benchmark. It does not warn about [`Order::Unknown`]: the caller knows whether the order matters.
-pub fn load(config: &DataConfig, cx: &Context) -> Result<Benchmark> {
+/// `key` is the run's; only the procedural world draws from it.
+pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
     match config {
         DataConfig::Cifar10(c) => cifar::load10(c, cx),
         DataConfig::Cifar100(c) => cifar::load100(c, cx),
         DataConfig::Folder(c) => folder::load(c, cx),
+        DataConfig::World(c) => world::World::new(c.clone(), key.fold(Purpose::World, 0))?.load(),
     }
 }
 

@@ -18,6 +18,8 @@ pub enum PartitionConfig {
     Shards(ShardsConfig),
     /// Shuffled and cut into equal parts.
     Iid(IidConfig),
+    /// A split that `split export`, or other code, wrote: see [`split_file`](super::split_file).
+    File(FileConfig),
 }
 
 impl Default for PartitionConfig {
@@ -102,7 +104,31 @@ impl Default for IidConfig {
     }
 }
 
+/// `partition.kind = "file"`: long tail, server set and validation set come from the file too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileConfig {
+    /// The split's JSON file.
+    pub path: String,
+    /// Clients it holds.
+    pub clients: usize,
+}
+
+impl Default for FileConfig {
+    fn default() -> Self {
+        FileConfig { path: String::new(), clients: 20 }
+    }
+}
+
 impl PartitionConfig {
+    /// Seed of the reference generator that draws cohorts: the partition's own where it has one, else CReFF's 7.
+    pub fn reference_seed(&self) -> u32 {
+        match self {
+            PartitionConfig::Creff(c) => c.seed,
+            _ => CreffConfig::default().seed,
+        }
+    }
+
     /// Number of clients.
     pub fn clients(&self) -> usize {
         match self {
@@ -110,6 +136,7 @@ impl PartitionConfig {
             PartitionConfig::Dirichlet(c) => c.clients,
             PartitionConfig::Shards(c) => c.clients,
             PartitionConfig::Iid(c) => c.clients,
+            PartitionConfig::File(c) => c.clients,
         }
     }
 
@@ -120,6 +147,7 @@ impl PartitionConfig {
             PartitionConfig::Dirichlet(c) => c.seed,
             PartitionConfig::Shards(c) => c.seed,
             PartitionConfig::Iid(c) => c.seed,
+            PartitionConfig::File(_) => None,
         };
         seed.map_or(run, Key::from_seed)
     }
@@ -147,6 +175,7 @@ impl PartitionConfig {
                 key.rng().shuffle(&mut all);
                 Ok(creff::chunks(&all, c.clients))
             }
+            PartitionConfig::File(c) => Err(Error::defect(format!("{}: a split from a file is not dealt", c.path))),
         }
     }
 }

@@ -74,6 +74,8 @@ pub struct AlignConfig {
     pub when: When,
     /// Whether clients start from the aligned model.
     pub feedback: bool,
+    /// Control: the teacher's distributions dealt to the wrong images.
+    pub shuffle_teacher: bool,
 }
 
 impl Default for AlignConfig {
@@ -91,6 +93,7 @@ impl Default for AlignConfig {
             batch_size: 32,
             when: When::EveryRound,
             feedback: false,
+            shuffle_teacher: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Models by their published names: compact networks as short operation lists, the frozen giants on candle.
 
+pub mod adamw;
 pub mod clip;
 pub mod cnn;
 pub mod graph;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::metrics::Evaluation;
@@ -16,6 +17,27 @@ use crate::run::{Records, RunDir};
 
 /// The last rounds whose mean is the headline number.
 pub const LAST: usize = 10;
+
+/// What a fresh classifier on a pretrained body starts as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadInit {
+    /// As any fresh layer.
+    #[default]
+    Random,
+    /// The class texts seen through pretraining's projection: `W = T W_s`, `b = T b_s`.
+    Text,
+}
+
+/// The `finetune` section: where the federated stage starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FinetuneConfig {
+    /// How the classifier starts after pretraining.
+    pub head_init: HeadInit,
+    /// A safetensors file to start from instead; tensors it lacks start fresh.
+    pub from: String,
+}
 
 /// What the stage needs besides the federation itself.
 pub struct Finetune<'a> {

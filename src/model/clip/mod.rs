@@ -5,13 +5,17 @@
 //! transformers writes is read here and what is written here is read by transformers.
 
 pub mod config;
+pub mod embed;
 pub mod layers;
 pub mod preprocess;
 pub mod resize;
 pub mod text;
 pub mod tokenizer;
+pub mod train;
 pub mod vision;
+pub mod zeroshot;
 
+#[cfg(test)]
 #[cfg(test)]
 mod tests;
 

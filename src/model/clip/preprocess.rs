@@ -4,6 +4,7 @@
 //! torchvision backend resizes tensors without Pillow's 8-bit step between the passes and differs by a grey level here
 //! and there.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -14,14 +15,14 @@ use crate::error::{Error, Result};
 use crate::fsx;
 
 /// An 8-bit RGB image, `(3, height, width)`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Picture<'a> {
     /// Rows.
     pub height: usize,
     /// Columns.
     pub width: usize,
     /// `3 · height · width` bytes, one colour plane after the other.
-    pub pixels: &'a [u8],
+    pub pixels: Cow<'a, [u8]>,
 }
 
 /// Sizes as published configs write them.
@@ -155,12 +156,12 @@ impl Preprocess {
     }
 
     /// `(3, height, width)` numbers of one image.
-    pub fn pixels(&self, image: Picture) -> Result<Vec<f32>> {
+    pub fn pixels(&self, image: &Picture) -> Result<Vec<f32>> {
         let (mut height, mut width) = (image.height, image.width);
         if height == 0 || width == 0 || image.pixels.len() != 3 * height * width {
             return Err(Error::data(format!("image of {} bytes as (3, {height}, {width})", image.pixels.len())));
         }
-        let mut bytes = std::borrow::Cow::Borrowed(image.pixels);
+        let mut bytes = Cow::Borrowed(&*image.pixels);
         if self.do_resize {
             let to = self.size.resized(height, width);
             bytes = resize(&bytes, (3, height, width), to, self.resample)?.into();
@@ -186,7 +187,7 @@ impl Preprocess {
         }
         let mut all = Vec::with_capacity(images.len() * 3 * height * width);
         for image in images {
-            all.extend(self.pixels(*image)?);
+            all.extend(self.pixels(image)?);
         }
         Ok(Tensor::from_vec(all, (images.len(), 3, height, width), device)?)
     }

@@ -124,8 +124,10 @@ fn a_text_without_its_end_token_is_an_error_that_says_so() {
 fn pixels_equal_those_of_transformers_for_large_small_and_oblong_images() {
     let golden = Golden::open();
     let pictures = golden.pictures();
-    let pictures: Vec<Picture> =
-        pictures.iter().map(|(height, width, pixels)| Picture { height: *height, width: *width, pixels }).collect();
+    let pictures: Vec<Picture> = pictures
+        .iter()
+        .map(|(height, width, pixels)| Picture { height: *height, width: *width, pixels: pixels.into() })
+        .collect();
     for (name, folder) in both() {
         let pixels = Preprocess::open(&folder).unwrap().batch(&pictures, &Device::Cpu).unwrap();
         for (i, size) in golden.sizes().iter().enumerate() {

@@ -1,0 +1,73 @@
+//! The machine that a command runs on: threads, device, signals.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::{DType, Device};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use super::progress::Progress;
+use super::{Changes, say};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::exec::{Cancel, Context};
+
+/// The config with the command line's changes, and the context to run it in.
+pub fn open(config: &Path, changes: &Changes, quiet: bool) -> Result<(Config, Context)> {
+    let mut set = changes.set.clone();
+    set.extend(changes.device.iter().map(|d| format!("run.device={d}")));
+    set.extend(changes.threads.iter().map(|t| format!("run.threads={t}")));
+    let config = Config::read(config, &set)?;
+    let context = context(&config, quiet)?;
+    Ok((config, context))
+}
+
+/// The context of a config: its device and threads, progress on stderr, signals that stop it.
+pub fn context(config: &Config, quiet: bool) -> Result<Context> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if config.run.threads == 0 { cores } else { config.run.threads };
+    Ok(Context {
+        device: device(&config.run.device)?,
+        dtype: DType::F32,
+        threads,
+        cancel: signals()?,
+        events: Arc::new(Progress::new(quiet)),
+    })
+}
+
+/// SIGINT, SIGTERM and SIGUSR1 ask for a clean stop; a second SIGINT or SIGTERM ends at once.
+fn signals() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let failed = |e: std::io::Error| Error::environment(format!("cannot listen to signals: {e}"));
+    let twice = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, 75, twice.clone()).map_err(failed)?;
+        flag::register(signal, twice.clone()).map_err(failed)?;
+        flag::register(signal, cancel.flag()).map_err(failed)?;
+    }
+    #[cfg(unix)]
+    flag::register(signal_hook::consts::SIGUSR1, cancel.flag()).map_err(failed)?;
+    Ok(cancel)
+}
+
+fn device(name: &str) -> Result<Device> {
+    let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
+    let index: usize = index
+        .parse()
+        .map_err(|_| Error::input(format!("device {name}: `{index}` is no number")).hint("write cuda:0, cuda:1, …"))?;
+    match kind {
+        "cpu" => Ok(Device::Cpu),
+        "auto" if cfg!(feature = "cuda") => Ok(Device::new_cuda(index).unwrap_or_else(|e| {
+            say(&format!("device auto: cpu ({e})"));
+            Device::Cpu
+        })),
+        "auto" => Ok(Device::Cpu),
+        "cuda" if cfg!(feature = "cuda") => Device::new_cuda(index)
+            .map_err(|e| Error::environment(format!("device {name}: {e}")).hint("--device cpu runs everywhere")),
+        "cuda" => Err(Error::environment(format!("device {name}: this binary was built without CUDA"))
+            .hint("cargo build --release --features cuda, or --device cpu")),
+        _ => Err(Error::input(format!("device {name}; valid: cpu, auto, cuda, cuda:N"))),
+    }
+}

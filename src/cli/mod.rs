@@ -1,0 +1,174 @@
+//! Arguments → stages → what the person sees. stdout is data, stderr is talk.
+
+mod commands;
+mod demo;
+mod machine;
+mod progress;
+mod split;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::foreign;
+use crate::error::{Class, Error, Result};
+
+/// Multimodal-LLM-assisted federated learning on long-tailed, non-IID data.
+#[derive(Parser)]
+#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Show warnings and errors only.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+const AFTER: &str = "\
+Exit codes: 0 done · 2 command line or config · 3 data · 4 machine · 70 a mistake in this program · \
+75 stopped, the same command goes on.
+Examples:
+  fedllava demo
+  fedllava run configs/cifar10-lt/first.toml --set run.seed=1
+  fedllava report runs/demo";
+
+#[derive(Subcommand)]
+enum Command {
+    /// All stages of a config: pretrain, finetune, align, evaluate.
+    #[command(after_help = "Example: fedllava run configs/demo.toml --set federated.rounds=20")]
+    Run(Experiment),
+    /// The three stages on a procedural world, offline (configs/demo.toml).
+    #[command(after_help = "Example: fedllava demo --seeds 3")]
+    Demo(demo::Demo),
+    /// Stage 1: pretrain the compact model on the open pool.
+    #[command(after_help = "Example: fedllava pretrain configs/cifar10-lt/first.toml")]
+    Pretrain(Experiment),
+    /// Stage 2: federated rounds.
+    #[command(after_help = "Example: fedllava finetune configs/cifar10-lt/fedavg-if100.toml --set federated.rounds=5")]
+    Finetune(Experiment),
+    /// Stage 3: align the global model on the server's balanced set.
+    #[command(after_help = "Example: fedllava align configs/cifar10-lt/first.toml")]
+    Align(Experiment),
+    /// Judge a model file on the test set of a config.
+    #[command(after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json")]
+    Evaluate(commands::Evaluate),
+    /// Compute and cache what the frozen CLIP sees in the pool and in the server set.
+    #[command(after_help = "Example: fedllava embed configs/demo.toml")]
+    Embed(Experiment),
+    /// Draw who holds what; export and import splits.
+    #[command(after_help = "Examples:
+  fedllava split configs/cifar10-lt/fedavg-if100.toml
+  fedllava split configs/cifar10-lt/fedavg-if100.toml --json
+  fedllava split export configs/cifar10-lt/fedavg-if100.toml split.json
+  fedllava split import configs/cifar10-lt/fedavg-if100.toml split.json")]
+    Split(split::Split),
+    /// Print finished runs as a Markdown table.
+    #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
+    Report(commands::Report),
+    /// Go on with a stopped run.
+    #[command(after_help = "Example: fedllava resume runs/demo")]
+    Resume(commands::Resume),
+    /// Train the demo's CLIP on the procedural world.
+    #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
+    TrainDemoModels(demo::TrainDemoModels),
+    /// Print a shell's completions.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A config with changes.
+#[derive(Args, Clone)]
+struct Experiment {
+    /// The experiment's TOML file.
+    config: PathBuf,
+    #[command(flatten)]
+    changes: Changes,
+    /// Print the final numbers as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Changes to a config.
+#[derive(Args, Clone, Default)]
+struct Changes {
+    /// Change a key, as in --set federated.rounds=20; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Where candle computes: cpu, auto, cuda, cuda:1.
+    #[arg(long)]
+    device: Option<String>,
+    /// Worker threads; 0 takes every core.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// Runs the command line and gives the process's exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            say(&match e.class() {
+                Class::Stopped => e.to_string(),
+                Class::Defect => format!("error: {e}\nThis is a mistake in fedllava. Please report it."),
+                _ => format!("error: {e}"),
+            });
+            ExitCode::from(e.class().exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    let quiet = cli.quiet;
+    match cli.command {
+        Command::Run(e) => commands::stages(&e, crate::pipeline::Stages::All, quiet),
+        Command::Pretrain(e) => commands::stages(&e, crate::pipeline::Stages::Pretrain, quiet),
+        Command::Finetune(e) => commands::stages(&e, crate::pipeline::Stages::Finetune, quiet),
+        Command::Align(e) => commands::stages(&e, crate::pipeline::Stages::Align, quiet),
+        Command::Demo(d) => demo::demo(&d, quiet),
+        Command::Evaluate(e) => commands::evaluate(&e, quiet),
+        Command::Embed(e) => commands::embed(&e, quiet),
+        Command::Split(s) => split::split(&s, quiet),
+        Command::Report(r) => commands::report(&r),
+        Command::Resume(r) => commands::resume(&r, quiet),
+        Command::TrainDemoModels(t) => demo::train_models(&t, quiet),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// clap's message, with our name for what the person called otherwise.
+fn usage(e: &clap::Error) -> ExitCode {
+    let _ = e.print();
+    if let (ErrorKind::UnknownArgument, Some(name)) = (e.kind(), e.get(ContextKind::InvalidArg)) {
+        let asked: String = std::env::args().find(|a| a.starts_with(&name.to_string())).unwrap_or(name.to_string());
+        if let Some(ours) = foreign::translate(&asked).or_else(|| foreign::translate(&name.to_string())) {
+            say(&format!("hint: {ours}; set it in the config or with --set"));
+        }
+    }
+    ExitCode::from(if e.use_stderr() { Class::Input.exit_code() } else { 0 })
+}
+
+/// A line of data.
+fn put(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::environment(format!("cannot print: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+/// A line of talk. A closed stderr must not end a run.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

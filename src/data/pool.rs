@@ -1,0 +1,363 @@
+//! Open image pools for pretraining: a folder of images, or WebDataset shards, with what is said about the images.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::RgbImage;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::captions::Captions;
+use super::dataset::Images;
+use super::folder::is_image;
+use super::{decode, resolve, webdataset};
+use crate::error::{Error, Place, Result};
+use crate::exec::Context;
+use crate::fsx;
+
+pub use super::webdataset::WebDatasetConfig;
+
+/// The `pool` section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum PoolConfig {
+    /// Image files below a folder.
+    Folder(FolderPoolConfig),
+    /// Tar shards of `<key>.jpg`, `<key>.json`, `<key>.txt`.
+    Webdataset(WebDatasetConfig),
+    /// The open pool of the procedural world that `data.kind = "world"` draws.
+    World(WorldPoolConfig),
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        PoolConfig::Folder(FolderPoolConfig::default())
+    }
+}
+
+/// `pool.kind = "world"`: its knobs are the world's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorldPoolConfig {}
+
+/// `pool.kind = "folder"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FolderPoolConfig {
+    /// The folder, searched to any depth; a relative one may lie below `$FEDLLAVA_DATA`.
+    pub path: String,
+    /// A caption file (JSONL); empty: none.
+    pub captions: String,
+}
+
+/// One image of a pool.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Unique in the pool: the path below the folder, or the WebDataset key.
+    pub id: String,
+    /// What is said about it; may be empty.
+    pub texts: Vec<String>,
+    /// Where its pixels are.
+    pub source: Source,
+}
+
+/// Where an image's bytes are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An image file.
+    File(PathBuf),
+    /// Some bytes of a tar file.
+    Slice {
+        /// The shard.
+        file: Arc<PathBuf>,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Pixels in memory (a procedural world).
+    Pixels(Arc<Images>, usize),
+}
+
+/// A pool; decoded only when asked.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// Name for people.
+    pub name: String,
+    /// The images in a fixed order: sorted paths, or shards in name order.
+    pub items: Vec<Item>,
+    /// Whether the texts are human class labels, so that pretraining on them is *supervised pretraining*.
+    pub supervised: bool,
+    /// SHA-256 of the caption file, if there is one.
+    pub captions_digest: Option<String>,
+}
+
+/// Decoded images of one size, and what could not be decoded.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// `(kept, 3, side, side)`.
+    pub images: Images,
+    /// Item of each image, ascending.
+    pub kept: Vec<u32>,
+    /// Id of each item that failed, and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// What a caption file did for a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Items that have a caption now.
+    pub items: usize,
+    /// Records about images that the pool does not have.
+    pub strangers: usize,
+}
+
+/// Lists a pool and attaches its captions.
+pub fn load(config: &PoolConfig, cx: &Context) -> Result<Pool> {
+    let (mut pool, captions) = match config {
+        PoolConfig::Folder(c) => (folder(c)?, &c.captions),
+        PoolConfig::Webdataset(c) => (webdataset::load(c)?, &c.captions),
+        PoolConfig::World(_) => {
+            return Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\""));
+        }
+    };
+    if !captions.is_empty() {
+        let path = resolve(captions)?;
+        let attached = pool.attach(&Captions::read(&path)?, cx).at(|| format!("captions {}", path.display()))?;
+        if attached.items == 0 {
+            return Err(Error::data(format!("{}: no caption is about an image of {}", path.display(), pool.name))
+                .hint("`image` is an item's id: its path below the pool's folder, or its WebDataset key"));
+        }
+    }
+    Ok(pool)
+}
+
+fn folder(config: &FolderPoolConfig) -> Result<Pool> {
+    let root = resolve(&config.path)?;
+    let mut files = Vec::new();
+    walk(&root, &mut files)?;
+    let id = |path: &Path| {
+        let below = path.strip_prefix(&root).unwrap_or(path);
+        below.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+    };
+    let item = |path: PathBuf| Item { id: id(&path), texts: Vec::new(), source: Source::File(path) };
+    let mut items: Vec<Item> = files.into_iter().map(item).collect();
+    items.sort_by(|a, b| a.id.cmp(&b.id));
+    Pool::new(config.path.clone(), items, false)
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for path in fsx::list(folder)? {
+        if path.is_dir() {
+            walk(&path, files)?;
+        } else if is_image(&path) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+impl Pool {
+    /// A pool of these items, whose ids are unique.
+    pub fn new(name: impl Into<String>, items: Vec<Item>, supervised: bool) -> Result<Pool> {
+        let name = name.into();
+        if items.is_empty() {
+            return Err(Error::data(format!("pool {name}: no image")));
+        }
+        let mut ids: Vec<&str> = items.iter().map(|i| i.id.as_str()).collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|p| p[0] == p[1]) {
+            return Err(Error::data(format!("pool {name}: two images are called {}", pair[0])));
+        }
+        Ok(Pool { name, items, supervised, captions_digest: None })
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    fn item(&self, i: usize) -> Result<&Item> {
+        self.items.get(i).ok_or_else(|| Error::defect(format!("pool {}: no item {i} of {}", self.name, self.len())))
+    }
+
+    /// The image file's bytes; of an image in memory its pixels, `(C, H, W)`.
+    pub fn bytes(&self, i: usize) -> Result<Vec<u8>> {
+        match &self.item(i)?.source {
+            Source::File(path) => fsx::read(path),
+            Source::Slice { file, offset, len } => webdataset::slice(file, *offset, *len),
+            Source::Pixels(images, at) => Ok(images.get(*at).to_vec()),
+        }
+    }
+
+    /// The image in its own size.
+    pub fn rgb(&self, i: usize) -> Result<RgbImage> {
+        let item = self.item(i)?;
+        let image = match &item.source {
+            Source::Pixels(images, at) => decode::from_planes(images.get(*at), images.shape()),
+            _ => self.bytes(i).and_then(|bytes| decode::rgb(&bytes)),
+        };
+        image.at(|| format!("pool {}: {}", self.name, item.id))
+    }
+
+    /// The image as a square of `side` pixels (shorter side scaled, middle cut).
+    pub fn square(&self, i: usize, side: usize) -> Result<RgbImage> {
+        Ok(decode::square(&self.rgb(i)?, side as u32))
+    }
+
+    /// SHA-256 of each image's bytes, `(items,)`: what captions and cached features name.
+    pub fn digests(&self, cx: &Context) -> Result<Vec<String>> {
+        let one = |i: usize| Ok(fsx::sha256(&self.bytes(i)?));
+        decode::on_threads(cx, || (0..self.len()).into_par_iter().map(one).collect::<Result<Vec<_>>>())?
+    }
+
+    /// Decodes the items at `wanted` to squares of `side` pixels. Undecodable ones are left out and reported; only if
+    /// nothing is left is that an error.
+    pub fn decode(&self, wanted: &[u32], side: usize, cx: &Context) -> Result<Decoded> {
+        let one = |&i: &u32| -> Result<Result<Vec<u8>, (String, String)>> {
+            cx.cancel.check()?;
+            let item = self.item(i as usize)?;
+            Ok(match self.square(i as usize, side) {
+                Ok(image) => {
+                    let mut pixels = Vec::with_capacity(3 * side * side);
+                    decode::planes(&image, &mut pixels);
+                    Ok(pixels)
+                }
+                Err(e) => Err((item.id.clone(), e.message().to_string())),
+            })
+        };
+        let results: Vec<_> = decode::on_threads(cx, || wanted.par_iter().map(one).collect::<Result<_>>())??;
+        let (mut pixels, mut kept, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for (&i, result) in wanted.iter().zip(results) {
+            match result {
+                Ok(image) => {
+                    pixels.extend(image);
+                    kept.push(i);
+                }
+                Err(why) => failed.push(why),
+            }
+        }
+        match (kept.is_empty(), failed.first()) {
+            (true, Some((id, why))) => {
+                Err(Error::data(format!("pool {}: no image can be decoded; {id}: {why}", self.name)))
+            }
+            _ => Ok(Decoded { images: Images::new([3, side, side], pixels)?, kept, failed }),
+        }
+    }
+
+    /// Gives each item the texts of the records about it, after those it has. A record whose digest is another than
+    /// the image's is refused.
+    pub fn attach(&mut self, captions: &Captions, cx: &Context) -> Result<Attached> {
+        let mut index: BTreeMap<&str, usize> = BTreeMap::new();
+        for (i, item) in self.items.iter().enumerate() {
+            index.insert(&item.id, i);
+        }
+        let find = |name: &str| {
+            let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+            index.get(name).or_else(|| index.get(stem)).copied()
+        };
+        let found: Vec<Option<usize>> = captions.records.iter().map(|r| find(&r.image)).collect();
+        let check = |(record, at): (&super::captions::Caption, &Option<usize>)| -> Result<()> {
+            let (Some(i), Some(digest)) = (at, &record.digest) else { return Ok(()) };
+            if fsx::sha256(&self.bytes(*i)?) == digest.to_ascii_lowercase() {
+                return Ok(());
+            }
+            Err(Error::data(format!(
+                "the caption of {} was made from another image (its digest differs)",
+                record.image
+            ))
+            .hint("caption this pool again"))
+        };
+        decode::on_threads(cx, || captions.records.par_iter().zip(&found).try_for_each(check))??;
+        let mut attached = Attached::default();
+        for (record, at) in captions.records.iter().zip(found) {
+            match at {
+                Some(i) => self.items[i].texts.extend(record.captions.iter().cloned()),
+                None => attached.strangers += 1,
+            }
+        }
+        attached.items = self.items.iter().filter(|i| !i.texts.is_empty()).count();
+        self.captions_digest = Some(captions.digest.clone());
+        Ok(attached)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::captions::Caption;
+    use super::super::decode::tests::png;
+    use super::*;
+
+    fn small() -> (tempfile::TempDir, Pool) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, v) in [("b/2.png", 20), ("b/1.png", 10), ("a.png", 30)] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, png(6, 4, |_, _| [v; 3])).unwrap();
+        }
+        std::fs::write(dir.path().join("b/broken.png"), "no image").unwrap();
+        let config = FolderPoolConfig { path: dir.path().display().to_string(), captions: String::new() };
+        let pool = load(&PoolConfig::Folder(config), &Context::cpu(2)).unwrap();
+        (dir, pool)
+    }
+
+    fn ids(pool: &Pool) -> Vec<&str> {
+        pool.items.iter().map(|i| i.id.as_str()).collect()
+    }
+
+    #[test]
+    fn a_folder_is_listed_to_any_depth_and_sorted() {
+        let (_dir, pool) = small();
+        assert_eq!(ids(&pool), ["a.png", "b/1.png", "b/2.png", "b/broken.png"]);
+        assert_eq!(pool.rgb(0).unwrap().dimensions(), (6, 4));
+    }
+
+    #[test]
+    fn an_undecodable_image_is_reported_and_the_rest_is_decoded() {
+        let (_dir, pool) = small();
+        let got = pool.decode(&[0, 1, 2, 3], 8, &Context::cpu(2)).unwrap();
+        assert_eq!((got.images.shape(), got.kept.as_slice()), ([3, 8, 8], [0, 1, 2].as_slice()));
+        assert_eq!((got.images.get(0)[0], got.images.get(2)[0]), (30, 20));
+        assert!(got.failed[0].0 == "b/broken.png" && got.failed[0].1.contains("not a readable image"));
+        assert!(pool.decode(&[3], 8, &Context::cpu(1)).unwrap_err().to_string().contains("b/broken.png"));
+    }
+
+    #[test]
+    fn captions_find_their_image_by_id_or_stem_and_digests_are_checked() {
+        let (_dir, mut pool) = small();
+        let cx = Context::cpu(2);
+        let digest = pool.digests(&cx).unwrap()[1].clone();
+        let record = |image: &str, text: &str, digest: Option<String>| Caption {
+            image: image.into(),
+            captions: vec![text.into()],
+            digest,
+            ..Default::default()
+        };
+        let records = vec![
+            record("b/1.png", "ten", Some(digest)),
+            record("b/1.png", "again", None),
+            record("c.png", "none", None),
+        ];
+        let attached = pool.attach(&Captions { records, digest: "d".into() }, &cx).unwrap();
+        assert_eq!(attached, Attached { items: 1, strangers: 1 });
+        assert_eq!(pool.items[1].texts, ["ten", "again"]);
+        let stale = Captions { records: vec![record("a.png", "x", Some("00".into()))], digest: "d".into() };
+        let e = pool.attach(&stale, &cx).unwrap_err().to_string();
+        assert!(e.contains("caption of a.png was made from another image"), "{e}");
+    }
+
+    #[test]
+    fn a_pool_in_memory_decodes_like_files() {
+        let images = Arc::new(Images::new([3, 2, 2], (0..24).collect()).unwrap());
+        let item = |i: usize| Item { id: format!("w{i}"), texts: vec![], source: Source::Pixels(images.clone(), i) };
+        let pool = Pool::new("world", vec![item(0), item(1)], false).unwrap();
+        let got = pool.decode(&[0, 1], 2, &Context::cpu(1)).unwrap();
+        assert_eq!(got.images, *images);
+    }
+}

@@ -1,0 +1,291 @@
+//! WebDataset shards: tar files whose members `<key>.jpg`, `<key>.json`, `<key>.txt` make one sample.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::pool::{Item, Pool, Source};
+use super::resolve;
+use crate::error::{Error, Place, Result};
+use crate::fsx;
+
+/// `pool.kind = "webdataset"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebDatasetConfig {
+    /// A folder of `.tar` shards; a relative one may lie below `$FEDLLAVA_DATA`.
+    pub path: String,
+    /// Shards that must be there; 0: as many as are found, without gaps in their numbers.
+    pub shards: usize,
+    /// A caption file (JSONL); empty: none.
+    pub captions: String,
+    /// What in the shards serves as text: a field of the JSON member (`words`), `txt` for the text member, or empty.
+    pub text: String,
+    /// Sentence around that text: `{}` is the text up to its first comma.
+    pub template: String,
+    /// Whether that text is a human class label. Pretraining on it is *supervised pretraining*, and tables say so.
+    pub supervised: bool,
+}
+
+impl Default for WebDatasetConfig {
+    fn default() -> Self {
+        WebDatasetConfig {
+            path: String::new(),
+            shards: 0,
+            captions: String::new(),
+            text: String::new(),
+            template: "{}".into(),
+            supervised: false,
+        }
+    }
+}
+
+/// Fields that hold class labels in the wild: using one is supervised, whatever the config says.
+const LABELS: [&str; 6] = ["words", "wnid", "label", "class", "cls", "class_name"];
+
+/// Lists the samples of all shards, in shard order; image bytes stay in the files.
+pub(super) fn load(config: &WebDatasetConfig) -> Result<Pool> {
+    let folder = resolve(&config.path)?;
+    let shards = shards(&folder, config.shards)?;
+    let mut items = Vec::new();
+    for shard in shards {
+        let shard = Arc::new(shard);
+        let place = || format!("shard {}", shard.display());
+        for (key, sample) in samples(&shard).at(place)? {
+            let Some((offset, len)) = sample.image else { continue };
+            let texts = sample.text(config).at(|| format!("{key} in {}", shard.display()))?;
+            items.push(Item { id: key, texts, source: Source::Slice { file: shard.clone(), offset, len } });
+        }
+    }
+    tell_apart(&mut items);
+    let supervised = !config.text.is_empty() && (config.supervised || LABELS.contains(&config.text.as_str()));
+    Pool::new(config.path.clone(), items, supervised)
+}
+
+/// The tar files of a folder, sorted; a missing one is an error.
+fn shards(folder: &Path, expected: usize) -> Result<Vec<PathBuf>> {
+    let shards: Vec<PathBuf> =
+        fsx::list(folder)?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "tar")).collect();
+    let stem = |p: &PathBuf| p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    if shards.is_empty() || (expected > 0 && shards.len() != expected) {
+        let wanted = if expected > 0 { expected.to_string() } else { "at least 1".into() };
+        return Err(Error::data(format!("{}: {} tar shards, expected {wanted}", folder.display(), shards.len())));
+    }
+    let number = |p: &PathBuf| {
+        let stem = stem(p);
+        let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+        let (name, digits) = stem.split_at(stem.len() - digits);
+        digits.parse::<u64>().ok().map(|n| (name.to_string(), n))
+    };
+    for pair in shards.windows(2) {
+        if let (Some((a, m)), Some((b, n))) = (number(&pair[0]), number(&pair[1]))
+            && a == b
+            && n > m + 1
+        {
+            return Err(Error::data(format!(
+                "{}: shard number {} is missing between {}.tar and {}.tar",
+                folder.display(),
+                m + 1,
+                stem(&pair[0]),
+                stem(&pair[1])
+            ))
+            .hint("fetch it, or renumber the shards if the rest is all there is"));
+        }
+    }
+    Ok(shards)
+}
+
+/// The members of one sample.
+#[derive(Default)]
+struct Sample {
+    image: Option<(u64, u64)>,
+    json: Option<serde_json::Value>,
+    txt: Option<String>,
+}
+
+impl Sample {
+    /// The text that the config asks for, in its sentence.
+    fn text(&self, config: &WebDatasetConfig) -> Result<Vec<String>> {
+        let text = match config.text.as_str() {
+            "" => return Ok(Vec::new()),
+            "txt" => self.txt.clone(),
+            field => self.json.as_ref().and_then(|j| j.get(field)?.as_str().map(str::to_string)),
+        };
+        let text = text.ok_or_else(|| {
+            let fields: Vec<&str> =
+                self.json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
+            Error::data(format!("no text `{}`; its JSON has {}", config.text, fields.join(", ")))
+                .hint("set pool.text to a field that is there, or to \"\"")
+        })?;
+        let name = if config.template == "{}" { text.trim() } else { text.split(',').next().unwrap_or("").trim() };
+        Ok(vec![config.template.replace("{}", name)])
+    }
+}
+
+/// The samples of a shard in order of their first member.
+fn samples(shard: &Path) -> Result<Vec<(String, Sample)>> {
+    let broken = |e: std::io::Error| Error::data(format!("not a whole tar file: {e}"));
+    let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
+    let mut archive = tar::Archive::new(fsx::open(shard)?);
+    let mut samples: Vec<(String, Sample)> = Vec::new();
+    let mut index = BTreeMap::new();
+    for entry in archive.entries_with_seek().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let Some((key, ending)) = member(&path) else { continue };
+        let (offset, len) = (entry.raw_file_position(), entry.size());
+        if offset + len > length {
+            return Err(broken(std::io::Error::other(format!("{path} is cut"))));
+        }
+        let at = *index.entry(key.clone()).or_insert_with(|| {
+            samples.push((key, Sample::default()));
+            samples.len() - 1
+        });
+        let sample = &mut samples[at].1;
+        match ending.as_str() {
+            "jpg" | "jpeg" | "png" | "webp" => sample.image = Some((offset, len)),
+            "json" | "txt" => {
+                let mut text = String::new();
+                entry.read_to_string(&mut text).map_err(broken).at(|| path.clone())?;
+                if ending == "txt" {
+                    sample.txt = Some(text);
+                } else {
+                    let json = serde_json::from_str(&text);
+                    sample.json = Some(json.map_err(|e| Error::data(format!("{path}: {e}")))?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(samples)
+}
+
+/// WebDataset's rule: the key ends at the first dot of the file name.
+fn member(path: &str) -> Option<(String, String)> {
+    let path = path.trim_start_matches("./");
+    let start = path.rfind('/').map_or(0, |i| i + 1);
+    let dot = start + path[start..].find('.')?;
+    (dot > start).then(|| (path[..dot].to_string(), path[dot + 1..].to_ascii_lowercase()))
+}
+
+/// Keys that come back in another shard get the shard's name in front.
+fn tell_apart(items: &mut [Item]) {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    items.iter().for_each(|i| *seen.entry(i.id.clone()).or_default() += 1);
+    for item in items.iter_mut().filter(|i| seen.get(&i.id).is_some_and(|&n| n > 1)) {
+        if let Source::Slice { file, .. } = &item.source {
+            let stem = file.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            item.id = format!("{stem}/{}", item.id);
+        }
+    }
+}
+
+/// Some bytes of a file.
+pub(super) fn slice(path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
+    let mut file = fsx::open(path)?;
+    let mut bytes = vec![0; len as usize];
+    let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
+    read.map_err(|e| Error::io("read", path, e))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::decode::tests::png;
+    use super::super::pool::{PoolConfig, load as load_pool};
+    use super::*;
+    use crate::exec::Context;
+
+    fn write(dir: &Path, name: &str, members: &[(&str, Vec<u8>)]) {
+        let mut tar = tar::Builder::new(std::fs::File::create(dir.join(name)).unwrap());
+        for (path, bytes) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_cksum();
+            tar.append_data(&mut header, path, bytes.as_slice()).unwrap();
+        }
+        tar.finish().unwrap();
+    }
+
+    fn two_shards() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let json = |w: &str| format!("{{\"words\": \"{w}\", \"n\": 1}}").into_bytes();
+        let image = |v: u8| png(2, 2, move |_, _| [v; 3]);
+        let first =
+            [("b.png", image(1)), ("b.json", json("torch")), ("a.json", json("frog, toad")), ("a.PNG", image(2))];
+        write(dir.path(), "00000.tar", &first);
+        write(dir.path(), "00001.tar", &[("a.png", image(3)), ("a.json", json("dog")), ("note.txt", b"x".to_vec())]);
+        dir
+    }
+
+    fn config(dir: &Path) -> WebDatasetConfig {
+        WebDatasetConfig { path: dir.display().to_string(), ..Default::default() }
+    }
+
+    fn load_config(config: &WebDatasetConfig) -> Result<Pool> {
+        load_pool(&PoolConfig::Webdataset(config.clone()), &Context::cpu(2))
+    }
+
+    #[test]
+    fn samples_keep_shard_order_and_repeated_keys_are_told_apart() {
+        let dir = two_shards();
+        let pool = load_config(&config(dir.path())).unwrap();
+        assert_eq!(pool.items.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["b", "00000/a", "00001/a"]);
+        let red: Vec<u8> = (0..3).map(|i| pool.rgb(i).unwrap().as_raw()[0]).collect();
+        assert_eq!((red, pool.supervised), (vec![1, 2, 3], false));
+    }
+
+    #[test]
+    fn words_as_text_make_the_pool_supervised() {
+        let dir = two_shards();
+        let text = |text: &str, template: &str| {
+            load_config(&WebDatasetConfig { text: text.into(), template: template.into(), ..config(dir.path()) })
+        };
+        let pool = text("words", "a photo of a {}").unwrap();
+        assert!(pool.supervised);
+        assert_eq!(pool.items[1].texts, ["a photo of a frog"]);
+        let e = text("caption", "{}").unwrap_err().to_string();
+        assert!(e.contains("no text `caption`") && e.contains("words"), "{e}");
+    }
+
+    #[test]
+    fn a_missing_and_a_cut_shard_are_named() {
+        let dir = two_shards();
+        std::fs::rename(dir.path().join("00001.tar"), dir.path().join("00003.tar")).unwrap();
+        assert!(load_config(&config(dir.path())).unwrap_err().to_string().contains("shard number 1 is missing"));
+        let e = load_config(&WebDatasetConfig { shards: 3, ..config(dir.path()) }).unwrap_err().to_string();
+        assert!(e.contains("2 tar shards, expected 3"), "{e}");
+        std::fs::remove_file(dir.path().join("00003.tar")).unwrap();
+        let whole = std::fs::read(dir.path().join("00000.tar")).unwrap();
+        std::fs::write(dir.path().join("00000.tar"), &whole[..560]).unwrap();
+        let e = load_config(&config(dir.path())).unwrap_err().to_string();
+        assert!(e.contains("00000.tar") && e.contains("not a whole tar file"), "{e}");
+    }
+
+    #[test]
+    fn the_real_pool_is_read_when_it_is_there() {
+        let Some(root) = std::env::var_os("FEDLLAVA_DATA") else {
+            #[allow(clippy::print_stderr, reason = "a skipped test says so")]
+            {
+                eprintln!("skipped: FEDLLAVA_DATA is not set");
+            }
+            return;
+        };
+        let folder = Path::new(&root).join("pool-tiny-imagenet");
+        let pool = load_config(&WebDatasetConfig { shards: 2, text: "words".into(), ..config(&folder) }).unwrap();
+        let words: std::collections::BTreeSet<&String> = pool.items.iter().flat_map(|i| &i.texts).collect();
+        assert_eq!(
+            (pool.len(), pool.items[0].id.as_str(), pool.items[0].texts[0].as_str()),
+            (10_000, "0000000000", "torch")
+        );
+        assert!(words.len() > 190, "{}", words.len());
+        let got = pool.decode(&(0..300).collect::<Vec<_>>(), 32, &Context::cpu(2)).unwrap();
+        assert_eq!((got.kept.len(), got.failed.len()), (300, 0));
+    }
+}

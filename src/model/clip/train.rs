@@ -1,0 +1,242 @@
+//! Contrastive training of a CLIP (Radford et al., 2021, figure 3): symmetric InfoNCE with a learnable scale.
+//!
+//! A batch is cut into shards of a fixed size. Workers compute the shards' embeddings and keep their graphs; the loss and
+//! its gradient by the embeddings are computed once for the whole batch; then each shard carries its part back, and the
+//! shards' gradients are added in order. So the batch's negatives are all there, and the result does not depend on the
+//! number of threads.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Tensor, Var};
+use candle_nn::ops;
+use serde::{Deserialize, Serialize};
+
+use super::{Clip, normalise};
+use crate::error::{Error, Result};
+use crate::exec::{Context, Event, ordered};
+use crate::key::{Key, Purpose};
+use crate::model::adamw::{AdamW, AdamWConfig, warmup_cosine};
+
+/// How a CLIP is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Steps of rising learning rate.
+    pub warmup: usize,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// AdamW's constants.
+    pub adamw: AdamWConfig,
+    /// Pairs a worker handles at a time; it fixes the order of sums, so changing it changes the last bits.
+    pub shard: usize,
+    /// Whether pairs with the same text in a batch count as each other's positives, in equal parts (Yang et al.,
+    /// *Unified contrastive learning*, 2022). Without duplicates it is plain InfoNCE.
+    pub share_duplicates: bool,
+    /// The largest factor on cosines.
+    pub max_scale: f64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            steps: 1000,
+            warmup: 50,
+            learning_rate: 1e-3,
+            adamw: AdamWConfig::default(),
+            shard: 64,
+            share_duplicates: true,
+            max_scale: 100.0,
+        }
+    }
+}
+
+/// Images and their texts.
+pub struct Pairs {
+    /// Preprocessed, `(n, 3, side, side)`, f32.
+    pub pixels: Tensor,
+    /// `n` texts as token ids with their end tokens, padded or not.
+    pub ids: Vec<Vec<u32>>,
+}
+
+/// What a step tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The symmetric cross entropy of the batch.
+    pub loss: f32,
+    /// The factor on cosines.
+    pub scale: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+}
+
+/// Trains `vars`, the variables of `clip`, on the pairs that `next` draws for each step's key. One entry a step.
+pub fn train(
+    clip: &Clip,
+    vars: &BTreeMap<String, Var>,
+    config: &TrainConfig,
+    key: Key,
+    mut next: impl FnMut(usize, Key) -> Result<Pairs>,
+    cx: &Context,
+) -> Result<Vec<Step>> {
+    let mut adamw = AdamW::new(vars, config.adamw)?;
+    let mut log = Vec::with_capacity(config.steps);
+    cx.events.on(Event::Begin { name: "train CLIP", unit: "step", done: 0, total: config.steps as u64 });
+    for step in 0..config.steps {
+        cx.cancel.check()?;
+        let pairs = next(step, key.fold(Purpose::Step, step as u64))?;
+        let learning_rate = warmup_cosine(step, config.steps, config.warmup, config.learning_rate);
+        let (loss, grads) = gradients(clip, vars, &pairs, config, cx)?;
+        if !loss.is_finite() {
+            return Err(Error::data(format!("CLIP training: the loss is {loss} at step {step}"))
+                .hint("lower the learning rate"));
+        }
+        adamw.step(&grads, learning_rate)?;
+        clamp_scale(vars, config.max_scale)?;
+        log.push(Step { loss, scale: clip.scale()?, learning_rate });
+        let figures = [("loss", f64::from(loss)), ("scale", clip.scale()?)];
+        cx.events.on(Event::Advance { done: step as u64 + 1, figures: &figures });
+    }
+    cx.events.on(Event::End);
+    Ok(log)
+}
+
+fn clamp_scale(vars: &BTreeMap<String, Var>, most: f64) -> Result<()> {
+    if let Some(scale) = vars.get("logit_scale") {
+        scale.set(&scale.clamp(0f32, most.ln() as f32)?)?;
+    }
+    Ok(())
+}
+
+/// The loss of a batch and its gradient by every variable, by name, flat.
+pub fn gradients(
+    clip: &Clip,
+    vars: &BTreeMap<String, Var>,
+    pairs: &Pairs,
+    config: &TrainConfig,
+    cx: &Context,
+) -> Result<(f32, BTreeMap<String, Vec<f32>>)> {
+    let n = pairs.ids.len();
+    if n == 0 || pairs.pixels.dim(0)? != n || config.shard == 0 {
+        return Err(Error::defect(format!(
+            "CLIP training: pixels {:?} with {n} texts in shards of {}",
+            pairs.pixels.dims(),
+            config.shard
+        )));
+    }
+    let shards: Vec<(usize, usize)> = (0..n).step_by(config.shard).map(|a| (a, config.shard.min(n - a))).collect();
+    let mut embedded: Vec<[Tensor; 2]> = Vec::with_capacity(shards.len());
+    let forward = |i: usize| {
+        let (at, rows) = shards[i];
+        let image = clip.image_features(&pairs.pixels.narrow(0, at, rows)?)?;
+        let text = clip.text_features(&pairs.ids[at..at + rows])?;
+        Ok([normalise(&image)?, normalise(&text)?])
+    };
+    each(shards.len(), cx, forward, |pair| {
+        embedded.push(pair);
+        Ok(())
+    })?;
+    let whole = contrast(clip, &embedded, &pairs.ids, config, cx)?;
+    let mut sums: BTreeMap<String, Vec<f32>> =
+        vars.iter().map(|(name, var)| (name.clone(), vec![0.0; var.elem_count()])).collect();
+    let backward = |i: usize| {
+        let (at, rows) = shards[i];
+        let part = |k: usize| (&embedded[i][k] * whole.by_embedding[k].narrow(0, at, rows)?)?.sum_all();
+        let grads = (part(0)? + part(1)?)?.backward()?;
+        let flat = |(name, var): (&String, &Var)| match grads.get(var) {
+            Some(grad) => Ok((name.clone(), grad.flatten_all()?.to_vec1::<f32>()?)),
+            None if name == "logit_scale" => Ok((name.clone(), vec![0.0])),
+            None => Err(Error::defect(format!("CLIP training: {name} gets no gradient"))),
+        };
+        vars.iter().map(flat).collect::<Result<Vec<_>>>()
+    };
+    each(shards.len(), cx, backward, |grads: Vec<(String, Vec<f32>)>| {
+        for (name, grad) in grads {
+            if let Some(sum) = sums.get_mut(&name) {
+                sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+            }
+        }
+        Ok(())
+    })?;
+    sums.insert("logit_scale".into(), vec![whole.by_scale]);
+    Ok((whole.loss, sums))
+}
+
+/// Runs `count` jobs on the context's workers; a device other than a CPU is fed by one.
+fn each<T: Send>(
+    count: usize,
+    cx: &Context,
+    job: impl Fn(usize) -> Result<T> + Sync,
+    mut fold: impl FnMut(T) -> Result<()> + Send,
+) -> Result<()> {
+    let threads = if cx.device.is_cpu() { cx.threads } else { 1 };
+    ordered(threads, count, count, |_| Ok(()), |_, i| job(i), |_, value| fold(value))
+}
+
+/// The loss over the whole batch and its gradients by the embeddings, `(n, projection)` each, and by `logit_scale`.
+struct Contrast {
+    loss: f32,
+    by_embedding: [Tensor; 2],
+    by_scale: f32,
+}
+
+fn contrast(
+    clip: &Clip,
+    embedded: &[[Tensor; 2]],
+    ids: &[Vec<u32>],
+    config: &TrainConfig,
+    cx: &Context,
+) -> Result<Contrast> {
+    let gather = |k: usize| -> Result<Var> {
+        let parts: Vec<Tensor> = embedded.iter().map(|pair| pair[k].detach()).collect();
+        Ok(Var::from_tensor(&Tensor::cat(&parts, 0)?)?)
+    };
+    let job = |_: usize| {
+        let (image, text) = (gather(0)?, gather(1)?);
+        let scale = Var::from_tensor(&clip.logit_scale().detach().to_dtype(DType::F32)?)?;
+        let targets = targets(ids, config.share_duplicates, image.device())?;
+        let logits = image.matmul(&text.t()?)?.broadcast_mul(&scale.exp()?)?;
+        let loss = ((cross_entropy(&logits, &targets)? + cross_entropy(&logits.t()?.contiguous()?, &targets)?)? * 0.5)?;
+        let grads = loss.backward()?;
+        let of = |var: &Var| grads.get(var).cloned().ok_or_else(|| Error::defect("contrastive loss: no gradient"));
+        Ok(Contrast {
+            loss: loss.to_scalar()?,
+            by_embedding: [of(&image)?, of(&text)?],
+            by_scale: of(&scale)?.to_scalar()?,
+        })
+    };
+    let mut got = None;
+    let one = Context { threads: 1, ..cx.clone() };
+    each(1, &one, job, |c| {
+        got = Some(c);
+        Ok(())
+    })?;
+    got.ok_or_else(|| Error::defect("contrastive loss: no result"))
+}
+
+/// `(n, n)`: each row a distribution over the batch. The matrix is symmetric, so columns need no second one.
+fn targets(ids: &[Vec<u32>], share: bool, device: &candle_core::Device) -> Result<Tensor> {
+    let n = ids.len();
+    let mut rows = vec![0f32; n * n];
+    let mut groups: BTreeMap<&[u32], Vec<usize>> = BTreeMap::new();
+    for (i, text) in ids.iter().enumerate() {
+        groups.entry(text).or_default().push(i);
+    }
+    for group in groups.into_values() {
+        for &i in &group {
+            match share {
+                true => group.iter().for_each(|&j| rows[i * n + j] = 1.0 / group.len() as f32),
+                false => rows[i * n + i] = 1.0,
+            }
+        }
+    }
+    Ok(Tensor::from_vec(rows, (n, n), device)?)
+}
+
+/// The mean over rows of `−Σ target · log softmax(logits)`.
+fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let rows = logits.dim(0)? as f64;
+    let log = ops::log_softmax(logits, D::Minus1)?;
+    Ok(((log * targets)?.sum_all()? * (-1.0 / rows))?)
+}

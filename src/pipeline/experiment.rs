@@ -1,0 +1,206 @@
+//! What every stage of a run shares: the benchmark, who holds what, the network.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::data::overlap::{self, Fingerprints};
+use crate::data::{self, Benchmark, Groups, Images, Loader, Order, PartitionConfig, Split};
+use crate::error::{Error, Result};
+use crate::exec::{Context, Event};
+use crate::fl::estimate::{Estimate, available_memory};
+use crate::fl::{ClientId, LEAF, cohort};
+use crate::key::{Key, Purpose};
+use crate::model::Head;
+use crate::nn::Net;
+use crate::run::{RunDir, directory};
+use crate::stage::Loaded;
+use crate::stage::embed::Embedder;
+use crate::stage::evaluate::Judge;
+
+/// The inputs of a run, read and checked.
+pub struct Experiment {
+    /// The configuration.
+    pub config: Config,
+    /// The root of all randomness.
+    pub key: Key,
+    /// Training and test images.
+    pub benchmark: Benchmark,
+    /// Who holds what.
+    pub split: Split,
+    /// Classes by frequency over all clients.
+    pub groups: Groups,
+    /// Normalisation and augmentation.
+    pub loader: Loader,
+    /// The classifier.
+    pub net: Arc<Net>,
+    /// The frozen CLIP.
+    pub embedder: Embedder,
+}
+
+impl Experiment {
+    /// Reads the data and draws the split.
+    pub fn open(config: Config, cx: &Context) -> Result<Self> {
+        let key = Key::from_seed(config.run.seed);
+        let benchmark = data::load(&config.data, key, cx)?;
+        let split = draw(&config, &benchmark, key)?;
+        let groups = config.evaluate.shots.group(&split.global_counts())?;
+        let shape = benchmark.train.images.shape();
+        let loader = Loader::new(&config.augment, shape)?;
+        let net = Arc::new(config.model.build(shape, Head::Classes(benchmark.train.classes.len()))?);
+        let embedder = Embedder::new(&config.clip, &config.run.cache);
+        let seeded = matches!(config.partition, PartitionConfig::Creff(_)) || config.longtail.seed.is_some();
+        if seeded && benchmark.train.order == Order::Unknown {
+            cx.events.on(Event::Warning(
+                "the training images are in no known order: the reference's seeds pick its counts, not its images",
+            ));
+        }
+        Ok(Experiment { config, key, benchmark, split, groups, loader, net, embedder })
+    }
+
+    /// The training images as the loop sees them.
+    pub fn train(&self) -> Loaded<'_> {
+        Loaded { data: &self.benchmark.train, loader: &self.loader }
+    }
+
+    /// The test set as a judge.
+    pub fn judge(&self) -> Judge<'_> {
+        let data = &self.benchmark.test;
+        Judge { data, loader: &self.loader, groups: &self.groups, backend: self.config.run.engine }
+    }
+
+    /// The cohort of a round, from 1: an imported one, the reference generator's, or the key path's.
+    pub fn cohort(&self, round: usize) -> Result<Vec<ClientId>> {
+        let (clients, size) = (self.split.clients.len(), self.config.federated.cohort);
+        if let Some(cohorts) = &self.split.cohorts {
+            let cohort = cohorts.get(round - 1).ok_or_else(|| {
+                Error::data(format!("the split's file has cohorts for {} rounds, round {round} is asked", cohorts.len()))
+                    .hint("lower federated.rounds, or export more cohorts")
+            })?;
+            return Ok(cohort.iter().map(|&c| c as ClientId).collect());
+        }
+        Ok(match self.config.federated.cohort_draw {
+            cohort::CohortDraw::Key => cohort::by_key(self.key, round, clients, size),
+            cohort::CohortDraw::Creff => {
+                let seed = self.config.partition.reference_seed();
+                let drawn = data::creff::cohorts(seed, clients, size, round).pop().unwrap_or_default();
+                drawn.into_iter().map(|c| c as ClientId).collect()
+            }
+        })
+    }
+
+    /// Bytes the run will take, refused when they cannot be had.
+    pub fn estimate(&self, cx: &Context) -> Result<Estimate> {
+        let parameters = 4 * self.net.layout.len() as u64;
+        let (train, test) = (&self.benchmark.train, &self.benchmark.test);
+        let activations: u64 = self.net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
+        let batch = self.config.federated.batch_size.max(self.config.pretrain.batch_size).max(1) as u64;
+        let mut estimate = Estimate::default();
+        estimate.add("images", (train.images.pixels().len() + test.images.pixels().len()) as u64);
+        estimate.add(format!("a leaf of {LEAF} replies and the sums"), parameters * (LEAF as u64 + 6));
+        estimate.add(format!("{} workers", cx.threads), cx.threads as u64 * (4 * parameters + 3 * batch * activations));
+        if self.config.algorithm.algorithm().needs().kept {
+            estimate.add("what clients keep", parameters * 2 * self.split.clients.len() as u64);
+        }
+        estimate.check(available_memory())?;
+        Ok(estimate)
+    }
+
+    /// Writes `split.json`, checks it on resumption, and measures what the sets share.
+    pub fn record_split(&self, dir: &RunDir, cx: &Context) -> Result<()> {
+        let path = dir.file("split.json");
+        if path.exists() {
+            let old = directory::read_json(&path)?;
+            if old["digest"].as_str() != Some(&self.split.digest()) {
+                return Err(Error::data(format!("{} is another split than this run draws", path.display()))
+                    .hint("the data set changed since the run began; start it in another directory"));
+            }
+        } else {
+            self.split.export(&path)?;
+        }
+        if self.config.evaluate.overlaps && !dir.file("overlaps.json").exists() {
+            dir.write_json("overlaps.json", &self.overlaps(&[], cx)?)?;
+        }
+        Ok(())
+    }
+
+    /// Exact and near duplicates between the sets of this run, and other sets given as images.
+    pub fn overlaps(&self, others: &[(&str, &Images)], cx: &Context) -> Result<Value> {
+        let train = &self.benchmark.train.images;
+        let clients: Vec<u32> = {
+            let mut all: Vec<u32> = self.split.clients.iter().flatten().copied().collect();
+            all.sort_unstable();
+            all
+        };
+        let everything = |images: &Images| (0..images.len() as u32).collect::<Vec<u32>>();
+        let mut sets = Vec::new();
+        for (name, images) in others {
+            sets.push(Fingerprints::new(*name, images, &everything(images), cx)?);
+        }
+        sets.push(Fingerprints::new("server", train, &self.split.server, cx)?);
+        sets.push(Fingerprints::new("validation", train, &self.split.validation, cx)?);
+        sets.push(Fingerprints::new("clients", train, &clients, cx)?);
+        let test = &self.benchmark.test.images;
+        sets.push(Fingerprints::new("test", test, &everything(test), cx)?);
+        let found = overlap::overlaps(&sets, overlap::NEAR, cx)?;
+        let mut rows = Vec::new();
+        for o in found.iter().filter(|o| o.exact + o.near > 0) {
+            let text = format!("{} and {} share {} images exactly and {} nearly", o.a, o.b, o.exact, o.near);
+            cx.events.on(Event::Note(&text));
+            rows.push(json!({ "a": o.a, "b": o.b, "exact": o.exact, "near": o.near, "examples": o.examples }));
+        }
+        if rows.is_empty() {
+            cx.events.on(Event::Note("no duplicates between the sets"));
+        }
+        Ok(json!({ "bits": overlap::NEAR, "of": 256, "overlaps": rows }))
+    }
+
+    /// What the manifest says of this run.
+    pub fn facts(&self, cx: &Context) -> BTreeMap<&'static str, Value> {
+        let (train, test) = (&self.benchmark.train, &self.benchmark.test);
+        BTreeMap::from([
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("seed", json!(self.config.run.seed)),
+            ("device", json!(format!("{:?}", cx.device.location()))),
+            ("engine", json!(self.config.run.engine)),
+            ("instruction_set", json!(instruction_set())),
+            ("train", json!({ "digest": train.digest, "images": train.len(), "order": train.order })),
+            ("test", json!({ "digest": test.digest, "images": test.len() })),
+            ("split", json!({ "digest": self.split.digest(), "counts_sha1": self.split.counts_sha1() })),
+            ("parameters", json!(self.net.layout.weights())),
+            ("multiply_adds", json!(self.net.multiply_adds())),
+        ])
+    }
+}
+
+/// Draws the split, or reads the one that `partition.kind = "file"` names.
+fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<Split> {
+    let train = &benchmark.train;
+    let classes = train.classes.len();
+    if let PartitionConfig::File(file) = &config.partition {
+        let split = Split::import(&data::resolve(&file.path)?, &train.labels, classes)?;
+        if split.clients.len() != file.clients {
+            return Err(Error::input(format!("{} holds {} clients", file.path, split.clients.len()))
+                .hint(format!("set partition.clients = {}", split.clients.len())));
+        }
+        return Ok(split);
+    }
+    let Config { longtail, partition, server_set, validation, .. } = config;
+    Split::draw(&train.labels, classes, longtail, partition, server_set, validation, key.fold(Purpose::Partition, 0))
+}
+
+/// The widest instruction set that kernels may use here.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    std::env::consts::ARCH
+}

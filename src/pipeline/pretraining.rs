@@ -1,0 +1,176 @@
+//! Stage 1 of a run: the pool, its features, the pretrained body, and how a classifier starts from it.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::Experiment;
+use crate::data::pool::Pool;
+use crate::data::world::World;
+use crate::data::{self, DataConfig, Dataset, Order, PoolConfig, overlap, pool};
+use crate::error::{Error, Result};
+use crate::exec::{Context, Event};
+use crate::key::Purpose;
+use crate::model::Head;
+use crate::model::clip::zeroshot::ZeroShot;
+use crate::nn::{Net, Params};
+use crate::run::RunDir;
+use crate::stage::Loaded;
+use crate::stage::finetune::HeadInit;
+use crate::stage::metrics::Evaluation;
+use crate::stage::pretrain::{PoolFeatures, Pretrain};
+
+/// The pretrained network and what it can do.
+pub struct Pretrained {
+    /// Body and projection.
+    pub net: Arc<Net>,
+    /// Their parameters.
+    pub params: Params,
+    /// Zero-shot over the class names.
+    pub evaluation: Evaluation,
+    zero_shot: ZeroShot,
+}
+
+impl Experiment {
+    /// Runs stage 1, or reads it back.
+    pub fn pretrain(&self, dir: &RunDir, cx: &Context) -> Result<Pretrained> {
+        let shape = self.benchmark.train.images.shape();
+        let width = self.embedder.width(cx)?;
+        let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
+        let params = match dir.finished("pretrain", &net.layout)? {
+            Some((params, _)) => params,
+            None => self.pretrain_on_pool(dir, &net, cx)?,
+        };
+        let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
+        let evaluation = self.judge().projection(&net, &params, &zero_shot, cx)?;
+        Ok(Pretrained { net, params, evaluation, zero_shot })
+    }
+
+    fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
+        let pool = self.open_pool(cx)?;
+        let captioned: Vec<u32> = (0..pool.len() as u32).filter(|&i| !pool.items[i as usize].texts.is_empty()).collect();
+        if captioned.is_empty() {
+            return Err(Error::input(format!("pool {}: no image has a caption", pool.name))
+                .hint("name a caption file with pool.captions, or a text field with pool.text"));
+        }
+        let [_, side, _] = self.benchmark.train.images.shape();
+        let decoded = pool.decode(&captioned, side, cx)?;
+        for (id, why) in decoded.failed.iter().take(5) {
+            cx.events.on(Event::Warning(&format!("pool image {id} left out: {why}")));
+        }
+        let (texts, captions) = captions_of(&pool, &decoded.kept);
+        self.describe_pool(dir, &pool, &decoded.images, &texts, cx)?;
+        let text = self.embedder.texts(&texts, cx)?;
+        let image = match self.embedder.sees() {
+            true => Some(self.embedder.pool_features(&pool, &decoded.kept, cx)?),
+            false => None,
+        };
+        let n = decoded.images.len();
+        let data = Dataset::new("pool", decoded.images, vec![0; n], vec!["pool".into()], Order::Original)?;
+        let images = Loaded { data: &data, loader: &self.loader };
+        let features = PoolFeatures {
+            images: &images,
+            len: n,
+            captions: &captions,
+            text: &text.data,
+            image: image.as_ref().map(|f| f.data.as_slice()),
+        };
+        let key = self.key.fold(Purpose::Pretrain, 0);
+        let (backend, config) = (self.config.run.engine, &self.config.pretrain);
+        Pretrain { dir, net, backend, config, pool: features, key }.run(cx)
+    }
+
+    /// The pool of the config; the procedural world has its own.
+    pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
+        match (&self.config.pool, &self.config.data) {
+            (PoolConfig::World(_), DataConfig::World(world)) => {
+                World::new(world.clone(), self.key.fold(Purpose::World, 0))?.open_pool()
+            }
+            (config, _) => pool::load(config, cx),
+        }
+    }
+
+    /// Says what the pool is: duplicates with the benchmark, coverage of its classes, supervision.
+    fn describe_pool(
+        &self,
+        dir: &RunDir,
+        pool: &Pool,
+        images: &data::Images,
+        texts: &[String],
+        cx: &Context,
+    ) -> Result<()> {
+        let classes = &self.benchmark.train.classes;
+        let coverage = overlap::coverage(classes, texts.iter().map(String::as_str));
+        let named = coverage.iter().filter(|&&n| n > 0).count();
+        let (n, m) = (images.len(), classes.len());
+        cx.events.on(Event::Note(&format!("pool {}: {n} images; captions name {named} of {m} classes", pool.name)));
+        if pool.supervised {
+            cx.events.on(Event::Warning("the pool's texts are human class labels: this is supervised pretraining"));
+        }
+        if self.config.evaluate.overlaps {
+            dir.write_json("overlaps.json", &self.overlaps(&[("pool", images)], cx)?)?;
+        }
+        let coverage: Vec<_> = classes.iter().zip(coverage).map(|(c, n)| json!({ "class": c, "captions": n })).collect();
+        let facts = json!({ "images": n, "supervised": pool.supervised, "coverage": coverage,
+            "captions_digest": pool.captions_digest, "clip": self.embedder.digest(cx)? });
+        dir.update_manifest(&[("pool", facts)].into())
+    }
+
+    /// The start of the federated stage: fresh, from a file, or the pretrained body under a classifier.
+    pub fn start(&self, pretrained: Option<&Pretrained>) -> Result<Params> {
+        let fresh = self.net.init(self.key.fold(Purpose::Init, 0));
+        let from = &self.config.finetune.from;
+        if !from.is_empty() {
+            return Ok(Params::load_partial(&data::resolve(from)?, &fresh)?.0);
+        }
+        let Some(pretrained) = pretrained else { return Ok(fresh) };
+        let mut start = fresh;
+        let layout = start.layout().clone();
+        for entry in layout.entries() {
+            if let Ok(values) = pretrained.params.get(&entry.name) {
+                start.data_mut()[entry.range()].copy_from_slice(values);
+            }
+        }
+        if self.config.finetune.head_init == HeadInit::Text {
+            self.text_head(&mut start, pretrained)?;
+        }
+        Ok(start)
+    }
+
+    /// `W = T W_s`, `b = T b_s`: class scores as the projection's products with the class texts.
+    fn text_head(&self, start: &mut Params, pretrained: &Pretrained) -> Result<()> {
+        let ranges = self.net.head();
+        let texts = pretrained.zero_shot.text_features();
+        let weight = pretrained.params.get("projection.weight")?;
+        let bias = pretrained.params.get("projection.bias")?;
+        let inputs = weight.len() / texts.dim;
+        let expected = texts.rows() * inputs;
+        let [w, b] = ranges.as_slice() else {
+            return Err(Error::defect("head_init = text: the classifier has no weight and bias"));
+        };
+        if w.len() != expected {
+            return Err(Error::defect(format!("head_init = text: {} values for ({}, {inputs})", w.len(), texts.rows())));
+        }
+        let data = start.data_mut();
+        for class in 0..texts.rows() {
+            let text = texts.row(class);
+            for i in 0..inputs {
+                let column = text.iter().enumerate().map(|(d, t)| t * weight[d * inputs + i]);
+                data[w.start + class * inputs + i] = column.sum();
+            }
+            data[b.start + class] = text.iter().zip(bias).map(|(t, v)| t * v).sum();
+        }
+        Ok(())
+    }
+}
+
+/// All texts of the kept items, and where each item's are.
+fn captions_of(pool: &Pool, kept: &[u32]) -> (Vec<String>, Vec<(usize, usize)>) {
+    let (mut texts, mut places) = (Vec::new(), Vec::with_capacity(kept.len()));
+    for &i in kept {
+        let own = &pool.items[i as usize].texts;
+        places.push((texts.len(), own.len()));
+        texts.extend(own.iter().cloned());
+    }
+    (texts, places)
+}
