@@ -43,8 +43,10 @@ fn pictures() -> Vec<(usize, usize, Vec<u8>)> {
 
 fn pixels(model: &Llava) -> Tensor {
     let pictures = pictures();
-    let views: Vec<Picture> =
-        pictures.iter().map(|(height, width, p)| Picture { height: *height, width: *width, pixels: p }).collect();
+    let views: Vec<Picture> = pictures
+        .iter()
+        .map(|(height, width, p)| Picture { height: *height, width: *width, pixels: p.as_slice().into() })
+        .collect();
     model.preprocess().batch(&views, &Device::Cpu).unwrap()
 }
 
