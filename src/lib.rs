@@ -9,6 +9,7 @@ pub mod exec;
 pub mod nn;
 pub mod data;
 pub mod model;
+pub mod mllm;
 pub mod run;
 pub mod fl;
 pub mod stage;

@@ -65,6 +65,19 @@ impl Fingerprints {
 
     /// Images of `other` that this set has too, exactly or within `near` bits of 256.
     pub fn overlap(&self, other: &Fingerprints, near: u32, cx: &Context) -> Result<Overlap> {
+        let pairs = self.pairs(other, near, cx)?;
+        let exact = pairs.iter().filter(|p| p.2.is_none()).count();
+        Ok(Overlap {
+            a: self.name.clone(),
+            b: other.name.clone(),
+            exact,
+            near: pairs.len() - exact,
+            examples: pairs.iter().take(10).map(|&(i, j, d)| (i, j, d.unwrap_or(0))).collect(),
+        })
+    }
+
+    /// Each image of `other` that this set has too: index here, index there, bits apart (none: equal pixels).
+    pub fn pairs(&self, other: &Fingerprints, near: u32, cx: &Context) -> Result<Vec<(u32, u32, Option<u32>)>> {
         let mut exact: BTreeMap<&[u8; 32], usize> = BTreeMap::new();
         for (at, digest) in self.pixels.iter().enumerate() {
             exact.entry(digest).or_insert(at);
@@ -78,16 +91,7 @@ impl Fingerprints {
         };
         let found: Vec<Option<(usize, Option<u32>)>> =
             decode::on_threads(cx, || other.pixels.par_iter().zip(&other.hashes).map(one).collect())?;
-        let pairs: Vec<(u32, u32, Option<u32>)> =
-            found.iter().zip(&other.indices).filter_map(|(f, &j)| f.map(|(at, d)| (self.indices[at], j, d))).collect();
-        let exact = pairs.iter().filter(|p| p.2.is_none()).count();
-        Ok(Overlap {
-            a: self.name.clone(),
-            b: other.name.clone(),
-            exact,
-            near: pairs.len() - exact,
-            examples: pairs.iter().take(10).map(|&(i, j, d)| (i, j, d.unwrap_or(0))).collect(),
-        })
+        Ok(found.iter().zip(&other.indices).filter_map(|(f, &j)| f.map(|(at, d)| (self.indices[at], j, d))).collect())
     }
 }
 

@@ -3,9 +3,14 @@
 pub mod adamw;
 pub mod clip;
 pub mod cnn;
+pub mod graph;
 pub mod hub;
+pub mod layers;
+pub mod llama;
+pub mod llava;
 pub mod mlp;
 pub mod resnet;
+pub mod sample;
 pub mod weights;
 
 use serde::{Deserialize, Serialize};

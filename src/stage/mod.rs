@@ -1,6 +1,7 @@
 //! The stages: each a function of its own configuration, its inputs and a context.
 
 pub mod align;
+pub mod caption;
 pub mod demo_models;
 pub mod embed;
 pub mod evaluate;

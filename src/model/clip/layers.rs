@@ -8,37 +8,8 @@ use candle_nn::ops;
 
 use super::config::Activation;
 use crate::error::Result;
+pub use crate::model::layers::Linear;
 use crate::model::weights::{Init, Scope};
-
-/// `y = x Wᵀ + b` over the last dimension.
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// Loads `weight`, `(out, in)`, and with `bias` also `bias`, `(out)`.
-    pub fn load(at: &Scope, input: usize, output: usize, std: f64, bias: bool) -> Result<Self> {
-        let weight = at.tensor("weight", &[output, input], Init::Normal(std))?;
-        let bias = if bias { Some(at.tensor("bias", &[output], Init::Constant(0.0))?) } else { None };
-        Ok(Linear { weight, bias })
-    }
-
-    /// `(…, in)` → `(…, out)`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut dims = x.dims().to_vec();
-        let (output, input) = self.weight.dims2()?;
-        let flat = x.reshape(((), input))?.matmul(&self.weight.t()?)?;
-        let flat = match &self.bias {
-            Some(bias) => flat.broadcast_add(bias)?,
-            None => flat,
-        };
-        if let Some(last) = dims.last_mut() {
-            *last = output;
-        }
-        Ok(flat.reshape(dims)?)
-    }
-}
 
 /// Layer normalisation over the last dimension, composed (candle's fused one has no backward); in f32 inside.
 pub struct LayerNorm {

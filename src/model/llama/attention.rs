@@ -1,0 +1,134 @@
+//! Grouped-query attention (Ainslie et al., 2023) with rotary positions and a key-value cache.
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::LlamaConfig;
+use super::cache::LayerCache;
+use super::rope::Turns;
+use crate::error::Result;
+use crate::model::layers::{Linear, softmax};
+use crate::model::weights::Scope;
+
+/// Low enough to vanish in a softmax, finite so that a row that may attend to nothing stays finite.
+const HIDDEN: f32 = -1e30;
+
+/// What all layers of one pass share.
+#[derive(Clone, Debug)]
+pub(super) struct Positions {
+    /// Rotations of the new tokens.
+    pub turns: Turns,
+    /// 0 or [`HIDDEN`], f32 `(rows or 1, 1, 1, new, all)`; none when a single token may see everything.
+    pub mask: Option<Tensor>,
+}
+
+impl Positions {
+    /// `new` tokens after `past`, in rows that begin with `pads[r]` tokens of padding.
+    pub fn new(
+        frequencies: &[f32],
+        past: usize,
+        new: usize,
+        pads: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let ragged = pads.iter().any(|&p| p > 0);
+        let pads = if ragged { pads } else { &[0] };
+        let positions: Vec<Vec<u32>> =
+            pads.iter().map(|&pad| (past..past + new).map(|p| p.saturating_sub(pad) as u32).collect()).collect();
+        let turns = Turns::new(frequencies, &positions, dtype, device)?;
+        if new == 1 && !ragged {
+            return Ok(Positions { turns, mask: None });
+        }
+        let all = past + new;
+        let mut mask = vec![HIDDEN; pads.len() * new * all];
+        for (row, &pad) in mask.chunks_mut((new * all).max(1)).zip(pads) {
+            for (i, line) in row.chunks_mut(all.max(1)).enumerate() {
+                line[..=past + i].fill(0.0);
+                line[..pad.min(all)].fill(HIDDEN);
+            }
+        }
+        let mask = Tensor::from_vec(mask, (pads.len(), 1, 1, new, all), device)?;
+        Ok(Positions { turns, mask: Some(mask) })
+    }
+}
+
+/// One layer's attention.
+#[derive(Clone, Debug)]
+pub(super) struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Attention {
+    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`.
+    pub fn load(at: &Scope, c: &LlamaConfig) -> Result<Self> {
+        let (d, q, kv) = (c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let part = |name: &str, input, output| {
+            Linear::load(&at.pp(name), input, output, c.initializer_range, c.attention_bias)
+        };
+        Ok(Attention {
+            q: part("q_proj", d, q)?,
+            k: part("k_proj", d, kv)?,
+            v: part("v_proj", d, kv)?,
+            o: part("o_proj", q, d)?,
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+        })
+    }
+
+    /// `(rows, new, hidden)` → the same shape.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        at: &Positions,
+        cache: Option<(&mut LayerCache, usize, usize)>,
+    ) -> Result<Tensor> {
+        let (rows, new, _) = x.dims3()?;
+        let split = |x: Tensor, heads| x.reshape((rows, new, heads, self.head_dim))?.transpose(1, 2);
+        let q = at.turns.apply(&split(self.q.forward(x)?, self.heads)?)?;
+        let k = at.turns.apply(&split(self.k.forward(x)?, self.kv_heads)?)?;
+        let v = split(self.v.forward(x)?, self.kv_heads)?;
+        let (k, v) = match cache {
+            Some((cache, past, capacity)) => cache.append(past, capacity, &k, &v)?,
+            None => (k, v.contiguous()?),
+        };
+        let mixed = self.mix(&q, &k, &v, at.mask.as_ref())?;
+        let joined = mixed.transpose(1, 2)?.reshape((rows, new, self.heads * self.head_dim))?;
+        self.o.forward(&joined)
+    }
+
+    /// Every query head of a group meets its one key head: groups are stacked along the tokens.
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (rows, _, new, dim) = q.dims4()?;
+        let (kv, group, all) = (self.kv_heads, self.heads / self.kv_heads, k.dim(2)?);
+        let q = (q * (1.0 / (self.head_dim as f64).sqrt()))?.reshape((rows, kv, group * new, dim))?;
+        let scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?;
+        let scores = match mask {
+            Some(mask) => {
+                let apart = scores.reshape((rows, kv, group, new, all))?.to_dtype(DType::F32)?;
+                apart.broadcast_add(mask)?.reshape((rows, kv, group * new, all))?
+            }
+            None => scores,
+        };
+        let p = softmax(&scores)?.to_dtype(v.dtype())?;
+        Ok(p.matmul(v)?.reshape((rows, self.heads, new, dim))?)
+    }
+
+    /// Its tensors with their names under `name`.
+    pub fn tensors(&self, name: &str, out: &mut Vec<(String, Tensor)>) {
+        for (part, layer) in [("q", &self.q), ("k", &self.k), ("v", &self.v), ("o", &self.o)] {
+            layer.tensors(&format!("{name}.{part}_proj"), out);
+        }
+    }
+
+    /// The same layer without a tie to the graph.
+    pub fn frozen(&self) -> Self {
+        Attention { q: self.q.frozen(), k: self.k.frozen(), v: self.v.frozen(), o: self.o.frozen(), ..*self }
+    }
+}
