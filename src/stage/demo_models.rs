@@ -41,12 +41,12 @@ pub struct DemoClipConfig {
 impl Default for DemoClipConfig {
     fn default() -> Self {
         DemoClipConfig {
-            images: 24_000,
-            epochs: 8,
+            images: 40_000,
+            epochs: 4,
             batch_size: 128,
-            learning_rate: 1e-3,
-            width: 128,
-            layers: 3,
+            learning_rate: 2e-3,
+            width: 64,
+            layers: 4,
             patch: 4,
             projection: 64,
             seed: 2024,
