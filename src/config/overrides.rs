@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 /// Lays one `key=value` on top. The value is TOML; what is not TOML is a string.
 pub fn apply(table: &mut toml::Table, item: &str) -> Result<()> {
     let Some((key, value)) = item.split_once('=') else {
-        return Err(Error::input(format!("--set {item}: expected key=value")).hint("for example --set federated.rounds=20"));
+        return Err(
+            Error::input(format!("--set {item}: expected key=value")).hint("for example --set federated.rounds=20")
+        );
     };
     let (key, value) = (key.trim(), value.trim());
     let value = match toml::from_str::<toml::Table>(&format!("x = {value}")) {

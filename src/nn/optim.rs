@@ -110,7 +110,8 @@ impl Optimiser {
     pub fn state(&self, layout: &Arc<Layout>) -> Result<BTreeMap<String, Params>> {
         let mut counter = Layout::default();
         counter.push("steps", &[1], Role::Buffer)?;
-        let mut named = BTreeMap::from([("steps".to_string(), Params::new(Arc::new(counter), vec![self.steps as f32])?)]);
+        let mut named =
+            BTreeMap::from([("steps".to_string(), Params::new(Arc::new(counter), vec![self.steps as f32])?)]);
         for (name, values) in [("first", &self.first), ("second", &self.second)] {
             if !values.is_empty() {
                 named.insert(name.to_string(), Params::new(layout.clone(), values.clone())?);

@@ -76,8 +76,11 @@ impl Experiment {
         let (clients, size) = (self.split.clients.len(), self.config.federated.cohort);
         if let Some(cohorts) = &self.split.cohorts {
             let cohort = cohorts.get(round - 1).ok_or_else(|| {
-                Error::data(format!("the split's file has cohorts for {} rounds, round {round} is asked", cohorts.len()))
-                    .hint("lower federated.rounds, or export more cohorts")
+                Error::data(format!(
+                    "the split's file has cohorts for {} rounds, round {round} is asked",
+                    cohorts.len()
+                ))
+                .hint("lower federated.rounds, or export more cohorts")
             })?;
             return Ok(cohort.iter().map(|&c| c as ClientId).collect());
         }

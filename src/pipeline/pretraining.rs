@@ -48,7 +48,8 @@ impl Experiment {
 
     fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
         let pool = self.open_pool(cx)?;
-        let captioned: Vec<u32> = (0..pool.len() as u32).filter(|&i| !pool.items[i as usize].texts.is_empty()).collect();
+        let captioned: Vec<u32> =
+            (0..pool.len() as u32).filter(|&i| !pool.items[i as usize].texts.is_empty()).collect();
         if captioned.is_empty() {
             return Err(Error::input(format!("pool {}: no image has a caption", pool.name))
                 .hint("name a caption file with pool.captions, or a text field with pool.text"));
@@ -110,7 +111,8 @@ impl Experiment {
         if self.config.evaluate.overlaps {
             dir.write_json("overlaps.json", &self.overlaps(&[("pool", images)], cx)?)?;
         }
-        let coverage: Vec<_> = classes.iter().zip(coverage).map(|(c, n)| json!({ "class": c, "captions": n })).collect();
+        let coverage: Vec<_> =
+            classes.iter().zip(coverage).map(|(c, n)| json!({ "class": c, "captions": n })).collect();
         let facts = json!({ "images": n, "supervised": pool.supervised, "coverage": coverage,
             "captions_digest": pool.captions_digest, "clip": self.embedder.digest(cx)? });
         dir.update_manifest(&[("pool", facts)].into())
@@ -149,7 +151,11 @@ impl Experiment {
             return Err(Error::defect("head_init = text: the classifier has no weight and bias"));
         };
         if w.len() != expected {
-            return Err(Error::defect(format!("head_init = text: {} values for ({}, {inputs})", w.len(), texts.rows())));
+            return Err(Error::defect(format!(
+                "head_init = text: {} values for ({}, {inputs})",
+                w.len(),
+                texts.rows()
+            )));
         }
         let data = start.data_mut();
         for class in 0..texts.rows() {

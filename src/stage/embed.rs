@@ -127,7 +127,8 @@ impl Embedder {
                 Features::new(*width, found?.into_iter().flatten().copied().collect())
             }
             Opened::Model { clip, tokenizer, digest, .. } => {
-                let distinct: Vec<&String> = texts.iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+                let distinct: Vec<&String> =
+                    texts.iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
                 let items: Vec<String> = distinct.iter().map(|t| fsx::sha256(t.as_bytes())).collect();
                 let unique = self.cached("texts", digest, items, || embed::texts(clip, tokenizer, &distinct, cx))?;
                 let position: BTreeMap<&String, usize> = distinct.iter().enumerate().map(|(i, t)| (*t, i)).collect();

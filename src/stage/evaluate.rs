@@ -76,7 +76,12 @@ pub fn entry(evaluation: &Evaluation, digest: &str, last: Option<(f64, f64)>) ->
 }
 
 /// Writes `eval.json`: the final stage's figures at the top, every stage's below `stages`.
-pub fn write(dir: &RunDir, stages: &BTreeMap<String, Map<String, Value>>, last_stage: &str, facts: Value) -> Result<()> {
+pub fn write(
+    dir: &RunDir,
+    stages: &BTreeMap<String, Map<String, Value>>,
+    last_stage: &str,
+    facts: Value,
+) -> Result<()> {
     let mut eval = Map::from_iter([("schema".to_string(), json!(SCHEMA)), ("stage".to_string(), json!(last_stage))]);
     eval.extend(stages.get(last_stage).cloned().unwrap_or_default());
     eval.insert("stages".into(), json!(stages));

@@ -136,10 +136,8 @@ impl Finetune<'_> {
 
 fn files(finished: &Finished<'_>) -> Files {
     let server = finished.server;
-    let mut model = Named::from([
-        ("model".to_string(), server.model.clone()),
-        ("deployed".to_string(), finished.deployed.clone()),
-    ]);
+    let mut model =
+        Named::from([("model".to_string(), server.model.clone()), ("deployed".to_string(), finished.deployed.clone())]);
     if let Some(aligned) = finished.aligned {
         model.insert("aligned".to_string(), aligned.clone());
     }

@@ -175,7 +175,8 @@ impl Pretrain<'_> {
         for (step, ids) in order.chunks_exact(self.config.batch_size).enumerate() {
             cx.cancel.check()?;
             let key = key.fold(Purpose::Step, step as u64);
-            let t = (epoch * per_epoch + step) as f32 / (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
+            let t =
+                (epoch * per_epoch + step) as f32 / (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
             self.pool.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
             interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(key))?;
             interpreter.read(self.net.logits, &mut values)?;

@@ -149,8 +149,12 @@ impl Tokenizer {
         write("merges.txt", format!("#version: 0.2\n{lines}"))
     }
 
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Vocabulary and merges of the definition.
-    fn parts(&self) -> Result<(BTreeMap<String, u32>, Vec<(String, String)>)> {
+    pub(super) fn parts(&self) -> Result<(BTreeMap<String, u32>, Vec<(String, String)>)> {
         let bad = |e: serde_json::Error| Error::data(format!("tokenizer.json: {e}"));
         let json: Value = serde_json::from_str(&self.definition).map_err(bad)?;
         let vocab = serde_json::from_value(json["model"]["vocab"].clone()).map_err(bad)?;
