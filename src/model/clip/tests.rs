@@ -431,6 +431,7 @@ fn features_of_many_images_do_not_depend_on_threads_and_a_stop_is_heard() {
     assert_eq!(run(&stopped).unwrap_err().class(), crate::error::Class::Stopped);
 }
 
+#[allow(clippy::print_stderr, reason = "a test that skips says so")]
 fn real_data() -> Option<PathBuf> {
     let folder = std::env::var_os("FEDLLAVA_DATA").map(PathBuf::from);
     if folder.is_none() {
