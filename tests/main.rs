@@ -1,5 +1,8 @@
 //! What is checked from outside, as one binary.
 
+mod cli;
 mod laws;
+mod layers;
 mod net_golden;
+mod round_golden;
 mod toy;
