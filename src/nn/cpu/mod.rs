@@ -65,7 +65,7 @@ impl Engine {
         if !Isa::available().contains(&isa) {
             return Err(Error::environment(format!("this machine has no {isa}")));
         }
-        let plan = plan::plan(net, isa);
+        let plan = plan::plan(net, isa, threads <= 1);
         let (net, threads) = (net.clone(), threads.max(1));
         Ok(Engine { net, plan, isa, threads, arena: Arena::new(&[])?, capacity: 0, rows: 0, mode: Mode::Eval })
     }
