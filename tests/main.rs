@@ -1,5 +1,6 @@
 //! What is checked from outside, as one binary.
 
+mod engine;
 mod laws;
 mod net_golden;
 mod toy;

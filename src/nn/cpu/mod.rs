@@ -9,12 +9,15 @@
 //! and every sum has one order. Another instruction set may round otherwise.
 
 mod arena;
+#[cfg(test)]
+mod check;
 mod backward;
 mod conv;
 mod crew;
 mod dense;
 mod forward;
 mod map;
+mod peak;
 mod plan;
 mod pool;
 mod rows;
@@ -22,6 +25,7 @@ mod simd;
 mod tile;
 
 use arena::{Arena, Mem, Shared};
+pub use peak::peak;
 use plan::{Plan, Slot};
 pub use simd::Isa;
 
