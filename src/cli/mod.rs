@@ -54,7 +54,9 @@ enum Command {
     #[command(after_help = "Example: fedllava align configs/cifar10-lt/first.toml")]
     Align(Experiment),
     /// Judge a model file on the test set of a config.
-    #[command(after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json")]
+    #[command(
+        after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json"
+    )]
     Evaluate(commands::Evaluate),
     /// Compute and cache what the frozen CLIP sees in the pool and in the server set.
     #[command(after_help = "Example: fedllava embed configs/demo.toml")]

@@ -71,7 +71,10 @@ fn draw(config: &Path, s: &Split, quiet: bool) -> Result<()> {
     let held: usize = e.split.clients.iter().map(Vec::len).sum();
     put(&format!(
         "{} clients hold {held} images · server {} · validation {} · left out {}",
-        e.split.clients.len(), e.split.server.len(), e.split.validation.len(), e.split.discarded.len()
+        e.split.clients.len(),
+        e.split.server.len(),
+        e.split.validation.len(),
+        e.split.discarded.len()
     ))?;
     put(&format!("counts {} · split {}", e.split.counts_sha1(), &e.split.digest()[..12]))
 }
@@ -89,11 +92,19 @@ fn picture(counts: &[Vec<u32>], classes: &[String]) -> String {
     };
     let mut lines = Vec::new();
     if wide {
-        lines.push(format!("{:>8}{}{:>8}", "client", classes.iter().map(|c| format!("{c:>9.8}")).collect::<String>(), "all"));
+        lines.push(format!(
+            "{:>8}{}{:>8}",
+            "client",
+            classes.iter().map(|c| format!("{c:>9.8}")).collect::<String>(),
+            "all"
+        ));
     }
     for (client, row) in counts.iter().enumerate() {
         let cells: String = match wide {
-            true => row.iter().map(|&n| if n == 0 { format!("{:>9}", "·") } else { format!("{n:>7} {}", shade(n)) }).collect(),
+            true => row
+                .iter()
+                .map(|&n| if n == 0 { format!("{:>9}", "·") } else { format!("{n:>7} {}", shade(n)) })
+                .collect(),
             false => row.iter().map(|&n| shade(n)).collect(),
         };
         lines.push(format!("{client:>8}{}{cells}{:>8}", if wide { "" } else { "  " }, row.iter().sum::<u32>()));
@@ -114,7 +125,12 @@ fn export(config: &Path, file: &Path, changes: &Changes, quiet: bool) -> Result<
         .collect();
     e.split.cohorts = Some(cohorts?);
     e.split.export(file)?;
-    say(&format!("{}: {} clients, cohorts of {} rounds", file.display(), e.split.clients.len(), e.config.federated.rounds));
+    say(&format!(
+        "{}: {} clients, cohorts of {} rounds",
+        file.display(),
+        e.split.clients.len(),
+        e.config.federated.rounds
+    ));
     put(&e.split.digest())
 }
 

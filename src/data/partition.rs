@@ -324,7 +324,9 @@ mod tests {
         let want = DirichletConfig { clients: 5, alpha: 1.0, ..Default::default() };
         assert_eq!(config, PartitionConfig::Dirichlet(want));
         assert!(read("kind = \"creff\"\nalhpa = 0.5").unwrap_err().to_string().contains("alhpa"));
-        assert!(read("kind = \"creef\"").unwrap_err().to_string().contains("`creff`, `dirichlet`, `shards`, `iid`, `file`"));
+        assert!(
+            read("kind = \"creef\"").unwrap_err().to_string().contains("`creff`, `dirichlet`, `shards`, `iid`, `file`")
+        );
     }
 
     #[test]

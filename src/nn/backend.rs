@@ -31,9 +31,7 @@ impl Backend {
             (Backend::Auto | Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
             (Backend::Cpu, false) => Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")
                 .hint("use run.engine = \"auto\" or \"candle\"")),
-            (Backend::Auto | Backend::Candle, _) => {
-                Ok(Box::new(Candle::new(net.clone(), cx.device.clone(), cx.dtype)))
-            }
+            (Backend::Auto | Backend::Candle, _) => Ok(Box::new(Candle::new(net.clone(), cx.device.clone(), cx.dtype))),
         }
     }
 }

@@ -173,9 +173,7 @@ fn cell(entries: &[Value], key: &str) -> String {
 
 /// The rows as JSON, accuracies as shares, one list entry a row with all its seeds.
 pub fn to_json(rows: &[Row]) -> Value {
-    let row = |r: &Row| {
-        json!({ "run": r.run, "stage": STAGES[r.stage].0, "oracle": r.oracle, "extras": r.extras, "seeds": r.entries })
-    };
+    let row = |r: &Row| json!({ "run": r.run, "stage": STAGES[r.stage].0, "oracle": r.oracle, "extras": r.extras, "seeds": r.entries });
     Value::Array(rows.iter().map(row).collect())
 }
 

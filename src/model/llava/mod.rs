@@ -44,6 +44,14 @@ impl Projector {
         })
     }
 
+    /// Its tensors with their names.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        let mut out = Vec::new();
+        self.first.tensors("linear_1", &mut out);
+        self.second.tensors("linear_2", &mut out);
+        out
+    }
+
     /// `(…, tower's width)` → `(…, hidden)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.second.forward(&self.activation.forward(&self.first.forward(x)?)?)
