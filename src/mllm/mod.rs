@@ -3,6 +3,7 @@
 pub mod captioner;
 pub mod filter;
 pub mod journal;
+pub mod objective;
 pub mod pool;
 pub mod prompt;
 

@@ -8,6 +8,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::fused;
 use super::graph::with_backward;
+use super::thin;
 use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
 
@@ -63,8 +64,14 @@ impl Linear {
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.track_op() || !x.track_op() {
+        if self.weight.track_op() {
             return Ok(x.matmul(&self.weight.t()?)?);
+        }
+        if !x.track_op() {
+            return match thin::product(x, &self.weight)? {
+                Some(y) => Ok(y),
+                None => Ok(x.matmul(&self.weight.t()?)?),
+            };
         }
         let value = x.detach().matmul(&self.weight.t()?)?;
         let weight = self.weight.clone();
