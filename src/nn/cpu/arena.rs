@@ -1,6 +1,6 @@
 //! One block of memory for everything that a workspace needs, cut into regions.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
 
@@ -12,15 +12,11 @@ const SLACK: usize = 64;
 /// A region: its index in the arena's list.
 pub(super) type Region = usize;
 
-/// Zeroed floats on cache-line boundaries.
+/// Zeroed floats; regions begin on cache-line boundaries.
 pub(super) struct Arena {
-    base: *mut f32,
-    len: usize,
+    map: MmapMut,
     starts: Vec<usize>,
 }
-
-// SAFETY: the arena owns its memory; sharing is governed by `Mem`'s contract.
-unsafe impl Send for Arena {}
 
 impl Arena {
     /// Regions of these sizes in floats, all zero.
@@ -32,53 +28,23 @@ impl Arena {
             len += (size + SLACK).next_multiple_of(LINE);
         }
         starts.push(len);
-        let layout = layout(len)?;
-        // SAFETY: the layout's size is not zero (slack).
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() {
-            handle_alloc_error(layout);
-        }
-        Ok(Arena { base: base.cast(), len, starts })
+        let refused = |e| Error::environment(format!("cannot get {} MiB for the network: {e}", len >> 18));
+        let map = MmapMut::map_anon(4 * len).map_err(refused)?;
+        // Large pages spare most of the address translation; where they are refused, small ones do.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Arena { map, starts })
     }
 
     /// A handle for worker threads.
     pub fn mem(&mut self) -> Mem<'_> {
-        Mem { base: self.base, starts: &self.starts }
+        Mem { base: self.map.as_mut_ptr().cast(), starts: &self.starts }
     }
 
     /// A region's values.
     pub fn region(&self, region: Region) -> &[f32] {
-        let (start, end) = (self.starts[region], self.starts[region + 1]);
-        // SAFETY: the range lies inside the block, which was zeroed and is borrowed through `self`.
-        unsafe { std::slice::from_raw_parts(self.base.add(start), end - start) }
+        &bytemuck::cast_slice(&self.map)[self.starts[region]..self.starts[region + 1]]
     }
-
-    /// A region's values, to change.
-    pub fn region_mut(&mut self, region: Region) -> &mut [f32] {
-        let (start, end) = (self.starts[region], self.starts[region + 1]);
-        // SAFETY: as in `region`, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(start), end - start) }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        4 * self.len
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        if let Ok(layout) = layout(self.len) {
-            // SAFETY: allocated in `new` with the same layout.
-            unsafe { dealloc(self.base.cast(), layout) }
-        }
-    }
-}
-
-fn layout(len: usize) -> Result<Layout> {
-    Layout::array::<f32>(len)
-        .and_then(|l| l.align_to(64))
-        .map_err(|_| Error::environment(format!("the network needs {len} floats, more than memory can address")))
 }
 
 /// The arena as the worker threads of one call see it.

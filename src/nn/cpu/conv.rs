@@ -249,15 +249,21 @@ impl Grid {
         let area = shape.kernel * shape.kernel;
         for panel in &self.panels {
             let width = 16 * panel.vectors;
-            for lane in panel.lane..lanes.min(panel.lane + width) {
-                let group = lane / per_lane;
-                for channel in group * per_channel..(group + 1) * per_channel {
-                    let (out, input) = if back { (channel, lane) } else { (lane, channel) };
-                    let index = (out * per_in + input % per_in) * area;
-                    let mut at = panel.weights + (channel - panel.channels.start) * width + lane - panel.lane;
-                    for &(ky, kx) in &self.taps {
-                        each(at, index + ky * shape.kernel + kx);
-                        at += panel.channels.len() * width;
+            let lanes = panel.lane..lanes.min(panel.lane + width);
+            for channel in panel.channels.clone() {
+                // The lanes of this channel's group, all of them without groups.
+                let group = channel / per_channel;
+                let own = lanes.start.max(group * per_lane)..lanes.end.min((group + 1) * per_lane);
+                let first = panel.weights + (channel - panel.channels.start) * width;
+                for (t, &(ky, kx)) in self.taps.iter().enumerate() {
+                    let at = first + t * panel.channels.len() * width;
+                    for lane in own.clone() {
+                        let (out, input) = if back {
+                            (channel, lane - group * per_lane)
+                        } else {
+                            (lane, channel - group * per_channel)
+                        };
+                        each(at + lane - panel.lane, (out * per_in + input) * area + ky * shape.kernel + kx);
                     }
                 }
             }

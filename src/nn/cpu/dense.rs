@@ -45,6 +45,9 @@ unsafe fn product_body<S: Simd>(
             unsafe {
                 match (step, rows) {
                     (4, 4) => dots::<S, 4, 4>(x, w, inputs, bias, y, y_stride, o, r),
+                    (4, 3) => dots::<S, 3, 4>(x, w, inputs, bias, y, y_stride, o, r),
+                    (4, 2) => dots::<S, 2, 4>(x, w, inputs, bias, y, y_stride, o, r),
+                    (4, 1) => dots::<S, 1, 4>(x, w, inputs, bias, y, y_stride, o, r),
                     (2, 2) => dots::<S, 2, 2>(x, w, inputs, bias, y, y_stride, o, r),
                     _ => {
                         for i in r..r + rows {

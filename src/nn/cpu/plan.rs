@@ -113,7 +113,6 @@ pub(super) struct ConvStep {
     pub x: Node,
     pub out: Node,
     pub conv: Conv,
-    pub outputs: usize,
     pub weight: ParamId,
     pub bias: Option<ParamId>,
     pub relu: bool,
@@ -345,7 +344,6 @@ impl<'a> Planner<'a> {
         let step = ConvStep {
             x,
             out,
-            outputs: shape.outputs,
             weight,
             bias,
             relu: relu.is_some(),

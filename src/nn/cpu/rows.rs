@@ -5,9 +5,6 @@
 use super::map::Map;
 use super::simd::{Simd, per_isa};
 
-/// Sixteen channels.
-type Lanes = [f32; 16];
-
 /// A sample's values with their map.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -17,37 +14,70 @@ pub(super) struct View<'a> {
     pub map: &'a Map,
 }
 
-impl<'a> View<'a> {
-    /// Row `y` as pixels × blocks of lanes.
+impl View<'_> {
+    /// First float of row `y`: `w·cp` floats follow, checked.
     #[inline(always)]
-    fn row(&self, y: usize) -> &'a [Lanes] {
-        self.data[self.map.at(y, 0)..][..self.map.w * self.map.cp].as_chunks().0
-    }
-
-    fn blocks(&self) -> usize {
-        self.map.cp / 16
+    fn row(&self, y: usize) -> *const f32 {
+        self.data[self.map.at(y, 0)..][..self.map.w * self.map.cp].as_ptr()
     }
 }
 
 #[inline(always)]
-fn row_mut<'a>(data: &'a mut [f32], map: &Map, y: usize) -> &'a mut [Lanes] {
-    data[map.at(y, 0)..][..map.w * map.cp].as_chunks_mut().0
+fn row_mut(data: &mut [f32], map: &Map, y: usize) -> *mut f32 {
+    data[map.at(y, 0)..][..map.w * map.cp].as_mut_ptr()
 }
 
-#[inline(always)]
-fn zip2(a: &Lanes, b: &Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
-    std::array::from_fn(|i| f(a[i], b[i]))
+/// The maps of a pass have the same pixels and channels; coefficients reach over all channels.
+fn check(map: &Map, others: &[&Map], coefficients: &[&[f32]]) {
+    assert!(map.cp.is_multiple_of(16));
+    assert!(others.iter().all(|o| (o.cp, o.h, o.w) == (map.cp, map.h, map.w)), "{map:?} and {others:?}");
+    assert!(coefficients.iter().all(|c| c.len() >= map.cp));
 }
 
-#[inline(always)]
-fn lanes(of: &[f32], block: usize) -> &Lanes {
-    &of.as_chunks().0[block]
+/// Does something for every block of a row: `$i` is its first float in the row, `$c` its first channel. (A macro,
+/// because a closure that is not inlined would not know the instruction set.)
+macro_rules! blocks {
+    ($map:expr, |$i:ident, $c:ident| $body:expr) => {
+        if $map.cp == 16 {
+            for x in 0..$map.w {
+                let ($i, $c) = (16 * x, 0);
+                let _ = $c;
+                $body;
+            }
+        } else {
+            for x in 0..$map.w {
+                for $c in (0..$map.cp).step_by(16) {
+                    let $i = x * $map.cp + $c;
+                    $body;
+                }
+            }
+        }
+    };
 }
 
-/// Rectifies; NaN stays.
-#[inline(always)]
-fn rectify(v: f32) -> f32 {
-    if 0.0 > v { 0.0 } else { v }
+/// Sums two values of one block of channels over a sample: `$setup` names the row's pointers, `$pair` gives the
+/// values at float `$i` of the row.
+macro_rules! sum_block {
+    ($S:ty, $map:expr, $channel:expr, |$y:ident| $setup:stmt, |$i:ident| $pair:expr) => {{
+        let (mut sums, mut products) = ([0.0f64; 16], [0.0f64; 16]);
+        for $y in 0..$map.h {
+            let (mut s, mut q) = ([0.0f32; 16], [0.0f32; 16]);
+            let (mut a, mut b) = (<$S>::zero(), <$S>::zero());
+            $setup
+            for x in 0..$map.w {
+                let $i = x * $map.cp + $channel;
+                let (u, v) = $pair;
+                (a, b) = (<$S>::add(a, u), <$S>::add(b, v));
+            }
+            <$S>::store(s.as_mut_ptr(), a);
+            <$S>::store(q.as_mut_ptr(), b);
+            for i in 0..16 {
+                sums[i] += f64::from(s[i]);
+                products[i] += f64::from(q[i]);
+            }
+        }
+        (sums, products)
+    }};
 }
 
 per_isa! {
@@ -58,26 +88,21 @@ per_isa! {
 #[inline(always)]
 unsafe fn stats_body<S: Simd>(z: View<'_>, out: &mut [f64]) {
     let (n, cp) = (z.map.pixels() as f64, z.map.cp);
-    for block in 0..z.blocks() {
+    check(z.map, &[], &[]);
+    for channel in (0..cp).step_by(16) {
         // Deviations from the first pixel, so that squares do not cancel.
-        let shift = z.row(0)[block];
-        let (mut sums, mut squares) = ([0.0f64; 16], [0.0f64; 16]);
-        for y in 0..z.map.h {
-            let (mut s, mut q) = ([0.0f32; 16], [0.0f32; 16]);
-            for value in z.row(y)[block..].iter().step_by(z.blocks()) {
-                let d = zip2(value, &shift, |v, k| v - k);
-                s = zip2(&s, &d, |s, d| s + d);
-                q = zip2(&q, &d, |q, d| q + d * d);
-            }
-            for i in 0..16 {
-                sums[i] += f64::from(s[i]);
-                squares[i] += f64::from(q[i]);
-            }
-        }
+        // SAFETY: rows are checked, and blocks lie inside them.
+        let (sums, squares) = unsafe {
+            let shift = S::load(z.row(0).add(channel));
+            sum_block!(S, z.map, channel, |y| let from = z.row(y), |i| {
+                let d = S::sub(S::load(from.add(i)), shift);
+                (d, S::mul(d, d))
+            })
+        };
         for i in 0..16 {
-            let c = 16 * block + i;
-            out[c] = f64::from(shift[i]) + sums[i] / n;
-            out[cp + c] = squares[i] - sums[i] * sums[i] / n;
+            let shift = f64::from(z.data[z.map.at(0, 0) + channel + i]);
+            out[channel + i] = shift + sums[i] / n;
+            out[cp + channel + i] = squares[i] - sums[i] * sums[i] / n;
         }
     }
 }
@@ -98,61 +123,70 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn fuse_body<S: Simd>(terms: &[Term<'_>], relu: bool, out: &mut [f32], map: &Map) {
-    match *terms {
-        [a] => one(a, relu, out, map),
-        [a, b] => match (a.affine, b.affine) {
-            (Some(sa), Some(sb)) => two(a.z, b.z, out, map, |c, x, y| {
-                let x = affine(x, sa, c);
-                let y = affine(y, sb, c);
-                end(zip2(&x, &y, |x, y| x + y), relu)
-            }),
-            (Some(s), None) => {
-                two(a.z, b.z, out, map, |c, x, y| end(zip2(&affine(x, s, c), y, |x, y| x + y), relu));
-            }
-            (None, Some(s)) => {
-                two(a.z, b.z, out, map, |c, x, y| end(zip2(x, &affine(y, s, c), |x, y| x + y), relu));
-            }
-            (None, None) => two(a.z, b.z, out, map, |_, x, y| end(zip2(x, y, |x, y| x + y), relu)),
-        },
-        _ => {}
+    for term in terms {
+        match term.affine {
+            Some((scale, shift)) => check(map, &[term.z.map], &[scale, shift]),
+            None => check(map, &[term.z.map], &[]),
+        }
     }
-}
-
-#[inline(always)]
-fn affine(x: &Lanes, (scale, shift): (&[f32], &[f32]), block: usize) -> Lanes {
-    let scaled = zip2(x, lanes(scale, block), |x, a| x * a);
-    zip2(&scaled, lanes(shift, block), |x, b| x + b)
-}
-
-#[inline(always)]
-fn end(v: Lanes, relu: bool) -> Lanes {
-    if relu { v.map(rectify) } else { v }
-}
-
-#[inline(always)]
-fn one(a: Term<'_>, relu: bool, out: &mut [f32], map: &Map) {
-    let blocks = a.z.blocks();
     for y in 0..map.h {
-        let row = a.z.row(y).chunks_exact(blocks);
-        for (pixel, z) in row_mut(out, map, y).chunks_exact_mut(blocks).zip(row) {
-            for c in 0..blocks {
-                pixel[c] = end(a.affine.map_or(z[c], |s| affine(&z[c], s, c)), relu);
+        let to = row_mut(out, map, y);
+        // SAFETY: rows and coefficients are checked, blocks lie inside them.
+        unsafe {
+            match *terms {
+                [a] => {
+                    let x = a.z.row(y);
+                    match a.affine {
+                        Some(s) => blocks!(map, |i, c| S::store(to.add(i), end::<S>(relu, affine::<S>(x, i, s, c)))),
+                        None => blocks!(map, |i, _c| S::store(to.add(i), end::<S>(relu, S::load(x.add(i))))),
+                    }
+                }
+                [a, b] => {
+                    let (x, z) = (a.z.row(y), b.z.row(y));
+                    match (a.affine, b.affine) {
+                        (Some(s), Some(t)) => blocks!(map, |i, c| {
+                            S::store(
+                                to.add(i),
+                                end::<S>(relu, S::add(affine::<S>(x, i, s, c), affine::<S>(z, i, t, c))),
+                            );
+                        }),
+                        (Some(s), None) => blocks!(map, |i, c| {
+                            S::store(to.add(i), end::<S>(relu, S::add(affine::<S>(x, i, s, c), S::load(z.add(i)))));
+                        }),
+                        (None, Some(t)) => blocks!(map, |i, c| {
+                            S::store(to.add(i), end::<S>(relu, S::add(S::load(x.add(i)), affine::<S>(z, i, t, c))));
+                        }),
+                        (None, None) => {
+                            blocks!(map, |i, _c| S::store(
+                                to.add(i),
+                                end::<S>(relu, S::add(S::load(x.add(i)), S::load(z.add(i))))
+                            ));
+                        }
+                    }
+                }
+                _ => {}
             }
         }
     }
 }
 
 #[inline(always)]
-fn two(a: View<'_>, b: View<'_>, out: &mut [f32], map: &Map, f: impl Fn(usize, &Lanes, &Lanes) -> Lanes) {
-    let blocks = a.blocks();
-    for y in 0..map.h {
-        let rows = a.row(y).chunks_exact(blocks).zip(b.row(y).chunks_exact(blocks));
-        for (pixel, (x, y)) in row_mut(out, map, y).chunks_exact_mut(blocks).zip(rows) {
-            for c in 0..blocks {
-                pixel[c] = f(c, &x[c], &y[c]);
-            }
-        }
-    }
+unsafe fn end<S: Simd>(relu: bool, v: S::V) -> S::V {
+    // SAFETY: the instruction set is enabled.
+    if relu { unsafe { S::relu(v) } } else { v }
+}
+
+/// Writes, or adds to what is there.
+#[inline(always)]
+unsafe fn put<S: Simd>(add: bool, at: *mut f32, v: S::V) {
+    // SAFETY: the caller has checked the row.
+    unsafe { S::store(at, if add { S::add(S::load(at), v) } else { v }) }
+}
+
+#[inline(always)]
+unsafe fn affine<S: Simd>(x: *const f32, i: usize, (scale, shift): (&[f32], &[f32]), c: usize) -> S::V {
+    // SAFETY: the caller has checked the row and the coefficients.
+    unsafe { S::fma(S::load(x.add(i)), S::load(scale.as_ptr().add(c)), S::load(shift.as_ptr().add(c))) }
 }
 
 /// The gradient of a fused pass's output, and that output where it was rectified.
@@ -164,11 +198,6 @@ pub(super) struct Upstream<'a> {
     pub y: Option<View<'a>>,
 }
 
-#[inline(always)]
-fn gate(g: &Lanes, y: &Lanes) -> Lanes {
-    zip2(g, y, |g, y| if y > 0.0 { g } else { 0.0 })
-}
-
 per_isa! {
     /// Sums over a sample of the gated gradient `g` and of `g·(z − mean)`: `out[..cp]`, `out[cp..2·cp]`.
     sums = sums_body(up: Upstream<'_>, z: View<'_>, mean: &[f32], out: &mut [f64])
@@ -176,35 +205,26 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn sums_body<S: Simd>(up: Upstream<'_>, z: View<'_>, mean: &[f32], out: &mut [f64]) {
-    match up.y {
-        Some(y) => sums_of(up.g, z, mean, out, |row, i, g| gate(g, &y.row(row)[i])),
-        None => sums_of(up.g, z, mean, out, |_, _, g| *g),
-    }
-}
-
-#[inline(always)]
-fn sums_of(g: View<'_>, z: View<'_>, mean: &[f32], out: &mut [f64], gated: impl Fn(usize, usize, &Lanes) -> Lanes) {
-    let (blocks, cp) = (z.blocks(), z.map.cp);
-    for block in 0..blocks {
-        let mean = lanes(mean, block);
-        let (mut sums, mut products) = ([0.0f64; 16], [0.0f64; 16]);
-        for y in 0..z.map.h {
-            let (mut s, mut q) = ([0.0f32; 16], [0.0f32; 16]);
-            let (grow, zrow) = (g.row(y), z.row(y));
-            for i in (block..zrow.len()).step_by(blocks) {
-                let g = gated(y, i, &grow[i]);
-                let d = zip2(&zrow[i], mean, |z, m| z - m);
-                s = zip2(&s, &g, |s, g| s + g);
-                let gd = zip2(&g, &d, |g, d| g * d);
-                q = zip2(&q, &gd, |q, v| q + v);
+    let map = z.map;
+    check(map, &[up.g.map, up.y.map_or(up.g.map, |y| y.map)], &[mean]);
+    let cp = map.cp;
+    for channel in (0..cp).step_by(16) {
+        // SAFETY: rows are checked, and blocks lie inside them.
+        let (sums, products) = unsafe {
+            let mean = S::load(mean.as_ptr().add(channel));
+            match up.y {
+                Some(y) => sum_block!(S, map, channel, |r| let (z, g, y) = (z.row(r), up.g.row(r), y.row(r)), |i| {
+                    let g = S::gate(S::load(g.add(i)), S::load(y.add(i)));
+                    (g, S::mul(g, S::sub(S::load(z.add(i)), mean)))
+                }),
+                None => sum_block!(S, map, channel, |r| let (z, g) = (z.row(r), up.g.row(r)), |i| {
+                    let g = S::load(g.add(i));
+                    (g, S::mul(g, S::sub(S::load(z.add(i)), mean)))
+                }),
             }
-            for i in 0..16 {
-                sums[i] += f64::from(s[i]);
-                products[i] += f64::from(q[i]);
-            }
-        }
-        out[16 * block..][..16].copy_from_slice(&sums);
-        out[cp + 16 * block..][..16].copy_from_slice(&products);
+        };
+        out[channel..][..16].copy_from_slice(&sums);
+        out[cp + channel..][..16].copy_from_slice(&products);
     }
 }
 
@@ -230,37 +250,39 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn fuse_grad_body<S: Simd>(up: Upstream<'_>, norm: Option<NormGrad<'_>>, add: bool, out: &mut [f32], map: &Map) {
-    match (up.y, norm) {
-        (Some(y), Some(n)) => {
-            grad_of(up.g, add, out, map, |r, i, c, g| normed(&n, r, i, c, gate(g, &y.row(r)[i])));
+    check(map, &[up.g.map, up.y.map_or(up.g.map, |y| y.map)], &[]);
+    if let Some(n) = &norm {
+        check(map, &[n.z.map], &[n.scale, n.offset, n.mean, n.slope]);
+    }
+    for row in 0..map.h {
+        let (to, g) = (row_mut(out, map, row), up.g.row(row));
+        // SAFETY: rows and coefficients are checked, blocks lie inside them.
+        unsafe {
+            let z = norm.as_ref().map_or(g, |n| n.z.row(row));
+            match (up.y.map(|y| y.row(row)), &norm) {
+                (Some(y), Some(n)) => blocks!(map, |i, c| {
+                    put::<S>(add, to.add(i), normed::<S>(n, z, i, c, S::gate(S::load(g.add(i)), S::load(y.add(i)))));
+                }),
+                (Some(y), None) => {
+                    blocks!(map, |i, _c| put::<S>(add, to.add(i), S::gate(S::load(g.add(i)), S::load(y.add(i)))))
+                }
+                (None, Some(n)) => {
+                    blocks!(map, |i, c| put::<S>(add, to.add(i), normed::<S>(n, z, i, c, S::load(g.add(i)))))
+                }
+                (None, None) => blocks!(map, |i, _c| put::<S>(add, to.add(i), S::load(g.add(i)))),
+            }
         }
-        (Some(y), None) => grad_of(up.g, add, out, map, |r, i, _, g| gate(g, &y.row(r)[i])),
-        (None, Some(n)) => grad_of(up.g, add, out, map, |r, i, c, g| normed(&n, r, i, c, *g)),
-        (None, None) => grad_of(up.g, add, out, map, |_, _, _, g| *g),
     }
 }
 
 #[inline(always)]
-fn normed(n: &NormGrad<'_>, row: usize, i: usize, c: usize, g: Lanes) -> Lanes {
-    let z = &n.z.row(row)[i];
-    let (scale, offset) = (lanes(n.scale, c), lanes(n.offset, c));
-    let (mean, slope) = (lanes(n.mean, c), lanes(n.slope, c));
-    std::array::from_fn(|l| scale[l] * (g[l] - offset[l] - (z[l] - mean[l]) * slope[l]))
-}
-
-#[inline(always)]
-fn grad_of(g: View<'_>, add: bool, out: &mut [f32], map: &Map, value: impl Fn(usize, usize, usize, &Lanes) -> Lanes) {
-    let blocks = map.cp / 16;
-    for y in 0..map.h {
-        let grow = g.row(y);
-        let row = row_mut(out, map, y);
-        for x in 0..map.w {
-            for c in 0..blocks {
-                let i = x * blocks + c;
-                let v = value(y, i, c, &grow[i]);
-                row[i] = if add { zip2(&row[i], &v, |a, b| a + b) } else { v };
-            }
-        }
+unsafe fn normed<S: Simd>(n: &NormGrad<'_>, z: *const f32, i: usize, c: usize, g: S::V) -> S::V {
+    // SAFETY: the caller has checked the row and the coefficients.
+    unsafe {
+        let deviation = S::sub(S::load(z.add(i)), S::load(n.mean.as_ptr().add(c)));
+        let centred = S::sub(g, S::load(n.offset.as_ptr().add(c)));
+        let along = S::mul(deviation, S::load(n.slope.as_ptr().add(c)));
+        S::mul(S::load(n.scale.as_ptr().add(c)), S::sub(centred, along))
     }
 }
 
@@ -271,10 +293,11 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn gate_in_place_body<S: Simd>(y: View<'_>, g: &mut [f32], map: &Map) {
+    check(map, &[y.map], &[]);
     for row in 0..map.h {
-        for (g, y) in row_mut(g, map, row).iter_mut().zip(y.row(row)) {
-            *g = gate(g, y);
-        }
+        let (g, y) = (row_mut(g, map, row), y.row(row));
+        // SAFETY: rows are checked, blocks lie inside them.
+        unsafe { blocks!(map, |i, _c| S::store(g.add(i), S::gate(S::load(g.add(i)), S::load(y.add(i))))) }
     }
 }
 
@@ -285,18 +308,11 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn channel_sums_body<S: Simd>(g: View<'_>, out: &mut [f64]) {
-    let blocks = g.blocks();
-    for block in 0..blocks {
-        let mut sums = [0.0f64; 16];
-        for y in 0..g.map.h {
-            let mut s = [0.0f32; 16];
-            for value in g.row(y)[block..].iter().step_by(blocks) {
-                s = zip2(&s, value, |s, v| s + v);
-            }
-            for i in 0..16 {
-                sums[i] += f64::from(s[i]);
-            }
-        }
-        out[16 * block..][..16].copy_from_slice(&sums);
+    check(g.map, &[], &[]);
+    for channel in (0..g.map.cp).step_by(16) {
+        // SAFETY: rows are checked, and blocks lie inside them.
+        let (sums, _) =
+            unsafe { sum_block!(S, g.map, channel, |y| let from = g.row(y), |i| (S::load(from.add(i)), S::zero())) };
+        out[channel..][..16].copy_from_slice(&sums);
     }
 }

@@ -63,8 +63,14 @@ pub(super) trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `a − b`.
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a·b`.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `max(v, 0)`; NaN stays.
     unsafe fn relu(v: Self::V) -> Self::V;
+    /// `g` where `y` is positive, else 0.
+    unsafe fn gate(g: Self::V, y: Self::V) -> Self::V;
 }
 
 /// Plain arrays.
@@ -105,6 +111,27 @@ impl Simd for Portable {
             b[i] += a[i];
         }
         b
+    }
+    #[inline(always)]
+    unsafe fn sub(mut a: Self::V, b: Self::V) -> Self::V {
+        for i in 0..16 {
+            a[i] -= b[i];
+        }
+        a
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, mut b: Self::V) -> Self::V {
+        for i in 0..16 {
+            b[i] *= a[i];
+        }
+        b
+    }
+    #[inline(always)]
+    unsafe fn gate(mut g: Self::V, y: Self::V) -> Self::V {
+        for i in 0..16 {
+            g[i] = if y[i] > 0.0 { g[i] } else { 0.0 };
+        }
+        g
     }
     #[inline(always)]
     unsafe fn relu(mut v: Self::V) -> Self::V {
@@ -166,6 +193,25 @@ mod x86 {
             unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
         }
         #[inline(always)]
+        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn gate(g: Self::V, y: Self::V) -> Self::V {
+            // SAFETY: see above. A comparison gives all bits or none.
+            unsafe {
+                let zero = _mm256_setzero_ps();
+                let pass = |i: usize| _mm256_and_ps(g[i], _mm256_cmp_ps::<_CMP_GT_OQ>(y[i], zero));
+                [pass(0), pass(1)]
+            }
+        }
+        #[inline(always)]
         unsafe fn relu(v: Self::V) -> Self::V {
             // SAFETY: see above. MAXPS returns its second operand when one is NaN.
             unsafe {
@@ -211,6 +257,21 @@ mod x86 {
         unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
             // SAFETY: see above.
             unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn gate(g: Self::V, y: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(y, _mm512_setzero_ps()), g) }
         }
         #[inline(always)]
         unsafe fn relu(v: Self::V) -> Self::V {

@@ -5,6 +5,8 @@
 //! × `NV`·16 channels stay in registers while the kernel walks the pixels. Each output is one chain of multiply-adds
 //! in a fixed order, whatever the tile it falls in.
 
+#![allow(clippy::needless_range_loop, reason = "the loops are unrolled over registers of equal shape")]
+
 use super::simd::{Isa, Simd, per_isa};
 
 /// Consecutive floats that a window reads, relative to a pixel's base.
@@ -67,7 +69,7 @@ unsafe fn pass_body<S: Simd>(p: &Pass<'_>) {
         match (S::ISA, p.vectors) {
             (Isa::Avx512, 4) => walk::<S, 6, 4>(p),
             (Isa::Avx512, 2) => walk::<S, 10, 2>(p),
-            (Isa::Avx512, _) => walk::<S, 8, 1>(p),
+            (Isa::Avx512, _) => walk::<S, 12, 1>(p),
             (Isa::Avx2, _) => walk::<S, 6, 1>(p),
             (Isa::Portable, _) => walk::<S, 3, 1>(p),
         }
@@ -191,12 +193,16 @@ per_isa! {
 unsafe fn grad_body<S: Simd>(p: &GradPass) {
     // SAFETY: the caller's contract.
     unsafe {
-        match (S::ISA, p.vectors) {
-            (Isa::Avx512, 4) => grad_tile::<S, 6, 4>(p),
-            (Isa::Avx512, 2) => grad_tile::<S, 12, 2>(p),
-            (Isa::Avx512, _) => grad_tile::<S, 24, 1>(p),
-            (Isa::Avx2, _) => grad_tile::<S, 6, 1>(p),
-            (Isa::Portable, _) => grad_tile::<S, 3, 1>(p),
+        match (S::ISA, p.vectors, p.len) {
+            (Isa::Avx512, 4, ..=3) => grad_tile::<S, 3, 4>(p),
+            (Isa::Avx512, 4, _) => grad_tile::<S, 6, 4>(p),
+            (Isa::Avx512, 2, ..=9) => grad_tile::<S, 9, 2>(p),
+            (Isa::Avx512, 2, _) => grad_tile::<S, 12, 2>(p),
+            (Isa::Avx512, _, ..=9) => grad_tile::<S, 9, 1>(p),
+            (Isa::Avx512, _, ..=16) => grad_tile::<S, 16, 1>(p),
+            (Isa::Avx512, _, _) => grad_tile::<S, 24, 1>(p),
+            (Isa::Avx2, ..) => grad_tile::<S, 6, 1>(p),
+            (Isa::Portable, ..) => grad_tile::<S, 3, 1>(p),
         }
     }
 }
