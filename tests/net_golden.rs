@@ -18,39 +18,9 @@ use safetensors::SafeTensors;
 /// Entries that a golden file keeps of a tensor.
 const SAMPLES: usize = 64;
 
-/// Numbers in [-1, 1), as `noise` in make.py.
-pub fn noise(n: usize, salt: u32) -> Vec<f32> {
-    let one = |i: u32| {
-        let mut h = i.wrapping_add(salt.wrapping_mul(0x9E37_79B1));
-        h ^= h >> 16;
-        h = h.wrapping_mul(0x85EB_CA6B);
-        h ^= h >> 13;
-        h = h.wrapping_mul(0xC2B2_AE35);
-        h ^= h >> 16;
-        (f64::from(h >> 8) / f64::from(1 << 23) - 1.0) as f32
-    };
-    (0..n as u32).map(one).collect()
-}
-
-/// Parameters as `value` in make.py.
-pub fn params(net: &Net) -> Vec<f32> {
-    let mut data = Vec::with_capacity(net.layout.len());
-    for (i, e) in net.layout.entries().iter().enumerate() {
-        let inputs: usize = e.shape.iter().skip(1).product();
-        data.extend(noise(e.len(), i as u32 + 1).into_iter().map(|u| {
-            let u = f64::from(u);
-            let v = match e.name.rsplit('.').next() {
-                Some("running_var") => 1.0 + 0.5 * u,
-                Some("running_mean") => 0.1 * u,
-                _ if e.shape.len() > 1 => u * (6.0 / inputs as f64).sqrt(),
-                Some("weight") => 1.0 + 0.25 * u,
-                _ => 0.1 * u,
-            };
-            v as f32
-        }));
-    }
-    data
-}
+#[path = "golden/net/noise.rs"]
+mod hash;
+pub use hash::{noise, params};
 
 /// Every operation in an odd shape: the same list as `Zoo` in make.py.
 pub fn zoo() -> Result<Net> {

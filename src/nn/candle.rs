@@ -171,6 +171,15 @@ impl Interpreter for Candle {
 }
 
 fn convolve(x: &Tensor, weight: &Tensor, stride: usize, padding: usize, groups: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let kernel = weight.dim(2)?;
+    let (down, right) = ((h + 2 * padding - kernel) % stride, (w + 2 * padding - kernel) % stride);
+    if down != right {
+        // candle's backward takes what the window leaves over at the right from what it leaves over below.
+        let x = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
+        let x = x.narrow(2, 0, h + 2 * padding - down)?.narrow(3, 0, w + 2 * padding - right)?;
+        return convolve(&x.contiguous()?, weight, stride, 0, groups);
+    }
     if groups == 1 {
         return Ok(x.conv2d(weight, padding, stride, 1, 1)?);
     }

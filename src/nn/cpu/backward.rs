@@ -1,48 +1,100 @@
 //! One worker's walk through the steps in reverse.
 //!
 //! SAFETY of this file's unsafe blocks: as in `forward`. Gradients of values go by the worker's samples; gradients of
-//! weights by its tiles or outputs, after a barrier that follows all samples.
+//! weights by its tiles or outputs, after a barrier that follows all samples (a lone worker needs none).
+
+use std::ops::Range;
 
 use super::Call;
 use super::arena::Shared;
 use super::crew::Worker;
 use super::dense::{self, Rows};
+use super::forward::blocks;
 use super::plan::{ConvStep, Norm, Slot, Step};
 use super::pool;
 use super::rows::{self, NormGrad, Upstream};
 use crate::nn::interpreter::Mode;
 use crate::nn::net::{Node, ParamId};
 
-/// Which gradients hold something already.
-struct Filled(Vec<bool>);
+/// Batch norm's input gradient: scale, offset and slope of each channel.
+type Coefficients = [Vec<f32>; 3];
 
-impl Filled {
-    /// Whether to add to the node's gradient (true) or to write it (false); it is filled from now on.
-    fn visit(&mut self, node: Node) -> bool {
-        std::mem::replace(&mut self.0[node], true)
-    }
+/// A term of a fused pass that wants its gradient.
+struct Branch<'p> {
+    node: Node,
+    norm: Option<(&'p Norm, Coefficients)>,
+    add: bool,
 }
 
-impl<'a> Call<'a> {
+/// What goes sample by sample.
+enum Local<'p> {
+    /// Rectifier and bias of a convolution.
+    Gate(&'p ConvStep, &'p Slot),
+    /// Input gradient (`add`: onto what is there; none: not wanted) and, for a lone worker, weight gradient.
+    Conv {
+        step: &'p ConvStep,
+        gy: &'p Slot,
+        add: Option<bool>,
+        weights: bool,
+    },
+    /// The sums that a batch norm needs of the whole batch.
+    Sums {
+        norm: &'p Norm,
+        relu: Option<Node>,
+        gy: &'p Slot,
+    },
+    Fuse {
+        branches: Vec<Branch<'p>>,
+        relu: Option<Node>,
+        gy: &'p Slot,
+    },
+    Sample {
+        step: &'p Step,
+        gy: &'p Slot,
+        gx: &'p Slot,
+        add: bool,
+    },
+}
+
+/// One backward pass of one worker.
+struct Walk<'c, 'p, 'w> {
+    call: &'c Call<'p>,
+    worker: &'w Worker<'w>,
+    grads: Shared<'c>,
+    /// Which gradients hold something already.
+    filled: Vec<bool>,
+    segment: Vec<Local<'p>>,
+    /// Convolutions whose weight gradient waits for a barrier.
+    waiting: Vec<(&'p ConvStep, &'p Slot)>,
+    /// Convolutions whose packed gradient goes to the caller's at the end.
+    ran: Vec<&'p ConvStep>,
+}
+
+impl<'p> Call<'p> {
     /// The whole backward pass; adds to `grads`.
     pub fn backward(&self, worker: &Worker<'_>, seeds: &[(Node, &[f32])], grads: Shared<'_>) {
-        let mut filled = Filled(vec![false; self.net.ops.len()]);
+        let filled = vec![false; self.net.ops.len()];
+        let (segment, waiting, ran) = (Vec::new(), Vec::new(), Vec::new());
+        let mut walk = Walk { call: self, worker, grads, filled, segment, waiting, ran };
         self.pack_back(worker);
         for &(node, seed) in seeds {
-            self.seed(worker, node, seed, &mut filled);
+            walk.seed(node, seed);
         }
         worker.meet();
-        let mut ran = Vec::new();
         for step in self.plan.steps.iter().rev() {
-            self.step_back(worker, step, &mut filled, grads, &mut ran);
+            walk.step(step);
         }
+        walk.run();
+        walk.barrier();
         worker.meet();
-        for step in ran {
-            self.unpack(worker, step, grads);
+        for (i, step) in walk.ran.iter().enumerate() {
+            if worker.share(walk.ran.len()).contains(&i) {
+                self.unpack(step, grads);
+            }
         }
     }
 
-    fn grad(&self, node: Node) -> Option<&'a Slot> {
+    fn grad(&self, node: Node) -> Option<&'p Slot> {
         self.plan.grads[node].as_ref()
     }
 
@@ -58,195 +110,23 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn seed(&self, worker: &Worker<'_>, node: Node, seed: &[f32], filled: &mut Filled) {
-        let Some(slot) = self.grad(node) else { return };
-        let sample = slot.map.c * slot.map.pixels();
-        let add = filled.visit(node);
-        for image in worker.share(self.rows) {
-            let (from, to) = (&seed[image * sample..][..sample], self.sample_mut(slot, image));
-            if add { slot.map.add(from, to) } else { slot.map.pack(from, to) }
-        }
-    }
-
-    fn step_back<'p>(
-        &self,
-        worker: &Worker<'_>,
-        step: &'p Step,
-        filled: &mut Filled,
-        grads: Shared<'_>,
-        ran: &mut Vec<&'p ConvStep>,
-    ) {
-        let out = match step {
-            Step::Conv(c) => c.out,
-            Step::Stats { .. } => return,
-            Step::Fuse { out, .. }
-            | Step::MaxPool { out, .. }
-            | Step::AvgPool { out, .. }
-            | Step::GlobalMean { out, .. }
-            | Step::Subsample { out, .. }
-            | Step::Flatten { out, .. }
-            | Step::Linear { out, .. }
-            | Step::Dropout { out, .. } => *out,
-        };
-        let Some(gy) = self.grad(out).filter(|_| filled.0[out]) else { return };
-        match step {
-            Step::Conv(step) => {
-                self.conv_back(worker, step, gy, filled, grads);
-                ran.push(step);
-            }
-            Step::Fuse { terms, relu, out } => self.fuse_back(worker, terms, relu.then_some(*out), gy, filled, grads),
-            Step::Linear { x, weight, bias, .. } => {
-                self.linear_back(worker, *x, [Some(*weight), *bias], gy, filled, grads);
-            }
-            Step::MaxPool { x, .. }
-            | Step::AvgPool { x, .. }
-            | Step::GlobalMean { x, .. }
-            | Step::Subsample { x, .. }
-            | Step::Flatten { x, .. }
-            | Step::Dropout { x, .. } => {
-                let Some(gx) = self.grad(*x) else { return };
-                let add = filled.visit(*x);
-                for image in worker.share(self.rows) {
-                    self.sample_back(step, image, gy, gx, add);
-                }
-            }
-            Step::Stats { .. } => {}
-        }
-    }
-
-    fn sample_back(&self, step: &Step, image: usize, gy: &Slot, gx: &Slot, add: bool) {
-        let from = (self.sample(gy, image), &gy.map);
-        let to = (self.sample_mut(gx, image), &gx.map);
-        if !add && matches!(step, Step::MaxPool { .. } | Step::AvgPool { .. } | Step::Subsample { .. }) {
-            to.0.fill(0.0);
-        }
-        match step {
-            Step::MaxPool { window, index, .. } => {
-                pool::max_grad(*window, from, (self.sample(index, image), &index.map), to);
-            }
-            Step::AvgPool { window, .. } => pool::mean_grad(*window, from, to),
-            Step::GlobalMean { .. } => pool::global_mean_grad(from.0, add, to),
-            Step::Subsample { stride, before, .. } => pool::subsample_grad(*stride, *before, from, to),
-            Step::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
-            Step::Flatten { .. } => to.1.pack(&from.0[..gy.map.c], to.0),
-            Step::Dropout { mask, .. } => pool::multiply(from, (self.sample(mask, image), &mask.map), add, to),
-            _ => {}
-        }
-    }
-
-    fn conv_back(&self, worker: &Worker<'_>, step: &ConvStep, gy: &Slot, filled: &mut Filled, grads: Shared<'_>) {
-        let y = self.value(step.out);
-        for image in worker.share(self.rows) {
-            // SAFETY: this worker's samples.
-            unsafe {
-                if step.relu {
-                    rows::gate_in_place(self.isa(), self.view(y, image), self.sample_mut(gy, image), &gy.map);
-                }
-                if step.bias.is_some() {
-                    let out = self.mem.doubles(step.partial, image * gy.map.cp, gy.map.cp);
-                    rows::channel_sums(self.isa(), self.view(gy, image), out);
-                }
-            }
-        }
-        worker.meet();
-        if let (Some(bias), true) = (step.bias, worker.first()) {
-            self.bias_gradient(step, bias, gy.map.cp, grads);
-        }
-        let (x, gy_at) = (self.value(step.x), self.mem.ptr(gy.region));
-        let tiles = worker.share(step.conv.gradient_tiles());
-        // SAFETY: this worker's tiles; then its samples.
-        unsafe {
-            let gw = self.mem.ptr(step.packed_grad);
-            step.conv.weight_gradient(self.mem.ptr(x.region), gy_at, gw, tiles, 0..self.rows);
-        }
-        if let Some(gx) = self.grad(step.x) {
-            let add = filled.visit(step.x);
-            let (share, at_once) = (worker.share(self.rows), step.conv.images_per_pass());
-            let mut image = share.start;
-            while image < share.end {
-                let images = image..share.end.min(image + at_once);
-                image = images.end;
-                let (gx, w) = (self.mem.ptr(gx.region), self.mem.ptr(step.packed_back));
-                // SAFETY: as above.
-                unsafe { step.conv.input_gradient(gy_at, gx, w, add, images) }
-            }
-        }
-    }
-
-    fn bias_gradient(&self, step: &ConvStep, bias: ParamId, cp: usize, grads: Shared<'_>) {
-        let entry = &self.net.layout.entries()[bias];
-        // SAFETY: only the first worker writes this entry; partial sums were written before the barrier.
-        let (grad, partial) =
-            unsafe { (grads.part(entry.offset, entry.len()), self.mem.doubles(step.partial, 0, self.rows * cp)) };
-        for (c, g) in grad.iter_mut().enumerate() {
-            *g += partial.chunks_exact(cp).map(|s| s[c]).sum::<f64>() as f32;
-        }
-    }
-
-    /// Adds this worker's share of a convolution's packed weight gradient to the caller's.
-    fn unpack(&self, worker: &Worker<'_>, step: &ConvStep, grads: Shared<'_>) {
+    /// Adds a convolution's packed weight gradient to the caller's.
+    fn unpack(&self, step: &ConvStep, grads: Shared<'_>) {
         let entry = &self.net.layout.entries()[step.weight];
-        let per_out = entry.len() / step.outputs.max(1);
-        let lanes = worker.share(step.outputs);
-        // SAFETY: this worker's outputs; the packed gradient was finished before the barrier.
+        // SAFETY: this worker's share of the convolutions; the packed gradient was finished before the barrier.
         unsafe {
             let from = self.mem.get(step.packed_grad, 0, step.conv.packed());
-            let to = grads.part(entry.offset + lanes.start * per_out, lanes.len() * per_out);
-            step.conv.unpack(from, lanes, to);
+            step.conv.unpack(from, grads.part(entry.offset, entry.len()));
         }
     }
 
-    fn fuse_back(
-        &self,
-        worker: &Worker<'_>,
-        terms: &[(Node, Option<usize>)],
-        relu: Option<Node>,
-        gy: &Slot,
-        filled: &mut Filled,
-        grads: Shared<'_>,
-    ) {
-        let up = |image| Upstream { g: self.view(gy, image), y: relu.map(|node| self.view(self.value(node), image)) };
-        let norms = || terms.iter().filter_map(|t| t.1).map(|n| &self.plan.norms[n]);
-        for norm in norms() {
-            let z = self.value(norm.x);
-            let mean = self.state(norm, 0, z.map.cp);
-            for image in worker.share(self.rows) {
-                // SAFETY: this worker's samples.
-                unsafe {
-                    let out = self.mem.doubles(norm.partial, image * 2 * z.map.cp, 2 * z.map.cp);
-                    rows::sums(self.isa(), up(image), self.view(z, image), mean, out);
-                }
-            }
-        }
-        if norms().next().is_some() {
-            worker.meet();
-        }
-        for &(node, norm) in terms {
-            let norm = norm.map(|n| &self.plan.norms[n]);
-            let coefficients = norm.map(|n| (n, self.norm_gradient(n, worker.first(), grads)));
-            let Some(gx) = self.grad(node) else { continue };
-            let add = filled.visit(node);
-            for image in worker.share(self.rows) {
-                let norm = coefficients.as_ref().map(|(n, [scale, offset, slope])| NormGrad {
-                    z: self.view(self.value(n.x), image),
-                    scale,
-                    offset,
-                    mean: self.state(n, 0, scale.len()),
-                    slope,
-                });
-                // SAFETY: this worker's samples.
-                unsafe { rows::fuse_grad(self.isa(), up(image), norm, add, self.sample_mut(gx, image), &gx.map) }
-            }
-        }
-    }
-
-    fn state(&self, norm: &Norm, at: usize, len: usize) -> &'a [f32] {
+    fn state(&self, norm: &Norm, at: usize, len: usize) -> &'p [f32] {
         // SAFETY: written by forward, only read now.
         unsafe { self.mem.get(norm.state, at, len) }
     }
 
-    /// What the input gradient needs: scale, offset, slope; the first worker adds the gradients of γ and β.
-    fn norm_gradient(&self, norm: &Norm, keep: bool, grads: Shared<'_>) -> [Vec<f32>; 3] {
+    /// What the input gradient needs; the first worker adds the gradients of γ and β.
+    fn norm_gradient(&self, norm: &Norm, keep: bool, grads: Shared<'_>) -> Coefficients {
         let map = &self.value(norm.x).map;
         let cp = map.cp;
         let inverse = self.state(norm, cp, cp);
@@ -277,45 +157,244 @@ impl<'a> Call<'a> {
         out
     }
 
-    fn linear_back(
-        &self,
-        worker: &Worker<'_>,
-        x: Node,
-        [weight, bias]: [Option<ParamId>; 2],
-        gy: &Slot,
-        filled: &mut Filled,
-        grads: Shared<'_>,
-    ) {
-        let entries = self.net.layout.entries();
-        let (Some(weight), xs) = (weight, self.value(x)) else { return };
+    fn upstream<'v>(&'v self, gy: &'v Slot, relu: Option<Node>, image: usize) -> Upstream<'v> {
+        Upstream { g: self.view(gy, image), y: relu.map(|node| self.view(self.value(node), image)) }
+    }
+
+    fn local(&self, local: &Local<'p>, images: Range<usize>) {
+        match local {
+            Local::Gate(step, gy) => images.for_each(|image| self.gate(step, gy, image)),
+            Local::Conv { step, gy, add, weights } => self.conv_back(step, gy, *add, *weights, images),
+            Local::Sums { norm, relu, gy } => images.for_each(|image| self.sums(norm, *relu, gy, image)),
+            Local::Fuse { branches, relu, gy } => {
+                for image in images {
+                    branches.iter().for_each(|b| self.branch(b, *relu, gy, image));
+                }
+            }
+            Local::Sample { step, gy, gx, add } => {
+                images.for_each(|image| self.sample_back(step, image, gy, gx, *add));
+            }
+        }
+    }
+
+    fn gate(&self, step: &ConvStep, gy: &Slot, image: usize) {
+        let y = self.value(step.out);
+        // SAFETY: this worker's samples.
+        unsafe {
+            if step.relu {
+                rows::gate_in_place(self.isa(), self.view(y, image), self.sample_mut(gy, image), &gy.map);
+            }
+            if step.bias.is_some() {
+                let out = self.mem.doubles(step.partial, image * gy.map.cp, gy.map.cp);
+                rows::channel_sums(self.isa(), self.view(gy, image), out);
+            }
+        }
+    }
+
+    fn conv_back(&self, step: &ConvStep, gy: &Slot, add: Option<bool>, weights: bool, images: Range<usize>) {
+        let g = self.at(gy, images.start);
+        if weights {
+            let (x, tiles) = (self.at(self.value(step.x), images.start), 0..step.conv.gradient_tiles());
+            // SAFETY: a lone worker owns everything.
+            unsafe { step.conv.weight_gradient(x, g, self.mem.ptr(step.packed_grad), tiles, images.len()) }
+        }
+        if let (Some(add), Some(gx)) = (add, self.grad(step.x)) {
+            let (to, w) = (self.at(gx, images.start), self.mem.ptr(step.packed_back));
+            // SAFETY: this worker's samples.
+            unsafe { step.conv.input_gradient(g, to, w, add, images.len()) }
+        }
+    }
+
+    fn sums(&self, norm: &Norm, relu: Option<Node>, gy: &Slot, image: usize) {
+        let z = self.value(norm.x);
+        let mean = self.state(norm, 0, z.map.cp);
+        // SAFETY: this worker's samples.
+        unsafe {
+            let out = self.mem.doubles(norm.partial, image * 2 * z.map.cp, 2 * z.map.cp);
+            rows::sums(self.isa(), self.upstream(gy, relu, image), self.view(z, image), mean, out);
+        }
+    }
+
+    fn branch(&self, branch: &Branch<'_>, relu: Option<Node>, gy: &Slot, image: usize) {
+        let Some(gx) = self.grad(branch.node) else { return };
+        let norm = branch.norm.as_ref().map(|(n, [scale, offset, slope])| NormGrad {
+            z: self.view(self.value(n.x), image),
+            scale,
+            offset,
+            mean: self.state(n, 0, scale.len()),
+            slope,
+        });
+        let (up, out) = (self.upstream(gy, relu, image), self.sample_mut(gx, image));
+        // SAFETY: this worker's samples.
+        unsafe { rows::fuse_grad(self.isa(), up, norm, branch.add, out, &gx.map) }
+    }
+
+    fn sample_back(&self, step: &Step, image: usize, gy: &Slot, gx: &Slot, add: bool) {
+        let from = (self.sample(gy, image), &gy.map);
+        let to = (self.sample_mut(gx, image), &gx.map);
+        if !add && matches!(step, Step::MaxPool { .. } | Step::AvgPool { .. } | Step::Subsample { .. }) {
+            to.0.fill(0.0);
+        }
+        match step {
+            Step::MaxPool { window, index, .. } => {
+                pool::max_grad(*window, from, (self.sample(index, image), &index.map), to);
+            }
+            Step::AvgPool { window, .. } => pool::mean_grad(*window, from, to),
+            Step::GlobalMean { .. } => pool::global_mean_grad(from.0, add, to),
+            Step::Subsample { stride, before, .. } => pool::subsample_grad(*stride, *before, from, to),
+            Step::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
+            Step::Flatten { .. } => to.1.pack(&from.0[..gy.map.c], to.0),
+            Step::Dropout { mask, .. } => pool::multiply(from, (self.sample(mask, image), &mask.map), add, to),
+            _ => {}
+        }
+    }
+}
+
+impl<'p> Walk<'_, 'p, '_> {
+    /// Whether to add to the node's gradient (true) or to write it (false); it is filled from now on.
+    fn visit(&mut self, node: Node) -> bool {
+        std::mem::replace(&mut self.filled[node], true)
+    }
+
+    fn seed(&mut self, node: Node, seed: &[f32]) {
+        let Some(slot) = self.call.grad(node) else { return };
+        let sample = slot.map.c * slot.map.pixels();
+        let add = self.visit(node);
+        for image in self.worker.share(self.call.rows) {
+            let (from, to) = (&seed[image * sample..][..sample], self.call.sample_mut(slot, image));
+            if add { slot.map.add(from, to) } else { slot.map.pack(from, to) }
+        }
+    }
+
+    /// The gradient of a step's output, if anything reached it.
+    fn upstream(&self, out: Node) -> Option<&'p Slot> {
+        self.call.grad(out).filter(|_| self.filled[out])
+    }
+
+    fn step(&mut self, step: &'p Step) {
+        match step {
+            Step::Conv(conv) => self.conv(conv),
+            Step::Stats { .. } => {}
+            Step::Fuse { terms, relu, out } => self.fuse(terms, relu.then_some(*out), *out),
+            Step::Linear { x, out, weight, bias } => self.linear(*x, *out, *weight, *bias),
+            Step::MaxPool { x, out, .. }
+            | Step::AvgPool { x, out, .. }
+            | Step::GlobalMean { x, out }
+            | Step::Subsample { x, out, .. }
+            | Step::Flatten { x, out }
+            | Step::Dropout { x, out, .. } => {
+                if let (Some(gy), Some(gx)) = (self.upstream(*out), self.call.grad(*x)) {
+                    let add = self.visit(*x);
+                    self.segment.push(Local::Sample { step, gy, gx, add });
+                }
+            }
+        }
+    }
+
+    /// Runs the gathered steps block by block.
+    fn run(&mut self) {
+        let convs =
+            self.segment.iter().filter_map(|l| if let Local::Conv { step, .. } = l { Some(step) } else { None });
+        let at_once = convs.map(|c| c.conv.images_per_pass()).max().unwrap_or(1);
+        for images in blocks(self.worker.share(self.call.rows), at_once) {
+            for local in &self.segment {
+                self.call.local(local, images.clone());
+            }
+        }
+        self.segment.clear();
+    }
+
+    /// Waits for everybody, then does what waited for it.
+    fn barrier(&mut self) {
+        self.worker.meet();
+        for (step, gy) in std::mem::take(&mut self.waiting) {
+            if let (Some(bias), true) = (step.bias, self.worker.first()) {
+                self.bias_gradient(step, bias, gy.map.cp);
+            }
+            if !self.worker.alone() {
+                let tiles = self.worker.share(step.conv.gradient_tiles());
+                let call = self.call;
+                let (x, g) = (call.mem.ptr(call.value(step.x).region), call.mem.ptr(gy.region));
+                // SAFETY: this worker's tiles, after all samples of `gy` were written.
+                unsafe { step.conv.weight_gradient(x, g, call.mem.ptr(step.packed_grad), tiles, call.rows) }
+            }
+        }
+    }
+
+    fn conv(&mut self, step: &'p ConvStep) {
+        let Some(gy) = self.upstream(step.out) else { return };
+        if step.relu || step.bias.is_some() {
+            self.segment.push(Local::Gate(step, gy));
+        }
+        let add = self.call.grad(step.x).map(|_| self.visit(step.x));
+        self.segment.push(Local::Conv { step, gy, add, weights: self.worker.alone() });
+        self.waiting.push((step, gy));
+        self.ran.push(step);
+    }
+
+    fn bias_gradient(&self, step: &ConvStep, bias: ParamId, cp: usize) {
+        let call = self.call;
+        let entry = &call.net.layout.entries()[bias];
+        // SAFETY: only the first worker writes this entry; partial sums were written before the barrier.
+        let (grad, partial) =
+            unsafe { (self.grads.part(entry.offset, entry.len()), call.mem.doubles(step.partial, 0, call.rows * cp)) };
+        for (c, g) in grad.iter_mut().enumerate() {
+            *g += partial.chunks_exact(cp).map(|s| s[c]).sum::<f64>() as f32;
+        }
+    }
+
+    fn fuse(&mut self, terms: &'p [(Node, Option<usize>)], relu: Option<Node>, out: Node) {
+        let Some(gy) = self.upstream(out) else { return };
+        let norms: Vec<Option<&'p Norm>> = terms.iter().map(|t| t.1.map(|n| &self.call.plan.norms[n])).collect();
+        for norm in norms.iter().flatten() {
+            self.segment.push(Local::Sums { norm, relu, gy });
+        }
+        if norms.iter().any(Option::is_some) {
+            self.run();
+            self.barrier();
+        }
+        let mut branches = Vec::new();
+        for (&(node, _), norm) in terms.iter().zip(norms) {
+            let norm = norm.map(|n| (n, self.call.norm_gradient(n, self.worker.first(), self.grads)));
+            let add = self.visit(node);
+            branches.push(Branch { node, norm, add });
+        }
+        self.segment.push(Local::Fuse { branches, relu, gy });
+    }
+
+    fn linear(&mut self, x: Node, out: Node, weight: ParamId, bias: Option<ParamId>) {
+        let Some(gy) = self.upstream(out) else { return };
+        self.run();
+        self.barrier();
+        let call = self.call;
+        let (entries, xs) = (call.net.layout.entries(), call.value(x));
         let inputs = xs.map.c;
-        worker.meet();
-        let outs = worker.share(gy.map.c);
+        let outs = self.worker.share(gy.map.c);
         if !outs.is_empty() {
             // SAFETY: this worker's outputs, after all samples of `gy` were written.
             unsafe {
-                let gw = grads.part(entries[weight].offset + outs.start * inputs, outs.len() * inputs);
-                let (gy, x) = (self.rows_of(gy), self.rows_of(xs));
-                dense::weight_gradient(self.isa(), gy, x, inputs, gw, outs.clone());
+                let gw = self.grads.part(entries[weight].offset + outs.start * inputs, outs.len() * inputs);
+                let (gy, x) = (call.rows_of(gy), call.rows_of(xs));
+                dense::weight_gradient(call.isa(), gy, x, inputs, gw, outs.clone());
             }
         }
         if let Some(bias) = bias {
             for o in outs {
-                let sum: f64 = (0..self.rows).map(|r| f64::from(self.sample(gy, r)[o])).sum();
+                let sum: f64 = (0..call.rows).map(|r| f64::from(call.sample(gy, r)[o])).sum();
                 // SAFETY: this worker's outputs.
-                unsafe { grads.part(entries[bias].offset + o, 1)[0] += sum as f32 };
+                unsafe { self.grads.part(entries[bias].offset + o, 1)[0] += sum as f32 };
             }
         }
-        let Some(gx) = self.grad(x) else { return };
-        let add = filled.visit(x);
-        let share = worker.share(self.rows);
-        let from = self.rows_of(gy);
+        let Some(gx) = call.grad(x) else { return };
+        let add = self.visit(x);
+        let share = self.worker.share(call.rows);
+        let from = call.rows_of(gy);
         // SAFETY: this worker's samples.
         unsafe {
             let rows = Rows { at: from.at.add(share.start * from.stride), count: share.len(), ..from };
-            let to = self.mem.ptr(gx.region).add(share.start * gx.map.image());
-            let w = self.param(weight);
-            dense::input_gradient(self.isa(), rows, w, inputs, gy.map.c, add, to, gx.map.image());
+            let to = call.mem.ptr(gx.region).add(share.start * gx.map.image());
+            let w = call.param(weight);
+            dense::input_gradient(call.isa(), rows, w, inputs, gy.map.c, add, to, gx.map.image());
         }
     }
 }

@@ -31,12 +31,6 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn weight(&self, out: usize, input: usize, (ky, kx): (usize, usize)) -> Option<usize> {
-        let (per_in, per_out) = (self.inputs / self.groups, self.outputs / self.groups);
-        (out / per_out == input / per_in)
-            .then(|| ((out * per_in + input % per_in) * self.kernel + ky) * self.kernel + kx)
-    }
-
     /// Border that the output's gradient needs for the input's gradient, given the input's and output's sides.
     pub fn grad_border(&self, sides: [(usize, usize); 2]) -> usize {
         let before = (self.kernel - 1).saturating_sub(self.padding).div_ceil(self.stride);
@@ -102,11 +96,8 @@ impl Conv {
 
     /// Packs weights `(out, in/groups, k, k)` and bias `(out)` for [`Conv::forward`].
     pub fn pack(&self, weight: &[f32], bias: Option<&[f32]>, to: &mut [f32]) {
-        self.forward.pack(to, |lane, channel, tap| {
-            (lane < self.shape.outputs).then(|| self.shape.weight(lane, channel, tap)).flatten().map(|i| weight[i])
-        });
+        self.forward.each(&self.shape, false, |at, index| to[at] = weight[index]);
         let end = &mut to[self.forward.packed()..][..self.y.cp];
-        end.fill(0.0);
         if let Some(bias) = bias {
             end[..bias.len()].copy_from_slice(bias);
         }
@@ -116,30 +107,14 @@ impl Conv {
     pub fn pack_back(&self, weight: &[f32], to: &mut [f32]) {
         let mut rest = to;
         for grid in &self.backward {
-            grid.pack(rest, |lane, channel, tap| {
-                (lane < self.shape.inputs).then(|| self.shape.weight(channel, lane, tap)).flatten().map(|i| weight[i])
-            });
+            grid.each(&self.shape, true, |at, index| rest[at] = weight[index]);
             rest = &mut rest[grid.packed()..];
         }
     }
 
-    /// Adds the packed gradient of the output channels `lanes` to `grad`, which starts at `lanes.start`'s weights.
-    pub fn unpack(&self, from: &[f32], lanes: Range<usize>, grad: &mut [f32]) {
-        let per_out = self.shape.inputs / self.shape.groups * self.shape.kernel * self.shape.kernel;
-        for panel in &self.forward.panels {
-            let width = 16 * panel.vectors;
-            let values = &from[panel.weights..];
-            for lane in lanes.start.max(panel.lane)..lanes.end.min(panel.lane + width) {
-                for (t, &tap) in self.forward.taps.iter().enumerate() {
-                    for (i, channel) in panel.channels.clone().enumerate() {
-                        if let Some(at) = self.shape.weight(lane, channel, tap) {
-                            let row = t * panel.channels.len() + i;
-                            grad[at - lanes.start * per_out] += values[row * width + lane - panel.lane];
-                        }
-                    }
-                }
-            }
-        }
+    /// Adds this share of the panels of a packed gradient to `grad`, all of the convolution's weights.
+    pub fn unpack(&self, from: &[f32], grad: &mut [f32]) {
+        self.forward.each(&self.shape, false, |at, index| grad[index] += from[at]);
     }
 
     /// Images that share one pass over the weights.
@@ -147,20 +122,12 @@ impl Conv {
         (PASS_PIXELS / self.y.pixels().max(1)).max(1)
     }
 
-    /// The output of `images`.
+    /// The output of `images` images.
     ///
     /// # Safety
-    /// `x`, `y` and `w` point to regions of these maps' sizes for `images.end` images and of [`Conv::packed`];
-    /// nobody else writes them or reads those images of `y`.
-    pub unsafe fn forward(
-        &self,
-        x: *const f32,
-        y: *mut f32,
-        w: *const f32,
-        bias: bool,
-        relu: bool,
-        images: Range<usize>,
-    ) {
+    /// `x` and `y` point to `images` images of these maps' sizes, `w` to [`Conv::packed`] floats; nobody else writes
+    /// them or reads `y`.
+    pub unsafe fn forward(&self, x: *const f32, y: *mut f32, w: *const f32, bias: bool, relu: bool, images: usize) {
         // SAFETY: the bias lies behind the weights.
         let bias = if bias { unsafe { w.add(self.forward.packed()) } } else { std::ptr::null() };
         let ends = End { load: false, bias, relu };
@@ -168,18 +135,18 @@ impl Conv {
         unsafe { self.forward.run(self.isa, (x, &self.x), (y, &self.y), w, ends, images) }
     }
 
-    /// The gradient of `images` of the input; `add` to what is there, or instead of it.
+    /// The gradient of `images` images of the input; `add` to what is there, or instead of it.
     ///
     /// # Safety
     /// As [`Conv::forward`], with the gradients' maps and [`Conv::packed_back`].
-    pub unsafe fn input_gradient(&self, gy: *const f32, gx: *mut f32, w: *const f32, add: bool, images: Range<usize>) {
+    pub unsafe fn input_gradient(&self, gy: *const f32, gx: *mut f32, w: *const f32, add: bool, images: usize) {
         let Some(map) = &self.gx else { return };
         let mut w = w;
         for grid in &self.backward {
             let ends = End { load: add, bias: std::ptr::null(), relu: false };
             // SAFETY: passed on; the grids' weights follow each other.
             unsafe {
-                grid.run(self.isa, (gy, &self.gy), (gx, map), w, ends, images.clone());
+                grid.run(self.isa, (gy, &self.gy), (gx, map), w, ends, images);
                 w = w.add(grid.packed());
             }
         }
@@ -190,7 +157,7 @@ impl Conv {
         self.forward.panels.iter().map(|p| panel_tiles(self.isa, p)).sum()
     }
 
-    /// Adds the packed weight gradient over `images`, these tiles of it.
+    /// Adds the packed weight gradient over `images` images, these tiles of it.
     ///
     /// # Safety
     /// As [`Conv::forward`]; `gw` is a region of [`Conv::packed`] floats whose tiles nobody else touches.
@@ -200,10 +167,10 @@ impl Conv {
         gy: *const f32,
         gw: *mut f32,
         tiles: Range<usize>,
-        images: Range<usize>,
+        images: usize,
     ) {
         let step = (GRAD_PIXELS / self.y.w.max(1)).clamp(1, self.y.h.max(1));
-        for image in images {
+        for image in 0..images {
             for row in (0..self.y.h).step_by(step) {
                 let rows = step.min(self.y.h - row);
                 // SAFETY: pixel (row, 0) of the image, window base inside the border.
@@ -273,14 +240,25 @@ impl Grid {
         self.panels.last().map_or(0, |p| p.weights + p.channels.len() * self.taps.len() * 16 * p.vectors)
     }
 
-    fn pack(&self, to: &mut [f32], value: impl Fn(usize, usize, (usize, usize)) -> Option<f32>) {
+    /// Calls `each(packed place, weight index)` for every weight; places without a weight are left out (zero).
+    /// `back`: lanes are inputs and channels outputs.
+    fn each(&self, shape: &Shape, back: bool, mut each: impl FnMut(usize, usize)) {
+        let (per_in, per_out) = (shape.inputs / shape.groups, shape.outputs / shape.groups);
+        let (lanes, per_lane, per_channel) =
+            if back { (shape.inputs, per_in, per_out) } else { (shape.outputs, per_out, per_in) };
+        let area = shape.kernel * shape.kernel;
         for panel in &self.panels {
             let width = 16 * panel.vectors;
-            let rows = to[panel.weights..].chunks_exact_mut(width);
-            let order = self.taps.iter().flat_map(|&tap| panel.channels.clone().map(move |c| (tap, c)));
-            for (row, (tap, channel)) in rows.zip(order) {
-                for (lane, slot) in row.iter_mut().enumerate() {
-                    *slot = value(panel.lane + lane, channel, tap).unwrap_or(0.0);
+            for lane in panel.lane..lanes.min(panel.lane + width) {
+                let group = lane / per_lane;
+                for channel in group * per_channel..(group + 1) * per_channel {
+                    let (out, input) = if back { (channel, lane) } else { (lane, channel) };
+                    let index = (out * per_in + input % per_in) * area;
+                    let mut at = panel.weights + (channel - panel.channels.start) * width + lane - panel.lane;
+                    for &(ky, kx) in &self.taps {
+                        each(at, index + ky * shape.kernel + kx);
+                        at += panel.channels.len() * width;
+                    }
                 }
             }
         }
@@ -293,7 +271,7 @@ impl Grid {
         (y, y_map): (*mut f32, &Map),
         w: *const f32,
         end: End,
-        images: Range<usize>,
+        images: usize,
     ) {
         for panel in &self.panels {
             let mut k = 0;
@@ -303,11 +281,11 @@ impl Grid {
                 // SAFETY: offsets of images, lanes and packed rows inside the regions that the caller vouches for.
                 unsafe {
                     let pass = Pass {
-                        x: x.add(images.start * x_map.image()),
-                        y: y.add(images.start * y_map.image() + panel.lane),
+                        x,
+                        y: y.add(panel.lane),
                         x_image: x_map.image(),
                         y_image: y_map.image(),
-                        images: images.len(),
+                        images,
                         from: &self.from,
                         to: &self.to,
                         runs,

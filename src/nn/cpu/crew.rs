@@ -17,6 +17,11 @@ impl Worker<'_> {
         self.id == 0
     }
 
+    /// Whether nobody else works.
+    pub fn alone(&self) -> bool {
+        self.count == 1
+    }
+
     /// This worker's share of `0..n`: contiguous, and all shares together are `0..n`.
     pub fn share(&self, n: usize) -> Range<usize> {
         self.id * n / self.count..(self.id + 1) * n / self.count

@@ -4,24 +4,46 @@
 //! outputs or weights of its share), reads what the same samples or an earlier phase before a barrier wrote, and
 //! regions differ for different values. Kernels get regions whose sizes come from the same maps as their tables.
 
+use std::ops::Range;
+
 use super::Call;
 use super::crew::Worker;
 use super::dense::{self, Rows};
-use super::plan::{ConvStep, Norm, Slot, Step};
+use super::plan::{ConvStep, Norm, RING, Slot, Step};
 use super::rows::{self, Term, View};
 use super::{pool, simd::Isa};
 use crate::nn::dropout;
 use crate::nn::interpreter::Mode;
 use crate::nn::net::{BN_EPS, Node, ParamId};
 
+/// Scale and shift of each channel, where batch norm stands before a term.
+type Affine = Option<(Vec<f32>, Vec<f32>)>;
+
+/// What goes sample by sample.
+enum Local<'p> {
+    Conv(&'p ConvStep),
+    Stats(usize),
+    Fuse { terms: &'p [(Node, Option<usize>)], relu: bool, out: Node, affine: Vec<Affine> },
+    Sample(&'p Step),
+}
+
+/// Cuts a share of the samples into blocks of at most `at_once` (and of a ring).
+pub(super) fn blocks(share: Range<usize>, at_once: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = prev_power_of_two(at_once.clamp(1, RING));
+    share.clone().step_by(size).map(move |first| first..share.end.min(first + size))
+}
+
+/// The largest power of two not above `n` ≥ 1; blocks of such a size do not wrap around a ring.
+fn prev_power_of_two(n: usize) -> usize {
+    1 << n.ilog2()
+}
+
 impl<'a> Call<'a> {
     /// The whole forward pass.
     pub fn forward(&self, worker: &Worker<'_>, x: &[f32]) {
         self.pack(worker, x);
         worker.meet();
-        for step in &self.plan.steps {
-            self.step(worker, step);
-        }
+        self.walk(worker, &self.plan.steps);
     }
 
     /// A parameter's values.
@@ -36,17 +58,20 @@ impl<'a> Call<'a> {
 
     /// One sample of a slot, to read.
     pub fn sample(&self, slot: &Slot, image: usize) -> &'a [f32] {
-        let size = slot.map.image();
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get(slot.region, image * size, size) }
+        unsafe { self.mem.get(slot.region, slot.at(image), slot.map.image()) }
     }
 
     /// One sample of a slot, to write.
     #[allow(clippy::mut_from_ref, reason = "the arena is shared by workers under the contract of Mem")]
     pub fn sample_mut(&self, slot: &Slot, image: usize) -> &'a mut [f32] {
-        let size = slot.map.image();
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get_mut(slot.region, image * size, size) }
+        unsafe { self.mem.get_mut(slot.region, slot.at(image), slot.map.image()) }
+    }
+
+    /// The first float of a sample.
+    pub fn at(&self, slot: &Slot, image: usize) -> *mut f32 {
+        self.sample_mut(slot, image).as_mut_ptr()
     }
 
     /// One sample of a slot with its map.
@@ -80,19 +105,53 @@ impl<'a> Call<'a> {
         })
     }
 
-    fn step(&self, worker: &Worker<'_>, step: &Step) {
-        match step {
-            Step::Conv(step) => self.conv(worker, step),
-            Step::Stats { norm } => worker.share(self.rows).for_each(|image| self.stats(*norm, image)),
-            Step::Fuse { terms, relu, out } => self.fuse(worker, terms, *relu, *out),
-            Step::Linear { x, out, weight, bias } => self.linear(worker, *x, *out, *weight, *bias),
-            _ => {
-                let mut scratch = Vec::new();
-                for image in worker.share(self.rows) {
-                    self.by_sample(step, image, &mut scratch);
+    /// Gathers steps that go sample by sample into segments, and runs a segment block by block, so that what one
+    /// step writes the next finds in the cache.
+    fn walk<'p>(&self, worker: &Worker<'_>, steps: &'p [Step]) {
+        let mut segment: Vec<Local<'p>> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Conv(step) => segment.push(Local::Conv(step)),
+                Step::Stats { norm } => segment.push(Local::Stats(*norm)),
+                Step::Fuse { terms, relu, out } => {
+                    if step.ends_segment() && matches!(self.mode, Mode::Train(_)) {
+                        self.run(worker, &mut segment);
+                        worker.meet();
+                    }
+                    let affine =
+                        |t: &(Node, Option<usize>)| t.1.map(|n| self.affine(&self.plan.norms[n], worker.first()));
+                    let affine = terms.iter().map(affine).collect();
+                    segment.push(Local::Fuse { terms, relu: *relu, out: *out, affine });
+                }
+                Step::Linear { x, out, weight, bias } => {
+                    self.run(worker, &mut segment);
+                    self.linear(worker, *x, *out, *weight, *bias);
+                }
+                _ => segment.push(Local::Sample(step)),
+            }
+        }
+        self.run(worker, &mut segment);
+    }
+
+    fn run(&self, worker: &Worker<'_>, segment: &mut Vec<Local<'_>>) {
+        let convs = segment.iter().filter_map(|l| if let Local::Conv(c) = l { Some(c) } else { None });
+        let at_once = convs.map(|c| c.conv.images_per_pass()).max().unwrap_or(1);
+        let mut scratch = Vec::new();
+        for images in blocks(worker.share(self.rows), at_once) {
+            for local in segment.iter() {
+                match local {
+                    Local::Conv(step) => self.conv(step, images.clone()),
+                    Local::Stats(norm) => images.clone().for_each(|image| self.stats(*norm, image)),
+                    Local::Fuse { terms, relu, out, affine } => {
+                        images.clone().for_each(|image| self.fuse(terms, affine, *relu, *out, image));
+                    }
+                    Local::Sample(step) => {
+                        images.clone().for_each(|image| self.by_sample(step, image, &mut scratch));
+                    }
                 }
             }
         }
+        segment.clear();
     }
 
     fn by_sample(&self, step: &Step, image: usize, scratch: &mut Vec<f32>) {
@@ -142,20 +201,13 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn conv(&self, worker: &Worker<'_>, step: &ConvStep) {
-        let share = worker.share(self.rows);
-        let (x, y) = (self.value(step.x), self.value(step.out));
-        let mut image = share.start;
-        while image < share.end {
-            let images = image..share.end.min(image + step.conv.images_per_pass());
-            let (x, y) = (self.mem.ptr(x.region), self.mem.ptr(y.region));
-            let w = self.mem.ptr(step.packed);
-            // SAFETY: see the head of this file.
-            unsafe { step.conv.forward(x, y, w, step.bias.is_some(), step.relu, images.clone()) }
-            for &norm in &step.norms {
-                images.clone().for_each(|image| self.stats(norm, image));
-            }
-            image = images.end;
+    fn conv(&self, step: &ConvStep, images: Range<usize>) {
+        let (x, y) = (self.at(self.value(step.x), images.start), self.at(self.value(step.out), images.start));
+        let w = self.mem.ptr(step.packed);
+        // SAFETY: see the head of this file.
+        unsafe { step.conv.forward(x, y, w, step.bias.is_some(), step.relu, images.len()) }
+        for &norm in &step.norms {
+            images.clone().for_each(|image| self.stats(norm, image));
         }
     }
 
@@ -172,26 +224,18 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn fuse(&self, worker: &Worker<'_>, terms: &[(Node, Option<usize>)], relu: bool, out: Node) {
-        let training = matches!(self.mode, Mode::Train(_));
-        if training && terms.iter().any(|t| t.1.is_some()) {
-            worker.meet();
-        }
-        let affine: Vec<Option<(Vec<f32>, Vec<f32>)>> =
-            terms.iter().map(|t| t.1.map(|n| self.affine(&self.plan.norms[n], worker.first()))).collect();
+    fn fuse(&self, terms: &[(Node, Option<usize>)], affine: &[Affine], relu: bool, out: Node, image: usize) {
         let slot = self.value(out);
-        for image in worker.share(self.rows) {
-            let term = |i: usize| Term {
-                z: self.view(self.value(terms[i].0), image),
-                affine: affine[i].as_ref().map(|(a, b)| (a.as_slice(), b.as_slice())),
-            };
-            let out = self.sample_mut(slot, image);
-            // SAFETY: the machine has the instruction set.
-            unsafe {
-                match terms.len() {
-                    1 => rows::fuse(self.isa, &[term(0)], relu, out, &slot.map),
-                    _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &slot.map),
-                }
+        let term = |i: usize| Term {
+            z: self.view(self.value(terms[i].0), image),
+            affine: affine[i].as_ref().map(|(a, b)| (a.as_slice(), b.as_slice())),
+        };
+        let out = self.sample_mut(slot, image);
+        // SAFETY: the machine has the instruction set.
+        unsafe {
+            match terms.len() {
+                1 => rows::fuse(self.isa, &[term(0)], relu, out, &slot.map),
+                _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &slot.map),
             }
         }
     }

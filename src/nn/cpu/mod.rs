@@ -9,12 +9,15 @@
 //! and every sum has one order. Another instruction set may round otherwise.
 
 mod arena;
+#[cfg(test)]
+mod check;
 mod backward;
 mod conv;
 mod crew;
 mod dense;
 mod forward;
 mod map;
+mod peak;
 mod plan;
 mod pool;
 mod rows;
@@ -22,6 +25,7 @@ mod simd;
 mod tile;
 
 use arena::{Arena, Mem, Shared};
+pub use peak::peak;
 use plan::{Plan, Slot};
 pub use simd::Isa;
 
@@ -65,7 +69,7 @@ impl Engine {
         if !Isa::available().contains(&isa) {
             return Err(Error::environment(format!("this machine has no {isa}")));
         }
-        let plan = plan::plan(net, isa);
+        let plan = plan::plan(net, isa, threads <= 1);
         let (net, threads) = (net.clone(), threads.max(1));
         Ok(Engine { net, plan, isa, threads, arena: Arena::new(&[])?, capacity: 0, rows: 0, mode: Mode::Eval })
     }

@@ -11,11 +11,23 @@ use super::pool::Window;
 use super::simd::Isa;
 use crate::nn::net::{Net, Node, Op, ParamId};
 
+/// Samples that a ring holds: the most that one block of a segment has.
+pub(super) const RING: usize = 8;
+
 /// Where a value or gradient lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub map: Map,
     pub region: Region,
+    /// Room for [`RING`] samples only, used by one block after the other.
+    pub ring: bool,
+}
+
+impl Slot {
+    /// First float of a sample in the region.
+    pub fn at(&self, image: usize) -> usize {
+        self.map.image() * if self.ring { image % RING } else { image }
+    }
 }
 
 /// A batch norm.
@@ -84,6 +96,17 @@ pub(super) enum Step {
     },
 }
 
+impl Step {
+    /// Whether the step needs something of the whole batch.
+    pub fn ends_segment(&self) -> bool {
+        match self {
+            Step::Fuse { terms, .. } => terms.iter().any(|t| t.1.is_some()),
+            Step::Linear { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// A convolution and its packed weights.
 #[derive(Debug)]
 pub(super) struct ConvStep {
@@ -127,11 +150,14 @@ pub(super) struct Plan {
     pub sizes: Vec<Size>,
 }
 
-/// Lays out `net` for an instruction set.
-pub(super) fn plan(net: &Net, isa: Isa) -> Plan {
+/// Lays out `net` for an instruction set; `alone`: for one worker, who takes sample by sample.
+pub(super) fn plan(net: &Net, isa: Isa, alone: bool) -> Plan {
     let mut planner = Planner::new(net, isa);
     for node in 0..net.ops.len() {
         planner.op(node);
+    }
+    if alone {
+        planner.rings();
     }
     planner.plan
 }
@@ -211,7 +237,7 @@ impl<'a> Planner<'a> {
     }
 
     fn slot(&mut self, map: Map) -> Slot {
-        Slot { map, region: self.region(map.image(), 0) }
+        Slot { map, region: self.region(map.image(), 0), ring: false }
     }
 
     /// Gives a node its value and, when parameters lie upstream, its gradient.
@@ -268,6 +294,28 @@ impl<'a> Planner<'a> {
             Op::Dropout { x, p } => {
                 let mask = self.slot(Map::new(&self.net.shapes[node], 0));
                 self.simple(node, Step::Dropout { x, out: node, p, mask });
+            }
+        }
+    }
+
+    /// The gradient between a convolution and its batch norm lives for one block of samples when backward takes both
+    /// in one segment: it needs no room for the batch, and stays in the cache.
+    fn rings(&mut self) {
+        let steps = &self.plan.steps;
+        let mut rings = Vec::new();
+        for (i, step) in steps.iter().enumerate() {
+            let Step::Fuse { terms, .. } = step else { continue };
+            for &(node, _) in terms.iter().filter(|t| t.1.is_some() && self.only(t.0).is_some()) {
+                let conv = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node));
+                if conv.is_some_and(|c| !steps[c + 1..i].iter().any(Step::ends_segment)) {
+                    rings.push(node);
+                }
+            }
+        }
+        for node in rings {
+            if let Some(slot) = &mut self.plan.grads[node] {
+                slot.ring = true;
+                self.plan.sizes[slot.region] = Size { per_image: 0, fixed: RING * slot.map.image() };
             }
         }
     }

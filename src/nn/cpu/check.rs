@@ -1,0 +1,212 @@
+//! The kernels against plain loops in f64, on random shapes, on every instruction set here.
+//!
+//! Every operand lies in a block of its own with a margin of NaN around it: a result that used the margin is NaN, and
+//! a margin that is no longer NaN was written.
+
+use proptest::prelude::*;
+
+use super::conv::{Conv, Shape};
+use super::dense::{self, Rows};
+use super::map::Map;
+use super::simd::Isa;
+
+/// Floats that kernels may read (not use, not write) behind an operand.
+const MARGIN: usize = 64;
+
+struct Block(Vec<f32>);
+
+impl Block {
+    fn new(values: &[f32]) -> Self {
+        let mut all = vec![f32::NAN; MARGIN];
+        all.extend_from_slice(values);
+        all.resize(values.len() + 2 * MARGIN, f32::NAN);
+        Block(all)
+    }
+
+    fn at(&mut self) -> *mut f32 {
+        self.0[MARGIN..].as_mut_ptr()
+    }
+
+    fn values(&self) -> &[f32] {
+        let (before, rest) = self.0.split_at(MARGIN);
+        let (values, after) = rest.split_at(rest.len() - MARGIN);
+        assert!(before.iter().chain(after).all(|v| v.is_nan()), "a kernel wrote outside its operand");
+        values
+    }
+}
+
+fn noise(n: usize, salt: u32) -> Vec<f32> {
+    let hash = |i: u32| (i.wrapping_add(salt).wrapping_mul(0x9E37_79B1) ^ 0x85EB_CA6B).wrapping_mul(0xC2B2_AE35) >> 8;
+    (0..n as u32).map(|i| hash(i) as f32 / 8_388_608.0 - 1.0).collect()
+}
+
+/// A convolution to try: shape, image sides, samples, extra border of input and output gradient.
+#[derive(Clone, Debug)]
+struct Case {
+    shape: Shape,
+    side: [usize; 2],
+    images: usize,
+    extra: usize,
+    raw: bool,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let numbers = (1..4usize, 1..24usize, 1..24usize, 1..6usize, 1..4usize, 0..4usize);
+    (numbers, [1..9usize, 1..9usize], 1..3usize, 0..2usize, any::<bool>()).prop_filter_map(
+        "the window fits",
+        |((groups, i, o, kernel, stride, padding), side, images, extra, raw)| {
+            let wide = if i > 20 { 4 } else { 1 };
+            let (inputs, outputs) = (groups * i, groups * o * wide);
+            let shape = Shape { inputs, outputs, kernel, stride, padding, groups };
+            let fits = side.iter().all(|s| s + 2 * padding >= kernel);
+            fits.then_some(Case { shape, side, images, extra, raw })
+        },
+    )
+}
+
+/// Calls `f(output index, input index, weight index)` for every product of a sample.
+fn products(s: &Shape, x: [usize; 2], y: [usize; 2], mut f: impl FnMut(usize, usize, usize)) {
+    let (per_in, per_out) = (s.inputs / s.groups, s.outputs / s.groups);
+    for o in 0..s.outputs {
+        for (oy, ox) in (0..y[0]).flat_map(|a| (0..y[1]).map(move |b| (a, b))) {
+            for c in 0..per_in {
+                for (ky, kx) in (0..s.kernel).flat_map(|a| (0..s.kernel).map(move |b| (a, b))) {
+                    let (iy, ix) = (oy * s.stride + ky, ox * s.stride + kx);
+                    let inside = iy >= s.padding && ix >= s.padding && iy < x[0] + s.padding && ix < x[1] + s.padding;
+                    if inside {
+                        let input = o / per_out * per_in + c;
+                        let from = (input * x[0] + iy - s.padding) * x[1] + ix - s.padding;
+                        let weight = ((o * per_in + c) * s.kernel + ky) * s.kernel + kx;
+                        f((o * y[0] + oy) * y[1] + ox, from, weight);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn near(what: &str, got: &[f32], want: &[f64]) {
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*g) - w).abs() <= 2e-5 * (1.0 + w.abs()), "{what}[{i}]: {g}, expected {w}");
+    }
+}
+
+fn packed(map: &Map, images: usize, values: &[f32]) -> Block {
+    let mut all = vec![0.0; map.image() * images];
+    for (to, from) in all.chunks_exact_mut(map.image()).zip(values.chunks_exact(map.c * map.pixels())) {
+        map.pack(from, to);
+    }
+    Block::new(&all)
+}
+
+fn unpacked(map: &Map, block: &Block) -> Vec<f32> {
+    let mut all = Vec::new();
+    for image in block.values().chunks_exact(map.image()) {
+        let mut out = vec![0.0; map.c * map.pixels()];
+        map.unpack(image, &mut out);
+        all.extend(out);
+    }
+    all
+}
+
+fn try_conv(case: &Case, isa: Isa) {
+    let (s, n) = (case.shape, case.images);
+    let out = case.side.map(|side| (side + 2 * s.padding - s.kernel) / s.stride + 1);
+    let mut xm = Map::new(&[s.inputs, case.side[0], case.side[1]], s.padding + case.extra);
+    if case.raw {
+        xm.cp = xm.c;
+    }
+    let ym = Map::new(&[s.outputs, out[0], out[1]], case.extra);
+    let border = s.grad_border([(case.side[0], out[0]), (case.side[1], out[1])]);
+    let gym = Map { border, ..ym };
+    let gxm = Map { cp: s.inputs.next_multiple_of(16), ..xm };
+    let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm));
+
+    let area = s.kernel * s.kernel;
+    let (x_len, y_len) = (s.inputs * xm.pixels(), s.outputs * ym.pixels());
+    let x = noise(n * x_len, 1);
+    let w = noise(s.outputs * s.inputs / s.groups * area, 2);
+    let (bias, gy) = (noise(s.outputs, 3), noise(n * y_len, 4));
+    let mut want_y: Vec<f64> = (0..n * y_len).map(|i| f64::from(bias[i / ym.pixels() % s.outputs])).collect();
+    let (mut want_gx, mut want_gw) = (vec![0.5f64; n * x_len], vec![0.25f64; w.len()]);
+    for k in 0..n {
+        products(&s, case.side, out, |o, i, j| {
+            want_y[k * y_len + o] += f64::from(x[k * x_len + i]) * f64::from(w[j]);
+            want_gx[k * x_len + i] += f64::from(gy[k * y_len + o]) * f64::from(w[j]);
+            want_gw[j] += f64::from(gy[k * y_len + o]) * f64::from(x[k * x_len + i]);
+        });
+    }
+    want_y.iter_mut().for_each(|v| *v = v.max(0.0));
+
+    let mut pw = vec![0.0; conv.packed()];
+    conv.pack(&w, Some(&bias), &mut pw);
+    let mut pb = vec![0.0; conv.packed_back()];
+    conv.pack_back(&w, &mut pb);
+    let (mut pw, mut pb, mut gw) = (Block::new(&pw), Block::new(&pb), Block::new(&vec![0.0; conv.packed()]));
+    let (mut xb, mut gyb) = (packed(&xm, n, &x), packed(&gym, n, &gy));
+    let mut yb = packed(&ym, n, &vec![0.0; n * y_len]);
+    let mut gxb = packed(&gxm, n, &vec![0.5; n * x_len]);
+    let tiles = conv.gradient_tiles();
+    // SAFETY: blocks of the maps' sizes with readable margins; one thread.
+    unsafe {
+        conv.forward(xb.at(), yb.at(), pw.at(), true, true, n);
+        conv.input_gradient(gyb.at(), gxb.at(), pb.at(), true, n);
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), 0..tiles / 2, n);
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n);
+    }
+    near("output", &unpacked(&ym, &yb), &want_y);
+    near("input gradient", &unpacked(&gxm, &gxb), &want_gx);
+    let mut grad = vec![0.25; w.len()];
+    conv.unpack(gw.values(), &mut grad);
+    near("weight gradient", &grad, &want_gw);
+}
+
+/// A fully connected layer to try.
+fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
+    let (xs, ys) = (inputs + extra, outputs + extra);
+    let (x, w) = (noise(rows * xs, 1), noise(outputs * inputs, 2));
+    let (bias, gy) = (noise(outputs, 3), noise(rows * ys, 4));
+    let mut want_y: Vec<f64> = (0..rows * outputs).map(|i| f64::from(bias[i % outputs])).collect();
+    let start = if add { 0.5 } else { 0.0 };
+    let (mut want_gx, mut want_gw) = (vec![start; rows * inputs], vec![0.25; outputs * inputs]);
+    for (r, o, i) in (0..rows).flat_map(|r| (0..outputs).flat_map(move |o| (0..inputs).map(move |i| (r, o, i)))) {
+        let (xv, wv, g) = (x[r * xs + i], w[o * inputs + i], gy[r * ys + o]);
+        want_y[r * outputs + o] += f64::from(xv) * f64::from(wv);
+        want_gx[r * inputs + i] += f64::from(g) * f64::from(wv);
+        want_gw[o * inputs + i] += f64::from(g) * f64::from(xv);
+    }
+    let (mut xb, mut gyb) = (Block::new(&x), Block::new(&gy));
+    let (mut yb, mut gxb) = (Block::new(&vec![0.0; rows * outputs]), Block::new(&vec![0.5; rows * inputs]));
+    let mut gw = vec![0.25; outputs * inputs];
+    let half = outputs / 2;
+    let xr = Rows { at: xb.at(), stride: xs, count: rows };
+    let gr = Rows { at: gyb.at(), stride: ys, count: rows };
+    // SAFETY: operands of these sizes; one thread.
+    unsafe {
+        for outs in [0..half, half..outputs] {
+            dense::product(isa, xr, &w, inputs, Some(&bias), yb.at(), outputs, outs.clone());
+            dense::weight_gradient(isa, gr, xr, inputs, &mut gw[outs.start * inputs..outs.end * inputs], outs);
+        }
+        dense::input_gradient(isa, gr, &w, inputs, outputs, add, gxb.at(), inputs);
+    }
+    near("output", yb.values(), &want_y);
+    near("input gradient", gxb.values(), &want_gx);
+    near("weight gradient", &gw, &want_gw);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolutions_equal_plain_loops_and_stay_inside_their_operands(case in cases()) {
+        Isa::available().into_iter().for_each(|isa| try_conv(&case, isa));
+    }
+
+    #[test]
+    fn fully_connected_layers_equal_plain_loops(
+        size in [1..9usize, 1..70usize, 1..20usize, 0..3usize], long in any::<bool>(), add in any::<bool>()
+    ) {
+        let size = if long { [size[0], 8 * size[1], size[2], size[3]] } else { size };
+        Isa::available().into_iter().for_each(|isa| try_dense(size, add, isa));
+    }
+}

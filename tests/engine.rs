@@ -1,0 +1,170 @@
+//! The CPU engine as its callers see it: the same bytes for any number of threads, the same training as candle's.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use fedllava::key::{Key, Purpose};
+use fedllava::model::cnn::Cnn;
+use fedllava::model::resnet::{Plain, Resnet8};
+use fedllava::model::{Head, ModelConfig};
+use fedllava::nn::candle::Candle;
+use fedllava::nn::cpu::{Engine, Isa};
+use fedllava::nn::{Interpreter, Mode, Net};
+
+use super::net_golden::{distance, noise, params, zoo};
+
+fn narrow(side: usize) -> Net {
+    let config = ModelConfig::Resnet8(Resnet8 { width: 16, mlp: None });
+    config.build([3, side, side], Head::Classes(10)).unwrap()
+}
+
+fn images(net: &Net, rows: usize, salt: u32) -> Vec<f32> {
+    noise(rows * net.input_shape().iter().product::<usize>(), salt)
+}
+
+/// Cross-entropy's gradient for labels `row mod outputs`, mean over the batch.
+fn seed(logits: &[f32], outputs: usize) -> Vec<f32> {
+    let rows = logits.len() / outputs;
+    let mut out = Vec::with_capacity(logits.len());
+    for (r, row) in logits.chunks_exact(outputs).enumerate() {
+        let top = row.iter().copied().fold(f32::MIN, f32::max);
+        let total: f32 = row.iter().map(|v| (v - top).exp()).sum();
+        let soft = |(c, v): (usize, &f32)| (v - top).exp() / total - f32::from(c == r % outputs);
+        out.extend(row.iter().enumerate().map(|p| soft(p) / rows as f32));
+    }
+    out
+}
+
+/// SGD on fresh noise at every step; gives the parameters and the last logits.
+fn train(net: &Net, engine: &mut dyn Interpreter, rows: &[usize], lr: f32) -> (Vec<f32>, Vec<f32>) {
+    let mut params = params(net);
+    let mut logits = Vec::new();
+    for (step, &n) in rows.iter().enumerate() {
+        let key = Key::from_seed(3).fold(Purpose::Step, step as u64);
+        let x = images(net, n, 100 + step as u32);
+        engine.forward(&params, &x, &[n], Mode::Train(key)).unwrap();
+        engine.read(net.logits, &mut logits).unwrap();
+        let mut grads = vec![0.0; params.len()];
+        let seed = seed(&logits, net.outputs());
+        engine.backward(&params, &[(net.logits, &seed)], &mut grads).unwrap();
+        engine.update_buffers(&mut params).unwrap();
+        params.iter_mut().zip(&grads).for_each(|(p, g)| *p -= lr * g);
+    }
+    (params, logits)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let cnn = ModelConfig::Cnn(Cnn::default()).build([3, 20, 20], Head::Classes(10)).unwrap();
+    let deep = ModelConfig::Resnet20(Plain {}).build([3, 16, 16], Head::Classes(10)).unwrap();
+    for net in [narrow(32), zoo().unwrap(), cnn, deep] {
+        for isa in Isa::available() {
+            let run = |threads| {
+                let mut engine = Engine::with_isa(&net, threads, isa).unwrap();
+                let (params, logits) = train(&net, &mut engine, &[7, 10, 5], 0.01);
+                (bits(&params), bits(&logits))
+            };
+            let one = run(1);
+            for threads in [2, 3, 5] {
+                assert!(run(threads) == one, "{} on {isa} with {threads} threads", net.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_equal_candles() {
+    let cnn = ModelConfig::Cnn(Cnn::default()).build([3, 12, 12], Head::Classes(10)).unwrap();
+    let tiny = ModelConfig::Resnet8(Resnet8 { width: 8, mlp: Some(24) });
+    let tiny = tiny.build([3, 16, 16], Head::Classes(10)).unwrap();
+    for net in [cnn, tiny, zoo().unwrap()] {
+        let mut ours = Engine::new(&net, 2).unwrap();
+        let mut candle = Candle::new(Arc::new(net.clone()), Device::Cpu, DType::F32);
+        let (a, x) = train(&net, &mut ours, &[8; 20], 0.02);
+        let (b, y) = train(&net, &mut candle, &[8; 20], 0.02);
+        assert!(distance(&x, &y) < 1e-3, "{}: logits {:.1e}", net.name, distance(&x, &y));
+        assert!(distance(&a, &b) < 1e-3, "{}: parameters {:.1e}", net.name, distance(&a, &b));
+        assert!(distance(&a, &params(&net)) > 1e-2, "{}: training moved nothing", net.name);
+    }
+}
+
+#[test]
+fn a_used_workspace_gives_what_a_fresh_one_gives() {
+    for net in [narrow(16), zoo().unwrap()] {
+        let params = params(&net);
+        let x = images(&net, 3, 5);
+        let run = |engine: &mut Engine| {
+            let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
+            engine.forward(&params, &x, &[3], Mode::Train(Key::from_seed(1))).unwrap();
+            engine.read(net.logits, &mut logits).unwrap();
+            engine.backward(&params, &[(net.logits, &seed(&logits, net.outputs()))], &mut grads).unwrap();
+            bits(&grads)
+        };
+        let fresh = run(&mut Engine::new(&net, 1).unwrap());
+        let mut used = Engine::new(&net, 1).unwrap();
+        for rows in [2, 9, 4] {
+            train(&net, &mut used, &[rows], 0.1);
+        }
+        used.forward(&params, &images(&net, 11, 6), &[11], Mode::Eval).unwrap();
+        assert!(run(&mut used) == fresh, "{}", net.name);
+    }
+}
+
+/// ⟨gradient, direction⟩ against the slope of Σ⟨seed, logits⟩ along it, in both modes.
+#[test]
+fn gradients_are_slopes() {
+    let net = zoo().unwrap();
+    let start = params(&net);
+    let x = images(&net, 4, 8);
+    let weights = net.layout.ranges(fedllava::nn::Role::Weight);
+    for mode in [Mode::Train(Key::from_seed(1)), Mode::Eval] {
+        let mut engine = Engine::new(&net, 1).unwrap();
+        let mut value = |params: &[f32]| {
+            let mut logits = Vec::new();
+            engine.forward(params, &x, &[4], mode).unwrap();
+            engine.read(net.logits, &mut logits).unwrap();
+            let seed = noise(logits.len(), 9);
+            logits.iter().zip(&seed).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let direction = noise(start.len(), 10);
+        let along = |t: f32| {
+            let mut moved = start.clone();
+            weights.iter().flat_map(Clone::clone).for_each(|i| moved[i] += t * start[i].abs() * direction[i]);
+            moved
+        };
+        let t = 2e-4;
+        let slope = (value(&along(t)) - value(&along(-t))) / (2.0 * f64::from(t));
+        value(&start);
+        let mut grads = vec![0.0; start.len()];
+        let seed = noise(4 * net.outputs(), 9);
+        engine.backward(&start, &[(net.logits, &seed)], &mut grads).unwrap();
+        let product: f64 =
+            (0..start.len()).map(|i| f64::from(grads[i]) * f64::from(start[i].abs() * direction[i])).sum();
+        assert!((slope - product).abs() < 0.02 * product.abs().max(0.1), "{mode:?}: {slope} and {product}");
+    }
+}
+
+#[test]
+fn no_rows_change_nothing_and_wrong_sizes_are_refused() {
+    let net = narrow(8);
+    let mut engine = Engine::new(&net, 1).unwrap();
+    let before = params(&net);
+    let mut after = before.clone();
+    let mut grads = vec![0.0; before.len()];
+    engine.forward(&before, &[], &[0], Mode::Train(Key::from_seed(1))).unwrap();
+    engine.backward(&before, &[(net.logits, &[])], &mut grads).unwrap();
+    engine.update_buffers(&mut after).unwrap();
+    assert!(before == after && grads.iter().all(|&g| g == 0.0));
+
+    let mode = Mode::Eval;
+    assert!(engine.forward(&before[1..], &images(&net, 1, 1), &[1], mode).is_err());
+    assert!(engine.forward(&before, &images(&net, 1, 1), &[2], mode).is_err());
+    assert!(engine.forward(&before, &images(&net, 2, 1), &[1, 1], mode).is_err());
+    engine.forward(&before, &images(&net, 2, 1), &[2], mode).unwrap();
+    assert!(engine.backward(&before, &[(net.logits, &[0.0; 3])], &mut grads).is_err());
+    assert!(engine.backward(&before, &[(1, &[0.0; 3])], &mut grads).is_err(), "node 1 is no tap");
+}
