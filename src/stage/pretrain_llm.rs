@@ -243,7 +243,7 @@ impl LlmPretrain<'_> {
             self.restore(files, &mut student)?;
             done = epoch;
         }
-        records.cut("pretrain", done)?;
+        records.cut("pretrain", done + 1)?;
         let total = self.config.epochs as u64;
         cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done: done as u64, total });
         let mut interpreter = self.backend.workspace(self.net, cx, cx.threads)?;
