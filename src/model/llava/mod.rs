@@ -3,6 +3,9 @@
 
 pub mod chat;
 pub mod config;
+mod parts;
+mod save;
+mod score;
 
 #[cfg(test)]
 mod golden;
@@ -13,6 +16,9 @@ use candle_core::{D, DType, Device, Tensor};
 
 pub use chat::{IMAGE, Role, Turn, vicuna};
 pub use config::{LlavaConfig, Need};
+pub use parts::Parts;
+pub use save::save;
+pub use score::Likelihood;
 
 use crate::error::{Error, Place, Result};
 use crate::exec::{Cancel, Context, Event};
@@ -21,9 +27,9 @@ use crate::key::Key;
 use crate::model::clip::config::Activation;
 use crate::model::clip::{Picture, Preprocess, VisionTower};
 use crate::model::layers::Linear;
-use crate::model::llama::{Cache, Llama, Names, Prompts, Tokenizer, Written};
+use crate::model::llama::{Llama, Prompts, Tokenizer, Written};
 use crate::model::sample::Decoding;
-use crate::model::weights::{self, Scope, Source, Weights};
+use crate::model::weights::{Scope, Source, Weights};
 
 /// Two layers from the tower's width to the language model's.
 #[derive(Clone, Debug)]
@@ -58,54 +64,6 @@ impl Projector {
     }
 }
 
-/// Where the parts of a LLaVA lie in a checkpoint.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parts {
-    /// The language model.
-    pub text: Names,
-    /// The tower, up to `embeddings`.
-    pub tower: String,
-    /// The projector.
-    pub projector: String,
-}
-
-impl Default for Parts {
-    /// The Hub's names.
-    fn default() -> Self {
-        Parts {
-            text: Names { body: "language_model.model".into(), head: "language_model.lm_head".into() },
-            tower: "vision_tower.vision_model".into(),
-            projector: "multi_modal_projector".into(),
-        }
-    }
-}
-
-impl Parts {
-    /// Finds the naming scheme among a checkpoint's tensors: the Hub's, transformers 5's files, or its modules'.
-    pub fn find(names: &[&str]) -> Result<Self> {
-        let first = |what: &str, choices: &[&str], tail: &str| -> Result<String> {
-            let there = |c: &&&str| names.binary_search(&format!("{c}{tail}").as_str()).is_ok();
-            choices.iter().find(there).map(|c| c.to_string()).ok_or_else(|| {
-                let tried: Vec<String> = choices.iter().map(|c| format!("{c}{tail}")).collect();
-                Error::data(format!("no {what} among the weights")).hint(format!("looked for {}", tried.join(", ")))
-            })
-        };
-        let bodies = ["language_model.model", "model.language_model", "language_model"];
-        let towers =
-            ["vision_tower.vision_model", "vision_tower", "model.vision_tower.vision_model", "model.vision_tower"];
-        let projectors = ["multi_modal_projector", "model.multi_modal_projector"];
-        let body = first("language model", &bodies, ".embed_tokens.weight")?;
-        // A tied head is not in the file.
-        let head =
-            first("head", &["language_model.lm_head", "lm_head"], ".weight").unwrap_or_else(|_| "lm_head".into());
-        Ok(Parts {
-            text: Names { body, head },
-            tower: first("image tower", &towers, ".embeddings.class_embedding")?,
-            projector: first("projector", &projectors, ".linear_1.weight")?,
-        })
-    }
-}
-
 /// A question (or any text with [`IMAGE`] in it) about images.
 #[derive(Clone, Debug)]
 pub struct Query<'a> {
@@ -115,45 +73,6 @@ pub struct Query<'a> {
     pub images: Vec<usize>,
     /// What the answer draws from.
     pub key: Key,
-}
-
-/// How likely an answer is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Likelihood {
-    /// Natural logarithm of its probability.
-    pub log: f64,
-    /// Its tokens.
-    pub tokens: usize,
-}
-
-fn log_softmax(scores: &Tensor) -> Result<Tensor> {
-    Ok(candle_nn::ops::log_softmax(scores, D::Minus1)?)
-}
-
-/// Writes a folder in the Hugging Face layout that [`Llava::open`] and transformers read: config, weights by published
-/// name (`tensors`), image preprocessing, and the tokenizer's files, copied from the folder `tokenizer`.
-pub fn save<'t>(
-    folder: &Path,
-    config: &LlavaConfig,
-    tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>,
-    preprocess: &Preprocess,
-    tokenizer: &Path,
-) -> Result<()> {
-    fsx::create_dir(folder)?;
-    for name in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json"] {
-        if tokenizer.join(name).is_file() {
-            fsx::write_atomic(&folder.join(name), &fsx::read(&tokenizer.join(name))?)?;
-        }
-    }
-    fsx::write_atomic(&folder.join("preprocessor_config.json"), preprocess.to_json()?.as_bytes())?;
-    weights::save(tensors, &folder.join("model.safetensors"))?;
-    let json = |value: &serde_json::Value| {
-        serde_json::to_string_pretty(value).map_err(|e| Error::defect(format!("config.json: {e}")))
-    };
-    let generation = serde_json::json!({ "eos_token_id": config.stop });
-    fsx::write_atomic(&folder.join("generation_config.json"), json(&generation)?.as_bytes())?;
-    // Last: a folder with a config.json is complete.
-    fsx::write_atomic(&folder.join("config.json"), json(&config.to_json()?)?.as_bytes())
 }
 
 /// The whole model with its tokenizer and image preprocessing.
@@ -357,38 +276,6 @@ impl Llava {
     ) -> Result<Written> {
         let prompts = self.prompts(queries, features)?;
         self.llm.write(&prompts, decoding, &self.config.stop, cancel, heard)
-    }
-
-    /// How likely the model finds each of `answers` after a prompt about images `(n, image tokens, hidden)`. The
-    /// prompt is read once. The end mark does not count.
-    pub fn score(&self, prompt: &str, images: &Tensor, answers: &[String]) -> Result<Vec<Likelihood>> {
-        let ids = self.tokens(prompt)?;
-        let mut rows = Vec::with_capacity(answers.len());
-        for answer in answers {
-            let whole = self.tokens(&format!("{prompt} {}", answer.trim()))?;
-            match whole.strip_prefix(ids.as_slice()) {
-                Some(rest) if !rest.is_empty() => rows.push(rest.to_vec()),
-                _ => return Err(Error::input(format!("the answer {answer:?} changes the prompt's tokens"))),
-            }
-        }
-        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let mut cache = Cache::new(self.llm.config(), vec![0], ids.len() + longest)?;
-        let hidden = self.llm.hidden(&self.embed(&ids, images)?, Some(&mut cache))?;
-        let first = log_softmax(&self.llm.last_logits(&hidden)?)?.squeeze(0)?.to_vec1::<f32>()?;
-        cache.keep(&vec![0; rows.len()])?;
-        // Short answers are filled up; nothing is read behind their ends.
-        let filled: Vec<Vec<u32>> = rows.iter().map(|r| [r.clone(), vec![0; longest - r.len()]].concat()).collect();
-        let hidden = self.llm.hidden(&self.llm.embed(&filled)?, Some(&mut cache))?;
-        let later = log_softmax(&self.llm.logits(&hidden)?.to_dtype(DType::F32)?)?;
-        let mut scores = Vec::with_capacity(rows.len());
-        for (i, row) in rows.iter().enumerate() {
-            let mut log = f64::from(first[row[0] as usize]);
-            for (at, &token) in row.iter().enumerate().skip(1) {
-                log += f64::from(later.get(i)?.get(at - 1)?.get(token as usize)?.to_scalar::<f32>()?);
-            }
-            scores.push(Likelihood { log, tokens: row.len() });
-        }
-        Ok(scores)
     }
 
     /// The text of an answer's tokens.
