@@ -110,7 +110,8 @@ impl Experiment {
         let parameters = 4 * self.net.layout.len() as u64;
         let (train, test) = (&self.benchmark.train, &self.benchmark.test);
         let activations: u64 = self.net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
-        let batch = self.config.federated.batch_size.max(self.config.pretrain.batch_size).max(1) as u64;
+        let pretrain = if self.config.pretrain.enabled { self.config.pretrain.batch_size } else { 1 };
+        let batch = self.config.federated.batch_size.max(pretrain) as u64;
         let mut estimate = Estimate::default();
         estimate.add("images", (train.images.pixels().len() + test.images.pixels().len()) as u64);
         estimate.add(format!("a leaf of {LEAF} replies and the sums"), parameters * (LEAF as u64 + 6));

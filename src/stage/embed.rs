@@ -142,7 +142,7 @@ impl Embedder {
     pub fn dataset_features(&self, data: &Dataset, cx: &Context) -> Result<Features> {
         let (clip, preprocess, digest) = self.tower(cx)?;
         let [_, side, _] = data.images.shape();
-        let items = (0..data.len()).map(|i| format!("{}:{i}", data.digest)).collect();
+        let items = (0..data.len()).map(|i| fsx::sha256(format!("{} {i}", data.digest).as_bytes())).collect();
         let compute = || embed::squares(clip, preprocess, data.images.pixels(), side, cx);
         self.cached(&data.name, digest, items, compute).at(|| format!("features of {}", data.name))
     }
