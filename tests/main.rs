@@ -1,6 +1,9 @@
 //! What is checked from outside, as one binary.
 
+mod cli;
 mod engine;
 mod laws;
+mod layers;
 mod net_golden;
+mod round_golden;
 mod toy;

@@ -62,7 +62,7 @@ impl Split {
     }
 
     /// Reads a split of the training set with these `labels` and so many `classes`. Indices out of range, held twice
-    /// or shared, unknown clients in a cohort, and digests that do not fit are refused.
+    /// or by two holders, unknown clients in a cohort, and digests that do not fit are refused.
     pub fn import(path: &Path, labels: &[u32], classes: usize) -> Result<Split> {
         let place = || format!("split {}", path.display());
         let text = fsx::read_text(path)?;

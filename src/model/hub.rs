@@ -70,8 +70,8 @@ fn cached(cache: &Path, id: &str) -> Option<PathBuf> {
     let commit = std::fs::read_to_string(repo.join("refs").join("main")).ok()?;
     let snapshot = repo.join("snapshots").join(commit.trim());
     let has = |name: &str| snapshot.join(name).is_file();
-    let weights = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
-    (has("config.json") && weights.iter().any(|w| has(w))).then_some(snapshot)
+    let whole = has("model.safetensors") || has("pytorch_model.bin") || crate::model::weights::complete(&snapshot);
+    (has("config.json") && whole).then_some(snapshot)
 }
 
 #[cfg(not(feature = "net"))]
@@ -123,4 +123,61 @@ fn fetch(id: &str) -> Result<PathBuf> {
     let reference = cache(&env)?.join(format!("models--{}", id.replace('/', "--"))).join("refs").join("main");
     crate::fsx::write_atomic(&reference, info.sha.as_bytes())?;
     folder.ok_or_else(|| Error::data(format!("{id} has no model files")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string())
+    }
+
+    #[test]
+    fn a_folder_is_used_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(resolve(dir.path().to_str().unwrap()).unwrap(), dir.path());
+    }
+
+    #[test]
+    fn a_missing_path_is_not_taken_for_an_id() {
+        for text in ["./no/such", "/no/such", "models", "a/b/c", "../b", "a b/c"] {
+            assert!(!is_id(text), "{text}");
+            assert!(resolve(text).unwrap_err().to_string().contains("neither a folder"), "{text}");
+        }
+        assert!(is_id("openai/clip-vit-base-patch32") && is_id("llava-hf/llava-1.5-7b-hf"));
+    }
+
+    #[test]
+    fn the_cache_follows_the_variables_of_huggingface_hub() {
+        assert_eq!(cache(&vars(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")])).unwrap(), Path::new("/c"));
+        assert_eq!(cache(&vars(&[("HF_HOME", "/h"), ("HOME", "/u")])).unwrap(), Path::new("/h/hub"));
+        assert_eq!(cache(&vars(&[("HOME", "/u")])).unwrap(), Path::new("/u/.cache/huggingface/hub"));
+        assert!(cache(&vars(&[])).is_err());
+        assert!(offline(&vars(&[("HF_HUB_OFFLINE", "1")])) && !offline(&vars(&[("HF_HUB_OFFLINE", "0")])));
+    }
+
+    #[test]
+    fn a_snapshot_in_the_cache_is_found_only_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("models--owner--name");
+        let snapshot = repo.join("snapshots").join("abc");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(repo.join("refs")).unwrap();
+        std::fs::write(repo.join("refs").join("main"), "abc\n").unwrap();
+        std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+        assert_eq!(cached(dir.path(), "owner/name"), None);
+        std::fs::write(snapshot.join("model.safetensors"), "").unwrap();
+        assert_eq!(cached(dir.path(), "owner/name"), Some(snapshot));
+    }
+
+    #[test]
+    fn safetensors_are_preferred_and_other_frameworks_are_left() {
+        let files = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        let both =
+            files(&["README.md", "config.json", "merges.txt", "model.safetensors", "pytorch_model.bin", "tf_model.h5"]);
+        assert_eq!(wanted(&both), ["config.json", "merges.txt", "model.safetensors"]);
+        let old = files(&["config.json", "flax_model.msgpack", "pytorch_model.bin", "onnx/model.onnx"]);
+        assert_eq!(wanted(&old), ["config.json", "pytorch_model.bin"]);
+    }
 }

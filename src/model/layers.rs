@@ -6,7 +6,9 @@
 
 use candle_core::{D, DType, Tensor};
 
+use super::fused;
 use super::graph::with_backward;
+use super::thin;
 use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
 
@@ -36,10 +38,11 @@ impl Linear {
         let inputs = shape.pop().unwrap_or(0);
         shape.push(self.weight.dim(0)?);
         let flat = x.reshape(((), inputs.max(1))).at(|| self.place(x))?;
-        let y = self.product(&flat).at(|| self.place(x))?;
+        let frozen = flat.track_op() && !self.weight.track_op();
         let y = match &self.bias {
-            Some(b) => y.broadcast_add(b)?,
-            None => y,
+            Some(b) if !frozen => fused::linear(&flat, &self.weight, b).at(|| self.place(x))?,
+            Some(b) => self.product(&flat).at(|| self.place(x))?.broadcast_add(b)?,
+            None => self.product(&flat).at(|| self.place(x))?,
         };
         Ok(y.reshape(shape)?)
     }
@@ -61,8 +64,14 @@ impl Linear {
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.track_op() || !x.track_op() {
+        if self.weight.track_op() {
             return Ok(x.matmul(&self.weight.t()?)?);
+        }
+        if !x.track_op() {
+            return match thin::product(x, &self.weight)? {
+                Some(y) => Ok(y),
+                None => Ok(x.matmul(&self.weight.t()?)?),
+            };
         }
         let value = x.detach().matmul(&self.weight.t()?)?;
         let weight = self.weight.clone();

@@ -1,8 +1,8 @@
 //! Models by their published names: compact networks as short operation lists, the frozen giants on candle.
 
-pub mod adamw;
 pub mod clip;
 pub mod cnn;
+pub mod fused;
 pub mod graph;
 pub mod hub;
 pub mod layers;
@@ -11,6 +11,7 @@ pub mod llava;
 pub mod mlp;
 pub mod resnet;
 pub mod sample;
+pub mod thin;
 pub mod weights;
 
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
-use crate::data::{self, Benchmark, Groups, Images, Loader, Order, PartitionConfig, Split};
+use crate::data::{self, Benchmark, Dataset, Groups, Images, Loader, Order, PartitionConfig, Split, reserve};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 use crate::fl::estimate::{Estimate, available_memory};
@@ -30,6 +30,8 @@ pub struct Experiment {
     pub benchmark: Benchmark,
     /// Who holds what.
     pub split: Split,
+    /// The server set, where it comes from a folder instead of the training images.
+    pub server: Option<Dataset>,
     /// Classes by frequency over all clients.
     pub groups: Groups,
     /// Normalisation and augmentation.
@@ -51,18 +53,27 @@ impl Experiment {
         let loader = Loader::new(&config.augment, shape)?;
         let net = Arc::new(config.model.build(shape, Head::Classes(benchmark.train.classes.len()))?);
         let embedder = Embedder::new(&config.clip, &config.run.cache);
+        let server = reserve::from_folder(&config.server_set, &benchmark.train, cx)?;
         let seeded = matches!(config.partition, PartitionConfig::Creff(_)) || config.longtail.seed.is_some();
         if seeded && benchmark.train.order == Order::Unknown {
             cx.events.on(Event::Warning(
                 "the training images are in no known order: the reference's seeds pick its counts, not its images",
             ));
         }
-        Ok(Experiment { config, key, benchmark, split, groups, loader, net, embedder })
+        Ok(Experiment { config, key, benchmark, split, server, groups, loader, net, embedder })
     }
 
     /// The training images as the loop sees them.
     pub fn train(&self) -> Loaded<'_> {
         Loaded { data: &self.benchmark.train, loader: &self.loader }
+    }
+
+    /// The server set: the images it is in, and which of them.
+    pub fn server_set(&self) -> (&Dataset, Vec<u32>) {
+        match &self.server {
+            Some(data) => (data, (0..data.len() as u32).collect()),
+            None => (&self.benchmark.train, self.split.server.clone()),
+        }
     }
 
     /// The test set as a judge.
@@ -142,7 +153,8 @@ impl Experiment {
         for (name, images) in others {
             sets.push(Fingerprints::new(*name, images, &everything(images), cx)?);
         }
-        sets.push(Fingerprints::new("server", train, &self.split.server, cx)?);
+        let (server, ids) = self.server_set();
+        sets.push(Fingerprints::new("server", &server.images, &ids, cx)?);
         sets.push(Fingerprints::new("validation", train, &self.split.validation, cx)?);
         sets.push(Fingerprints::new("clients", train, &clients, cx)?);
         let test = &self.benchmark.test.images;

@@ -97,10 +97,10 @@ impl Experiment {
                 facts.insert("pool_images".into(), json!(self.embedder.pool_features(&pool, &kept, cx)?.rows()));
             }
         }
-        if self.config.align.enabled && !self.split.server.is_empty() {
-            let (train, set) = (&self.benchmark.train, &self.split.server);
-            let q = crate::stage::teach::distributions(&self.config.teacher, train, set, &self.embedder, cx)?;
-            facts.insert("server_images".into(), json!(q.len() / train.classes.len()));
+        let (data, set) = self.server_set();
+        if self.config.align.enabled && !set.is_empty() {
+            let q = crate::stage::teach::distributions(&self.config.teacher, data, &set, &self.embedder, cx)?;
+            facts.insert("server_images".into(), json!(q.len() / data.classes.len()));
         }
         Ok(facts.into())
     }

@@ -18,7 +18,7 @@ use crate::nn::Params;
 use crate::run::RunDir;
 use crate::stage::finetune::{Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
-use crate::stage::{align, evaluate, teach};
+use crate::stage::{Loaded, align, evaluate, teach};
 
 /// Which stages to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +64,12 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, cx: &Context) -> Res
         return evaluate::write(dir, &entries, "pretrain", experiment.extras());
     }
     let teacher = experiment.teach(&mut entries, cx)?;
-    let set = &experiment.split.server;
-    let (images, align) = (experiment.train(), &config.align);
+    let (data, set) = experiment.server_set();
+    let (images, align) = (Loaded { data, loader: &experiment.loader }, &config.align);
     let aligner = if align.enabled {
         let key = experiment.key.fold(Purpose::Align, 0);
         let (net, backend) = (experiment.net.clone(), config.run.engine);
-        Some(Aligner::new(net, backend, &images, set, teacher.as_deref(), align, key)?)
+        Some(Aligner::new(net, backend, &images, &set, teacher.as_deref(), align, key)?)
     } else {
         None
     };
@@ -130,8 +130,8 @@ impl Experiment {
         if config.align.beta == 0.0 {
             return Ok(None);
         }
-        let set = &self.split.server;
-        let mut q = teach::distributions(&config.teacher, &self.benchmark.train, set, &self.embedder, cx)?;
+        let (data, set) = self.server_set();
+        let mut q = teach::distributions(&config.teacher, data, &set, &self.embedder, cx)?;
         if config.align.shuffle_teacher {
             let classes = self.net.outputs();
             let mut order: Vec<usize> = (0..set.len()).collect();
@@ -180,7 +180,7 @@ impl Experiment {
             "clients": self.split.clients.len(),
             "rounds": config.federated.rounds,
             "seed": config.run.seed,
-            "server_labels": if config.align.enabled { self.split.server.len() } else { 0 },
+            "server_labels": if config.align.enabled { self.server_set().1.len() } else { 0 },
             "smallest_class": counts.iter().min(),
             "teacher": if config.align.enabled { json!(config.teacher.label()) } else { Value::Null },
             "oracle": config.align.enabled && config.teacher.oracle(),

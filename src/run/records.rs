@@ -23,11 +23,11 @@ impl Records {
         Ok(Records { path: path.to_path_buf(), file: append(path)? })
     }
 
-    /// Drops the records of `stage` after `round`: what a stopped run wrote past its last checkpoint.
-    pub fn cut(&mut self, stage: &str, round: usize) -> Result<()> {
+    /// Drops the records of `stage` from round `from` on: what a stopped run wrote past its last checkpoint.
+    pub fn cut(&mut self, stage: &str, from: usize) -> Result<()> {
         rewrite(&self.path, |record| {
             record.get("stage").and_then(Value::as_str) != Some(stage)
-                || record.get("round").and_then(Value::as_u64).is_none_or(|r| r <= round as u64)
+                || record.get("round").and_then(Value::as_u64).is_none_or(|r| r < from as u64)
         })?;
         self.file = append(&self.path)?;
         Ok(())
@@ -91,7 +91,7 @@ mod tests {
         text.push_str("{\"stage\":\"finetune\",\"rou");
         std::fs::write(&path, text).unwrap();
         let mut records = Records::open(&path).unwrap();
-        records.cut("finetune", 2).unwrap();
+        records.cut("finetune", 3).unwrap();
         let lines = Records::read(&path).unwrap();
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1]["round"], 2);

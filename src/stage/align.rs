@@ -28,9 +28,7 @@ pub fn align(
     let aligned = step.apply(model, round, cx)?;
     let after = evaluate(&aligned)?;
     let mut records = Records::open(&dir.file("metrics.jsonl"))?;
-    if round > 0 {
-        records.cut("align", round - 1)?;
-    }
+    records.cut("align", round)?;
     records.add("align", round, "test", &after.figures())?;
     dir.finish("align", &aligned, json!({ "rounds": round, "when": "end" }))?;
     cx.events.on(Event::Advance { done: 1, figures: &[("accuracy", after.overall)] });

@@ -1,6 +1,5 @@
 //! The demo's own CLIP: tiny but real, trained on the procedural world, saved in Hugging Face layout.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -25,7 +24,7 @@ pub struct DemoClipConfig {
     /// Pairs in a step.
     pub batch_size: usize,
     /// The highest learning rate.
-    pub learning_rate: f64,
+    pub learning_rate: f32,
     /// Width of both towers.
     pub width: usize,
     /// Layers of the image tower; the text tower has 2.
@@ -41,12 +40,12 @@ pub struct DemoClipConfig {
 impl Default for DemoClipConfig {
     fn default() -> Self {
         DemoClipConfig {
-            images: 24_000,
-            epochs: 8,
-            batch_size: 128,
-            learning_rate: 1e-3,
-            width: 128,
-            layers: 3,
+            images: 40_000,
+            epochs: 6,
+            batch_size: 256,
+            learning_rate: 2e-3,
+            width: 64,
+            layers: 4,
             patch: 4,
             projection: 64,
             seed: 2024,
@@ -75,7 +74,8 @@ pub fn train_clip(config: &DemoClipConfig, world: &World, folder: &Path, cx: &Co
         let pixels: Tensor = preprocess.batch(&pictures, &cx.device)?;
         Ok(Pairs { pixels, ids: chosen.iter().map(|&i| ids[i].clone()).collect() })
     };
-    let training = TrainConfig { steps, warmup: steps / 20, learning_rate: config.learning_rate, ..Default::default() };
+    let mut training = TrainConfig { steps, warmup: steps / 20, ..TrainConfig::default() };
+    training.adamw.lr = config.learning_rate;
     let log = train::train(&model, &vars, &training, key.fold(Purpose::Pretrain, 0), next, cx)?;
     clip::save(folder, &shape, &vars, &tokenizer, &preprocess)?;
     Ok(log.last().map_or(f32::NAN, |s| s.loss))
@@ -113,47 +113,9 @@ fn shape(config: &DemoClipConfig, tokenizer: &Tokenizer) -> Config {
     Config { projection_dim: config.projection, text_config: text, vision_config: vision, ..Config::default() }
 }
 
-/// A byte-level BPE in CLIP's form in which every word of `words` is one token: pairs are merged, the most frequent
-/// first (ties by name), until none of the words has two parts.
+/// A byte-level BPE in CLIP's form, with merges until every word of `words` is one token.
 pub fn tokenizer(words: &[&str]) -> Result<Tokenizer> {
-    let letters: Vec<String> = ('!'..='~').map(String::from).collect();
-    let mut tokens: Vec<String> = letters.clone();
-    tokens.extend(letters.iter().map(|l| format!("{l}</w>")));
-    let mut split: Vec<Vec<String>> = words.iter().map(|w| characters(w)).collect();
-    let mut merges = Vec::new();
-    loop {
-        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        for pair in split.iter().flat_map(|w| w.windows(2)) {
-            *counts.entry((&pair[0], &pair[1])).or_default() += 1;
-        }
-        let best = counts.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0)));
-        let Some((left, right)) = best.map(|((l, r), _)| (l.to_string(), r.to_string())) else { break };
-        split.iter_mut().for_each(|w| merge(w, &left, &right));
-        tokens.push(format!("{left}{right}"));
-        merges.push((left, right));
-    }
-    tokens.extend([clip::tokenizer::START.to_string(), clip::tokenizer::END.to_string()]);
-    let vocabulary = tokens.into_iter().enumerate().map(|(i, t)| (t, i as u32)).collect();
-    Tokenizer::from_parts(&vocabulary, &merges, world::MAX_WORDS + 2)
-}
-
-fn characters(word: &str) -> Vec<String> {
-    let mut parts: Vec<String> = word.chars().map(String::from).collect();
-    if let Some(last) = parts.last_mut() {
-        last.push_str("</w>");
-    }
-    parts
-}
-
-fn merge(parts: &mut Vec<String>, left: &str, right: &str) {
-    let mut i = 0;
-    while i + 1 < parts.len() {
-        if parts[i] == left && parts[i + 1] == right {
-            let right = parts.remove(i + 1);
-            parts[i].push_str(&right);
-        }
-        i += 1;
-    }
+    Tokenizer::learn(words, usize::MAX, world::MAX_WORDS + 2)
 }
 
 #[cfg(test)]

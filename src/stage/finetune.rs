@@ -78,8 +78,8 @@ impl Finetune<'_> {
             Some((round, files)) => restore(round, files)?,
             None => (self.federation.start(start)?, None),
         };
-        records.cut("finetune", server.round)?;
-        records.cut("align", server.round)?;
+        records.cut("finetune", server.round + 1)?;
+        records.cut("align", server.round + 1)?;
         let rounds = self.federation.config.rounds as u64;
         cx.events.on(Event::Begin { name: "finetune", unit: "round", done: server.round as u64, total: rounds });
         let model = server.model.clone();

@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod finetune;
 pub mod metrics;
 pub mod pretrain;
+pub mod pretrain_llm;
 pub mod teach;
 
 use crate::data::{Dataset, Loader};

@@ -140,7 +140,7 @@ impl Pretrain<'_> {
         if let Some((epoch, files)) = checkpoint::latest(&folder)? {
             (done, params) = (epoch, self.restore(files, &mut optimiser)?);
         }
-        records.cut("pretrain", done)?;
+        records.cut("pretrain", done + 1)?;
         let total = self.config.epochs as u64;
         cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done: done as u64, total });
         let mut interpreter = self.backend.workspace(self.net, cx, cx.threads)?;

@@ -3,15 +3,15 @@
 //! Dosovitskiy et al., *An image is worth 16×16 words*, 2021; Radford et al., *Learning transferable visual models from
 //! natural language supervision*, 2021. Names and arithmetic follow transformers' `modeling_clip.py`.
 
-use candle_core::{D, DType, Tensor};
-use candle_nn::ops;
+use candle_core::Tensor;
 
 use super::config::Activation;
 use crate::error::Result;
+use crate::model::fused;
 pub use crate::model::layers::Linear;
 use crate::model::weights::{Init, Scope};
 
-/// Layer normalisation over the last dimension, composed (candle's fused one has no backward); in f32 inside.
+/// Layer normalisation over the last dimension.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
@@ -28,11 +28,7 @@ impl LayerNorm {
 
     /// `(…, width)` → the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(DType::F32)?;
-        let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normal = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.to_dtype(x.dtype())?;
-        Ok(normal.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?)
+        Ok(fused::layer_norm(x, &self.weight, &self.bias, self.eps)?)
     }
 }
 
@@ -40,7 +36,7 @@ impl Activation {
     /// Element by element.
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Activation::QuickGelu => (x * ops::sigmoid(&(x * 1.702)?)?)?,
+            Activation::QuickGelu => fused::quick_gelu(x)?,
             Activation::Gelu => x.gelu_erf()?,
         })
     }
@@ -88,22 +84,10 @@ impl Attention {
         })
     }
 
-    /// `x` is `(n, t, width)`; `mask`, `(t, t)`, is added to the scores.
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (n, t, width) = x.dims3()?;
-        let head = width / self.heads;
-        let split = |y: Tensor| y.reshape((n, t, self.heads, head))?.transpose(1, 2)?.contiguous();
-        let q = split(self.q.forward(x)?)?;
-        let k = split(self.k.forward(x)?)?;
-        let v = split(self.v.forward(x)?)?;
-        let scores = (q.matmul(&k.transpose(2, 3)?)? * (head as f64).powf(-0.5))?;
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let weights = ops::softmax(&scores.to_dtype(DType::F32)?, D::Minus1)?.to_dtype(v.dtype())?;
-        let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((n, t, width))?;
-        self.out.forward(&mixed)
+    /// `x` is `(n, t, width)`; `causal` hides later tokens.
+    fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
+        let (q, k, v) = (self.q.forward(x)?, self.k.forward(x)?, self.v.forward(x)?);
+        self.out.forward(&fused::attend(&q, &k, &v, self.heads, causal)?)
     }
 }
 
@@ -131,8 +115,8 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.norm1.forward(x)?, mask)?)?;
+    fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
+        let x = (x + self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
         let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
         Ok((x + self.fc2.forward(&inner)?)?)
     }
@@ -153,8 +137,8 @@ impl Encoder {
         self.0.len()
     }
 
-    /// The states after the first `layers` layers, `(n, t, width)`; `mask`, `(t, t)`, is added to the scores.
-    pub fn forward(&self, x: &Tensor, layers: usize, mask: Option<&Tensor>) -> Result<Tensor> {
-        self.0.iter().take(layers).try_fold(x.clone(), |x, layer| layer.forward(&x, mask))
+    /// The states after the first `layers` layers, `(n, t, width)`; `causal` hides later tokens.
+    pub fn forward(&self, x: &Tensor, layers: usize, causal: bool) -> Result<Tensor> {
+        self.0.iter().take(layers).try_fold(x.clone(), |x, layer| layer.forward(&x, causal))
     }
 }

@@ -4,6 +4,7 @@
 //! A folder in the Hugging Face layout is loaded, trained and saved under its published names, so that what
 //! transformers writes is read here and what is written here is read by transformers.
 
+pub mod bpe;
 pub mod config;
 pub mod embed;
 pub mod layers;
@@ -16,9 +17,7 @@ pub mod vision;
 pub mod zeroshot;
 
 #[cfg(test)]
-#[cfg(test)]
 mod tests;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 

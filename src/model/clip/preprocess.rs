@@ -104,7 +104,7 @@ impl Default for Preprocess {
             rescale_factor: 1.0 / 255.0,
             do_normalize: true,
             image_mean: [0.48145466, 0.4578275, 0.40821073],
-            image_std: [0.26862954, 0.26130258, 0.27577711],
+            image_std: [0.26862954, 0.261_302_6, 0.275_777_1],
         }
     }
 }

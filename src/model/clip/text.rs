@@ -1,6 +1,6 @@
 //! The text tower: a causal transformer, read at the end-of-text token.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::config::TextConfig;
 use super::layers::{Encoder, LayerNorm, Shape};
@@ -63,8 +63,7 @@ impl TextTower {
         let flat: Vec<u32> = ids.iter().flat_map(|text| (0..t).map(|i| text.get(i).copied().unwrap_or(0))).collect();
         let tokens = self.token.index_select(&Tensor::from_vec(flat, n * t, device)?, 0)?.reshape((n, t, width))?;
         let x = tokens.broadcast_add(&self.position.narrow(0, 0, t)?)?;
-        let mask = causal(t, self.token.dtype(), device)?;
-        let last = self.encoder.forward(&x, self.encoder.depth(), Some(&mask))?;
+        let last = self.encoder.forward(&x, self.encoder.depth(), true)?;
         let rows: Vec<u32> = ends.iter().enumerate().map(|(i, e)| (i * t + e) as u32).collect();
         let ended = last.reshape((n * t, width))?.index_select(&Tensor::from_vec(rows, n, device)?, 0)?;
         self.final_norm.forward(&ended)
@@ -86,11 +85,4 @@ impl TextTower {
                 .hint("the tokenizer belongs to another model, or texts were cut without keeping their end")
         })
     }
-}
-
-/// `(t, t)`: 0 where a token may look, the lowest number of `dtype` above the diagonal.
-fn causal(t: usize, dtype: DType, device: &candle_core::Device) -> Result<Tensor> {
-    let low = if dtype == DType::F16 { -65504.0 } else { f32::MIN };
-    let mask: Vec<f32> = (0..t * t).map(|i| if i % t > i / t { low } else { 0.0 }).collect();
-    Ok(Tensor::from_vec(mask, (t, t), device)?.to_dtype(dtype)?)
 }

@@ -17,6 +17,9 @@ pub const END: &str = "<|endoftext|>";
 /// How OpenAI's `simple_tokenizer.py` splits a cleaned text into words.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// Pairs in order of rank.
+type Merges = Vec<(String, String)>;
+
 /// Text → token ids.
 pub struct Tokenizer {
     engine: Engine,
@@ -149,8 +152,12 @@ impl Tokenizer {
         write("merges.txt", format!("#version: 0.2\n{lines}"))
     }
 
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Vocabulary and merges of the definition.
-    fn parts(&self) -> Result<(BTreeMap<String, u32>, Vec<(String, String)>)> {
+    pub(super) fn parts(&self) -> Result<(BTreeMap<String, u32>, Merges)> {
         let bad = |e: serde_json::Error| Error::data(format!("tokenizer.json: {e}"));
         let json: Value = serde_json::from_str(&self.definition).map_err(bad)?;
         let vocab = serde_json::from_value(json["model"]["vocab"].clone()).map_err(bad)?;

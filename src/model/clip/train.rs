@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use super::{Clip, normalise};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::key::{Key, Purpose};
-use crate::model::adamw::{AdamW, AdamWConfig, warmup_cosine};
+use crate::nn::optim::{AdamwConfig, Optimiser, OptimiserConfig};
 
 /// How a CLIP is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,10 +25,9 @@ pub struct TrainConfig {
     pub steps: usize,
     /// Steps of rising learning rate.
     pub warmup: usize,
-    /// The highest learning rate.
-    pub learning_rate: f64,
-    /// AdamW's constants.
-    pub adamw: AdamWConfig,
+    /// AdamW with the highest learning rate. Tensors with fewer than two dimensions (gains, biases, the scale of cosines)
+    /// do not decay, as in OpenAI's CLIP.
+    pub adamw: AdamwConfig,
     /// Pairs a worker handles at a time; it fixes the order of sums, so changing it changes the last bits.
     pub shard: usize,
     /// Whether pairs with the same text in a batch count as each other's positives, in equal parts (Yang et al.,
@@ -43,9 +42,9 @@ impl Default for TrainConfig {
         TrainConfig {
             steps: 1000,
             warmup: 50,
-            learning_rate: 1e-3,
-            adamw: AdamWConfig::default(),
-            shard: 64,
+            // Radford et al., table 18, for vision transformers; the decay of small models.
+            adamw: AdamwConfig { lr: 1e-3, beta1: 0.9, beta2: 0.98, eps: 1e-6, weight_decay: 0.1 },
+            shard: 128,
             share_duplicates: true,
             max_scale: 100.0,
         }
@@ -80,26 +79,62 @@ pub fn train(
     mut next: impl FnMut(usize, Key) -> Result<Pairs>,
     cx: &Context,
 ) -> Result<Vec<Step>> {
-    let mut adamw = AdamW::new(vars, config.adamw)?;
+    let mut optimisers = optimisers(vars, &config.adamw);
     let mut log = Vec::with_capacity(config.steps);
     cx.events.on(Event::Begin { name: "train CLIP", unit: "step", done: 0, total: config.steps as u64 });
     for step in 0..config.steps {
         cx.cancel.check()?;
         let pairs = next(step, key.fold(Purpose::Step, step as u64))?;
-        let learning_rate = warmup_cosine(step, config.steps, config.warmup, config.learning_rate);
+        let rate = warmup_cosine(step, config.steps, config.warmup);
         let (loss, grads) = gradients(clip, vars, &pairs, config, cx)?;
         if !loss.is_finite() {
             return Err(Error::data(format!("CLIP training: the loss is {loss} at step {step}"))
                 .hint("lower the learning rate"));
         }
-        adamw.step(&grads, learning_rate)?;
+        update(vars, &mut optimisers, &grads, rate as f32)?;
         clamp_scale(vars, config.max_scale)?;
-        log.push(Step { loss, scale: clip.scale()?, learning_rate });
+        log.push(Step { loss, scale: clip.scale()?, learning_rate: rate * f64::from(config.adamw.lr) });
         let figures = [("loss", f64::from(loss)), ("scale", clip.scale()?)];
         cx.events.on(Event::Advance { done: step as u64 + 1, figures: &figures });
     }
     cx.events.on(Event::End);
     Ok(log)
+}
+
+/// Linear warm-up to 1 over `warmup` steps, then a half cosine to 0 at `steps` (OpenCLIP's `cosine_lr`).
+pub fn warmup_cosine(step: usize, steps: usize, warmup: usize) -> f64 {
+    if step < warmup {
+        return (step + 1) as f64 / warmup as f64;
+    }
+    let (done, all) = ((step - warmup) as f64, steps.saturating_sub(warmup).max(1) as f64);
+    0.5 * (1.0 + (std::f64::consts::PI * (done / all).min(1.0)).cos())
+}
+
+fn optimisers(vars: &BTreeMap<String, Var>, adamw: &AdamwConfig) -> BTreeMap<String, Optimiser> {
+    let one = |(name, var): (&String, &Var)| {
+        let weight_decay = if var.rank() < 2 { 0.0 } else { adamw.weight_decay };
+        let config = OptimiserConfig::Adamw(AdamwConfig { weight_decay, ..adamw.clone() });
+        let n = var.elem_count();
+        (name.clone(), Optimiser::for_ranges(&config, std::iter::once(0..n).collect(), n))
+    };
+    vars.iter().map(one).collect()
+}
+
+fn update(
+    vars: &BTreeMap<String, Var>,
+    optimisers: &mut BTreeMap<String, Optimiser>,
+    grads: &BTreeMap<String, Vec<f32>>,
+    rate: f32,
+) -> Result<()> {
+    for (name, optimiser) in optimisers {
+        let (Some(var), Some(grad)) = (vars.get(name), grads.get(name)) else {
+            return Err(Error::defect(format!("CLIP training: no gradient for {name}")));
+        };
+        let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;
+        optimiser.step(&mut values, grad, rate);
+        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?.to_device(var.device())?)?;
+    }
+    Ok(())
 }
 
 fn clamp_scale(vars: &BTreeMap<String, Var>, most: f64) -> Result<()> {
@@ -216,7 +251,7 @@ fn contrast(
 }
 
 /// `(n, n)`: each row a distribution over the batch. The matrix is symmetric, so columns need no second one.
-fn targets(ids: &[Vec<u32>], share: bool, device: &candle_core::Device) -> Result<Tensor> {
+fn targets(ids: &[Vec<u32>], share: bool, device: &Device) -> Result<Tensor> {
     let n = ids.len();
     let mut rows = vec![0f32; n * n];
     let mut groups: BTreeMap<&[u32], Vec<usize>> = BTreeMap::new();
@@ -239,4 +274,24 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let rows = logits.dim(0)? as f64;
     let log = ops::log_softmax(logits, D::Minus1)?;
     Ok(((log * targets)?.sum_all()? * (-1.0 / rows))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schedule_rises_to_its_peak_and_falls_to_zero() {
+        let rate = |step| warmup_cosine(step, 110, 10);
+        assert_eq!((rate(0), rate(9), rate(10)), (0.1, 1.0, 1.0));
+        assert!((rate(60) - 0.5).abs() < 1e-12 && rate(110).abs() < 1e-12);
+    }
+
+    #[test]
+    fn equal_texts_share_their_target_only_when_asked() {
+        let ids = [vec![1, 9], vec![2, 9], vec![1, 9]];
+        let rows = |share| targets(&ids, share, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(rows(true), [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]);
+        assert_eq!(rows(false), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+    }
 }

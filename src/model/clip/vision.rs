@@ -69,7 +69,7 @@ impl VisionTower {
 
     /// The normalised state of the class token, `(n, hidden)`, of `pixels`, `(n, channels, side, side)`.
     pub fn pooled(&self, pixels: &Tensor) -> Result<Tensor> {
-        let last = self.encoder.forward(&self.embed(pixels)?, self.encoder.depth(), None)?;
+        let last = self.encoder.forward(&self.embed(pixels)?, self.encoder.depth(), false)?;
         self.post_norm.forward(&last.narrow(1, 0, 1)?.squeeze(1)?)
     }
 
@@ -82,7 +82,7 @@ impl VisionTower {
             return Err(Error::input(format!("hidden state {layer} of a vision tower that has {states}"))
                 .hint(format!("{} to {} are valid", -states, states - 1)));
         }
-        let state = self.encoder.forward(&self.embed(pixels)?, index as usize, None)?;
+        let state = self.encoder.forward(&self.embed(pixels)?, index as usize, false)?;
         Ok(match tokens {
             Tokens::All => state,
             Tokens::Patches => state.narrow(1, 1, self.config.tokens() - 1)?,

@@ -219,3 +219,50 @@ fn mean_feature(clip: &Clip, tokenizer: &Tokenizer, texts: &[String]) -> Result<
     }
     Ok(sum.iter().map(|s| (s / texts.len() as f64) as f32).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| s.to_string()).collect()
+    }
+
+    #[test]
+    fn templates_come_from_the_config_or_from_a_file() {
+        let classes = names(&["aquarium_fish", "cat"]);
+        let one = Prompts::default().texts(&classes).unwrap();
+        assert_eq!(one, [["a photo of a aquarium fish"], ["a photo of a cat"]]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.txt");
+        std::fs::write(&path, "# OpenAI's\n\na {} here\n  two {c}s  \n").unwrap();
+        let two = Prompts::TemplateFile(PromptFile { path }).texts(&classes).unwrap();
+        assert_eq!(two[1], ["a cat here", "two cats"]);
+        let bad = Prompts::Templates(Templates { list: names(&["a photo"]) }).texts(&classes).unwrap_err();
+        assert!(bad.to_string().contains("no place for the class"), "{bad}");
+    }
+
+    #[test]
+    fn descriptions_are_found_by_class_name_and_a_missing_class_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.json");
+        std::fs::write(&path, r#"{"aquarium fish": ["It swims.", "It is small."], "cat": ["It purrs."]}"#).unwrap();
+        let prompts = Prompts::Descriptions(PromptFile { path });
+        assert_eq!(prompts.texts(&names(&["cat", "aquarium_fish"])).unwrap()[1], ["It swims.", "It is small."]);
+        let e = prompts.texts(&names(&["cats"])).unwrap_err().to_string();
+        assert!(e.contains("\"cats\"") && e.contains("\"cat\""), "{e}");
+    }
+
+    /// By hand: cosines 1 and 0.6, scale 10, temperature 2: a difference of 2 in the exponent.
+    #[test]
+    fn probabilities_are_the_softmax_of_scaled_cosines_over_the_temperature() {
+        let texts = Features::new(2, vec![2.0, 0.0, 3.0, 4.0]).unwrap();
+        let zero = ZeroShot::from_features(texts, 10.0).unwrap();
+        let images = Features::new(2, vec![5.0, 0.0]).unwrap();
+        let p = zero.probabilities(&images, 2.0).unwrap();
+        assert!((p[0] - 1.0 / (1.0 + (-2f32).exp())).abs() < 1e-6, "{p:?}");
+        assert_eq!(zero.predict(&images).unwrap(), [0]);
+        assert!(zero.probabilities(&images, 0.0).is_err());
+        assert!(zero.logits(&Features::new(3, vec![1.0; 3]).unwrap()).is_err());
+    }
+}

@@ -8,8 +8,10 @@ mod attention;
 mod cache;
 pub mod config;
 pub mod karpathy;
+mod protobuf;
 mod rope;
 pub mod sentencepiece;
+mod stream;
 pub mod tokenizer;
 mod write;
 
@@ -23,7 +25,8 @@ use candle_core::{DType, Device, Tensor};
 pub use cache::Cache;
 pub use config::{LlamaConfig, SUPPORTED};
 pub use rope::{LinearScaling, Llama3Scaling, RopeScaling, Turns};
-pub use tokenizer::{Stream, Tokenizer};
+pub use stream::Stream;
+pub use tokenizer::Tokenizer;
 pub use write::{Prompts, Written};
 
 use crate::error::{Error, Place, Result};

@@ -70,6 +70,24 @@ impl RopeScaling {
         Ok((theta, scaling))
     }
 
+    /// `rope_parameters` of transformers 5.
+    pub(super) fn to_json(&self, theta: f64) -> Value {
+        match self {
+            RopeScaling::None => serde_json::json!({ "rope_type": "default", "rope_theta": theta }),
+            RopeScaling::Linear(s) => {
+                serde_json::json!({ "rope_type": "linear", "rope_theta": theta, "factor": s.factor })
+            }
+            RopeScaling::Llama3(s) => serde_json::json!({
+                "rope_type": "llama3",
+                "rope_theta": theta,
+                "factor": s.factor,
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
+            }),
+        }
+    }
+
     /// The angle a position adds to each pair of a head, `(head_dim / 2)`, in f32 as PyTorch has it.
     pub fn frequencies(&self, theta: f64, head_dim: usize) -> Vec<f32> {
         (0..head_dim / 2)

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 
+use super::protobuf::{Fields, Value};
 use crate::error::{Error, Result};
 
 /// The visible space of SentencePiece, U+2581.
@@ -275,76 +276,6 @@ pub fn byte(text: &str) -> Option<u8> {
 fn unsupported(what: &str) -> Error {
     Error::data(format!("SentencePiece model: {what} is not supported"))
         .hint("save the tokenizer as tokenizer.json with transformers, and put it beside")
-}
-
-/// The value of a protobuf field.
-enum Value<'a> {
-    Number(u64),
-    Word(u32),
-    Bytes(&'a [u8]),
-    Long,
-}
-
-/// The fields of a protobuf message, in order.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Result<u64> {
-        let mut n = 0u64;
-        for shift in (0..64).step_by(7) {
-            let (&b, rest) = self.0.split_first().ok_or_else(torn)?;
-            self.0 = rest;
-            n |= u64::from(b & 0x7f) << shift;
-            if b < 0x80 {
-                return Ok(n);
-            }
-        }
-        Err(torn())
-    }
-
-    fn bytes(&mut self, n: u64) -> Result<&'a [u8]> {
-        let n = usize::try_from(n).map_err(|_| torn())?;
-        let (taken, rest) = self.0.split_at_checked(n).ok_or_else(torn)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn field(&mut self) -> Result<(u64, Value<'a>)> {
-        let tag = self.varint()?;
-        let value = match tag & 7 {
-            0 => Value::Number(self.varint()?),
-            1 => {
-                self.bytes(8)?;
-                Value::Long
-            }
-            2 => {
-                let n = self.varint()?;
-                Value::Bytes(self.bytes(n)?)
-            }
-            5 => Value::Word(u32::from_le_bytes(self.bytes(4)?.try_into().map_err(|_| torn())?)),
-            _ => return Err(torn()),
-        };
-        Ok((tag >> 3, value))
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Value<'a>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_err() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
-
-fn torn() -> Error {
-    Error::data("not a whole SentencePiece model").hint("is the file cut off, or a Git LFS pointer?")
 }
 
 #[cfg(test)]

@@ -82,6 +82,29 @@ impl LlavaConfig {
         })
     }
 
+    /// The object that transformers 5 reads.
+    pub fn to_json(&self) -> Result<Value> {
+        let mut vision = serde_json::to_value(&self.vision).map_err(|e| Error::defect(format!("config.json: {e}")))?;
+        vision["model_type"] = "clip_vision_model".into();
+        let layers: Value = match self.layers.as_slice() {
+            [one] => (*one).into(),
+            several => several.into(),
+        };
+        Ok(serde_json::json!({
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "image_token_index": self.image_token,
+            "image_seq_length": self.image_tokens(),
+            "projector_hidden_act": self.activation,
+            "multimodal_projector_bias": self.projector_bias,
+            "vision_feature_layer": layers,
+            "vision_feature_select_strategy": if self.select == Tokens::All { "full" } else { "default" },
+            "tie_word_embeddings": self.text.tie_word_embeddings,
+            "text_config": self.text.to_json(),
+            "vision_config": vision,
+        }))
+    }
+
     /// Tokens that an image becomes.
     pub fn image_tokens(&self) -> usize {
         match self.select {

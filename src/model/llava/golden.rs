@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::exec::Events;
-use crate::model::weights::Init;
+use crate::model::weights::{Init, Trainable};
 
 const MODELS: [&str; 3] = ["default", "full-gqa-tied", "two-layers-linear"];
 const PROMPT: &str = "USER: <image>\nWhat is shown in this image? ASSISTANT:";
@@ -240,4 +240,47 @@ fn a_missing_shard_is_named() {
     std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
     let e = error(Llava::open(dir.path(), &Context::cpu(1)));
     assert!(e.contains("model-00002-of-00003.safetensors"), "{e}");
+}
+
+#[test]
+fn a_saved_model_opens_as_the_same_and_a_fresh_one_can_be_trained() {
+    for name in MODELS {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::open(&folder(name)).unwrap();
+        let source = Trainable::load(&weights, &Device::Cpu);
+        let model = build(name, &source, &Parts::find(&weights.names()).unwrap());
+        let vars = source.into_vars();
+        let tensors = vars.iter().map(|(n, v)| (n, v.as_tensor()));
+        save(dir.path(), model.config(), tensors, model.preprocess(), &folder("default")).unwrap();
+        let again = Llava::open(dir.path(), &Context::cpu(1)).unwrap();
+        assert_eq!(again.config(), model.config(), "{name}");
+        let features = again.image_features(&pixels(&again)).unwrap();
+        assert!(apart(&logits(&again, PROMPT, &features), &expected(name)["logits"]) <= 1e-4, "{name}");
+        // The loaded model is tied to its variables: a loss reaches the tower through projector and language model.
+        let loss = logits(&model, PROMPT, &model.image_features(&pixels(&model)).unwrap()).sqr().unwrap();
+        let grads = loss.sum_all().unwrap().backward().unwrap();
+        let reached = vars.iter().filter(|(_, v)| grads.get(v.as_tensor()).is_some()).count();
+        // Not reached: the tower's last norm, and the layers behind the chosen one.
+        assert!(reached > 55, "{name}: {reached} of {}", vars.len());
+    }
+}
+
+#[test]
+fn scores_of_answers_are_their_log_likelihoods() {
+    let model = load("default");
+    let features = model.image_features(&pixels(&model)).unwrap().narrow(0, 0, 1).unwrap();
+    let answers = ["red".to_string(), "a yellow triangle".into(), "two".into()];
+    let scores = model.score(PROMPT, &features, &answers).unwrap();
+    let from = model.tokens(PROMPT).unwrap().len();
+    for (answer, score) in answers.iter().zip(scores) {
+        let ids = model.tokens(&format!("{PROMPT} {answer}")).unwrap();
+        let hidden = model.llm().hidden(&model.embed(&ids, &features).unwrap(), None).unwrap();
+        let answers = &ids[from..];
+        let scores =
+            model.llm().logits(&hidden.narrow(1, from - 1, answers.len()).unwrap()).unwrap().squeeze(0).unwrap();
+        let loss = candle_nn::loss::cross_entropy(&scores, &Tensor::new(answers, &Device::Cpu).unwrap()).unwrap();
+        let want = -f64::from(loss.to_scalar::<f32>().unwrap()) * answers.len() as f64;
+        assert_eq!(score.tokens, answers.len());
+        assert!((score.log - want).abs() < 1e-4, "{answer}: {} and {want}", score.log);
+    }
 }

@@ -8,6 +8,7 @@ tensor's norm for gradients).
 
   legacy/   quick_gelu, eos_token_id 2, vocab.json + merges.txt, preprocessor_config.json, pytorch names of old files
   modern/   gelu, true eos_token_id, another shape, tokenizer.json, processor_config.json, sharded weights
+  pickle/   two tensors by torch.save
   golden.json, golden.safetensors   what they give
 """
 
@@ -133,6 +134,40 @@ def config(vocab, **kinds):
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
 
 
+STEPS, WARMUP, RATE = 4, 2, 0.01
+
+
+def train(model, inputs, pixels):
+    """Four steps of torch.optim.AdamW with OpenCLIP's cosine_lr on one batch: losses, and the tensors after them."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
+    losses = []
+    for step in range(STEPS):
+        rate = (step + 1) / WARMUP if step < WARMUP else 0.5 * (1 + np.cos(np.pi * (step - WARMUP) / (STEPS - WARMUP)))
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * rate
+        loss = model(input_ids=inputs, pixel_values=pixels, return_loss=True).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+        losses.append(loss.detach())
+    return {"train.losses": torch.stack(losses)} | {
+        f"train.{key}": digest(value.detach()) for key, value in model.named_parameters()
+    }
+
+
+def digest(value):
+    """Norm, a projection, and up to 64 entries of a tensor."""
+    flat = value.flatten().double()
+    wave = torch.cos(torch.arange(len(flat), dtype=torch.float64) * 0.7)
+    step = max(1, len(flat) // 64)
+    return torch.cat([torch.stack([flat.norm(), (flat * wave).sum()]), flat[::step][:64]])
+
+
 def main():
     vocab, merges = learn(60)
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
@@ -194,11 +229,13 @@ def main():
             "hidden.-1": vision.hidden_states[-1],
         }
         for key, value in model.named_parameters():
-            g = value.grad.flatten().double()
-            wave = torch.cos(torch.arange(len(g), dtype=torch.float64) * 0.7)
-            step = max(1, len(g) // 64)
-            got[f"grad.{key}"] = torch.cat([torch.stack([g.norm(), (g * wave).sum()]), g[::step][:64]])
+            got[f"grad.{key}"] = digest(value.grad)
+        if name == "modern":
+            got |= train(model, inputs, pixels)
         tensors |= {f"{name}.{k}": v.detach().float().contiguous() for k, v in got.items()}
+    (HERE / "pickle").mkdir(exist_ok=True)
+    pickled = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([0.5, -0.5], dtype=torch.float16)}
+    torch.save(pickled, HERE / "pickle" / "pytorch_model.bin")
     save_file(tensors, HERE / "golden.safetensors")
     for path in HERE.rglob("*.safetensors"):
         path.chmod(0o644)
