@@ -36,6 +36,7 @@ fn main() {
     run(&net, mode == "train", batch, threads, seconds);
 }
 
+#[allow(clippy::print_stdout, reason = "its result")]
 fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64) {
     let mut engine = Engine::new(net, threads).expect("starts");
     let mut params = noise::params(net);

@@ -100,7 +100,13 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
         assert!(eval[key].is_f64(), "{key}: {}", eval[key]);
     }
     assert_eq!(eval["per_class"].as_array().unwrap().len(), 10);
-    let hits: u64 = eval["confusion"].as_array().unwrap().iter().flat_map(|r| r.as_array().unwrap()).map(|n| n.as_u64().unwrap()).sum();
+    let hits: u64 = eval["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|r| r.as_array().unwrap())
+        .map(|n| n.as_u64().unwrap())
+        .sum();
     assert_eq!(hits, 60);
     let lines = std::fs::read_to_string(desk.path("runs/c/metrics.jsonl")).unwrap();
     let records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();

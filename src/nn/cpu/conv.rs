@@ -6,8 +6,8 @@ use super::map::Map;
 use super::simd::Isa;
 use super::tile::{self, GradPass, Pass, Run};
 
-/// Packed weights that should stay in the first-level cache while tiles pass, in floats.
-const BLOCK: usize = 8192;
+/// Packed weights that stay in the second-level cache while tiles pass, in floats.
+const BLOCK: usize = 65536;
 /// Pixels of a weight gradient's block: the accumulators are added to memory after about so many.
 const GRAD_PIXELS: usize = 128;
 /// Pixels that share one pass over all panels.
@@ -50,7 +50,7 @@ struct Panel {
     weights: usize,
     /// What the window reads.
     runs: Vec<Run>,
-    /// The same, cut into blocks whose weights fit the first-level cache.
+    /// The same, cut into blocks whose weights fit a cache.
     blocks: Vec<Vec<Run>>,
 }
 

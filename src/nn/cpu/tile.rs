@@ -69,7 +69,7 @@ unsafe fn pass_body<S: Simd>(p: &Pass<'_>) {
         match (S::ISA, p.vectors) {
             (Isa::Avx512, 4) => walk::<S, 6, 4>(p),
             (Isa::Avx512, 2) => walk::<S, 10, 2>(p),
-            (Isa::Avx512, _) => walk::<S, 12, 1>(p),
+            (Isa::Avx512, _) => walk::<S, 10, 1>(p),
             (Isa::Avx2, _) => walk::<S, 6, 1>(p),
             (Isa::Portable, _) => walk::<S, 3, 1>(p),
         }
