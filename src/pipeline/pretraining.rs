@@ -29,6 +29,8 @@ pub struct Pretrained {
     /// Zero-shot over the class names.
     pub evaluation: Evaluation,
     zero_shot: ZeroShot,
+    /// Mean length of the projected features.
+    norm: f64,
 }
 
 impl Experiment {
@@ -37,13 +39,15 @@ impl Experiment {
         let shape = self.benchmark.train.images.shape();
         let width = self.embedder.width(cx)?;
         let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
-        let params = match dir.finished("pretrain", &net.layout)? {
-            Some((params, _)) => params,
-            None => self.pretrain_on_pool(dir, &net, cx)?,
-        };
+        if dir.finished("pretrain", &net.layout)?.is_none() {
+            self.pretrain_on_pool(dir, &net, cx)?;
+        }
+        let done = dir.finished("pretrain", &net.layout)?;
+        let (params, done) = done.ok_or_else(|| Error::defect("pretraining left no model"))?;
+        let norm = done.facts["norm"].as_f64().filter(|n| *n > 0.0).unwrap_or(1.0);
         let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
         let evaluation = self.judge().projection(&net, &params, &zero_shot, cx)?;
-        Ok(Pretrained { net, params, evaluation, zero_shot })
+        Ok(Pretrained { net, params, evaluation, zero_shot, norm })
     }
 
     fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
@@ -163,7 +167,9 @@ impl Experiment {
         Ok(start)
     }
 
-    /// `W = T W_s`, `b = T b_s`: class scores as the projection's products with the class texts.
+    /// `W = s T W_s`, `b = s T b_s`: class scores as the projection's products with the class texts, on the scale that
+    /// pretraining's contrast has, `s = 1 / (τ · mean ‖z‖)`. So the first global model is the zero-shot classifier but
+    /// for the length of each feature.
     fn text_head(&self, start: &mut Params, pretrained: &Pretrained) -> Result<()> {
         let ranges = self.net.head();
         let texts = pretrained.zero_shot.text_features();
@@ -181,14 +187,15 @@ impl Experiment {
                 texts.rows()
             )));
         }
+        let scale = (1.0 / (f64::from(self.config.pretrain.temperature) * pretrained.norm)) as f32;
         let data = start.data_mut();
         for class in 0..texts.rows() {
             let text = texts.row(class);
             for i in 0..inputs {
                 let column = text.iter().enumerate().map(|(d, t)| t * weight[d * inputs + i]);
-                data[w.start + class * inputs + i] = column.sum();
+                data[w.start + class * inputs + i] = scale * column.sum::<f32>();
             }
-            data[b.start + class] = text.iter().zip(bias).map(|(t, v)| t * v).sum();
+            data[b.start + class] = scale * text.iter().zip(bias).map(|(t, v)| t * v).sum::<f32>();
         }
         Ok(())
     }

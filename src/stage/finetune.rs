@@ -25,7 +25,7 @@ pub enum HeadInit {
     /// As any fresh layer.
     #[default]
     Random,
-    /// The class texts seen through pretraining's projection: `W = T W_s`, `b = T b_s`.
+    /// The class texts seen through pretraining's projection, on its scale: the zero-shot classifier.
     Text,
 }
 

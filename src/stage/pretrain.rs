@@ -24,6 +24,9 @@ use crate::nn::{Backend, Batch, Mode, Net, Optimiser, OptimiserConfig, Params, W
 use crate::run::checkpoint::{self, Files};
 use crate::run::{Records, RunDir};
 
+/// Pool images whose projected features' length is averaged.
+const NORM_IMAGES: usize = 256;
+
 /// The `pretrain` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -154,8 +157,22 @@ impl Pretrain<'_> {
             cx.events.on(Event::Advance { done: epoch as u64 + 1, figures: &figures[..2] });
         }
         cx.events.on(Event::End);
-        self.dir.finish("pretrain", &params, json!({ "epochs": self.config.epochs, "images": self.pool.len }))?;
+        let norm = self.norm(&params, interpreter.as_mut())?;
+        let facts = json!({ "epochs": self.config.epochs, "images": self.pool.len, "norm": norm });
+        self.dir.finish("pretrain", &params, facts)?;
         Ok(params)
+    }
+
+    /// Mean length of the projected features over the first images of the pool, in evaluation mode.
+    fn norm(&self, params: &Params, interpreter: &mut dyn crate::nn::Interpreter) -> Result<f64> {
+        let ids: Vec<u32> = (0..self.pool.len.min(NORM_IMAGES) as u32).collect();
+        let (mut batch, mut values) = (Batch::default(), Vec::new());
+        self.pool.images.fill(&ids, None, &mut batch)?;
+        interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Eval)?;
+        interpreter.read(self.net.logits, &mut values)?;
+        let rows = values.chunks(self.net.outputs());
+        let lengths = rows.map(|r| r.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt());
+        Ok(lengths.sum::<f64>() / ids.len().max(1) as f64)
     }
 
     fn epoch(
