@@ -1,6 +1,7 @@
 //! What is checked from outside, as one binary.
 
 mod cli;
+mod demo_clip;
 mod engine;
 mod laws;
 mod layers;

@@ -10,7 +10,6 @@ pub mod loss;
 pub mod net;
 pub mod optim;
 pub mod params;
-pub mod predict;
 pub mod tap;
 pub mod weight;
 
@@ -20,5 +19,4 @@ pub use interpreter::{Interpreter, Mode};
 pub use net::{Net, NetBuilder, Node};
 pub use optim::{Optimiser, OptimiserConfig};
 pub use params::{Layout, Params, Role};
-pub use predict::predict;
 pub use weight::Weight;

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     fn run(config: &OptimiserConfig) -> Vec<f32> {
-        let mut optimiser = Optimiser::for_ranges(config, vec![0..2], 3);
+        let mut optimiser = Optimiser::for_ranges(config, std::iter::once(0..2).collect(), 3);
         let mut p = vec![1.0, -2.0, 5.0];
         for g in [[0.5, -1.0, 9.0], [0.25, 0.5, 9.0], [-1.0, 2.0, 9.0]] {
             optimiser.step(&mut p, &g, 1.0);
@@ -196,7 +196,10 @@ mod tests {
         ];
         for (config, want) in cases {
             let got = run(&config);
-            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 2e-6), "{config:?}: {got:?}, torch {want:?}");
+            assert!(
+                got.iter().zip(want).all(|(a, b)| (f64::from(*a) - b).abs() < 2e-6),
+                "{config:?}: {got:?}, torch {want:?}"
+            );
         }
     }
 

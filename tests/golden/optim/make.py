@@ -19,4 +19,4 @@ for name, kind, options in cases:
         p.grad = torch.tensor(g)
         optimiser.step()
     a, b = p.tolist()
-    print(f"const {name}: [f32; 3] = [{a:.9}, {b:.9}, 5.0];")
+    print(f"const {name}: [f64; 3] = [{a:.9}, {b:.9}, 5.0];")
