@@ -213,7 +213,8 @@ impl Config {
 
 /// Turns serde's message into one with the key, the valid names and the likely one.
 fn explain(path: &str, message: &str) -> Error {
-    let message = message.trim().trim_end_matches('.');
+    // Later lines repeat where it is.
+    let message = message.lines().next().unwrap_or_default().trim().trim_end_matches('.');
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let (Some((name, valid)), true) = (quoted.split_first(), unknown) else {
@@ -255,7 +256,7 @@ mod tests {
     fn a_typo_in_a_key_lists_the_valid_ones_and_the_likely_one() {
         let text = message("[federated]\nround = 3");
         assert!(text.contains("unknown key `round` in federated") && text.contains("local_epochs"), "{text}");
-        assert!(text.contains("did you mean `rounds`?"), "{text}");
+        assert!(text.contains("did you mean `rounds`?") && !text.contains("checkpoints, federated"), "{text}");
         assert!(message("[federatd]").contains("did you mean `federated`?"));
     }
 
