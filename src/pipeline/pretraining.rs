@@ -10,7 +10,7 @@ use crate::data::world::World;
 use crate::data::{self, DataConfig, Dataset, Order, PoolConfig, overlap, pool};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
-use crate::key::Purpose;
+use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::model::clip::zeroshot::ZeroShot;
 use crate::nn::{Net, Params};
@@ -113,7 +113,7 @@ impl Experiment {
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
         match (&self.config.pool, &self.config.data) {
             (PoolConfig::World(_), DataConfig::World(world)) => {
-                World::new(world.clone(), self.key.fold(Purpose::World, 0))?.open_pool()
+                World::new(world.clone(), Key::from_seed(world.pool_seed).fold(Purpose::World, 0))?.open_pool()
             }
             (config, _) => pool::load(config, cx),
         }

@@ -25,6 +25,8 @@ pub struct WorldConfig {
     pub classes: Vec<String>,
     /// Images in the open pool.
     pub pool_images: usize,
+    /// What the open pool is drawn from: like any published pool it is the same for every run.
+    pub pool_seed: u64,
     /// Training images of each class before any long tail.
     pub train_per_class: usize,
     /// Test images of each class.
@@ -102,6 +104,7 @@ impl Default for WorldConfig {
             mode: Mode::HeldOut,
             classes: CLASSES.map(String::from).to_vec(),
             pool_images: 8000,
+            pool_seed: 0,
             train_per_class: 500,
             test_per_class: 100,
             covered_share: 0.1,
