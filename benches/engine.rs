@@ -52,6 +52,6 @@ fn inference(bencher: Bencher<'_, '_>, name: &str) {
     let mut engine = Engine::new(&net, 1).expect("starts");
     let x: Vec<f32> = (0..100 * 3072).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
     bencher.counter(ItemsCount::new(100usize)).bench_local(|| {
-        engine.forward(params.data(), &x, &[100], Mode::Eval).expect("runs");
+        engine.forward(params.data(), &x, &[100], Mode::Infer).expect("runs");
     });
 }

@@ -44,7 +44,7 @@ fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64) {
     let mut loss = 0.0;
     let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
     let mut step = |loss: &mut f64| {
-        let mode = if train { Mode::Train(Key::from_seed(1)) } else { Mode::Eval };
+        let mode = if train { Mode::Train(Key::from_seed(1)) } else { Mode::Infer };
         engine.forward(&params, &x, &[batch], mode).expect("runs");
         engine.read(net.logits, &mut logits).expect("runs");
         let seed = cross_entropy(&logits, net.outputs(), loss);

@@ -114,6 +114,40 @@ fn a_used_workspace_gives_what_a_fresh_one_gives() {
     }
 }
 
+/// Inference folds batch norm into the convolutions and the sums behind them; training's arithmetic says the same.
+#[test]
+fn inference_gives_what_evaluation_gives() {
+    let deep = ModelConfig::Resnet20(Plain {}).build([3, 16, 16], Head::Classes(10)).unwrap();
+    let bottlenecks = ModelConfig::Resnet50(Plain {}).build([3, 32, 32], Head::Classes(10)).unwrap();
+    for net in [narrow(8), deep, bottlenecks, zoo().unwrap()] {
+        let params = params(&net);
+        let x = images(&net, 5, 8);
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let mut engine = Engine::with_isa(&net, threads, isa).unwrap();
+                let mut nodes: Vec<_> = net.taps.values().copied().collect();
+                nodes.push(net.logits);
+                let mut values = |mode| {
+                    engine.forward(&params, &x, &[5], mode).unwrap();
+                    let read = |&node: &usize| {
+                        let mut out = Vec::new();
+                        engine.read(node, &mut out).map(|()| out).unwrap()
+                    };
+                    nodes.iter().map(read).collect::<Vec<_>>()
+                };
+                let (kept, folded) = (values(Mode::Eval), values(Mode::Infer));
+                for (a, b) in kept.iter().zip(&folded) {
+                    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                    let apart = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied());
+                    assert!(apart < 1e-3, "{} {isa}: {apart}", net.name);
+                }
+                let mut grads = vec![0.0; params.len()];
+                assert!(engine.backward(&params, &[], &mut grads).is_err(), "nothing was kept");
+            }
+        }
+    }
+}
+
 /// ⟨gradient, direction⟩ against the slope of Σ⟨seed, logits⟩ along it, in both modes.
 #[test]
 fn gradients_are_slopes() {

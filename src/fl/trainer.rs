@@ -199,7 +199,7 @@ impl Arena {
 
     /// A node's value in evaluation mode for the batch at hand, `(rows, shape of the node…)`.
     pub fn evaluate(&mut self, params: &[f32], node: usize) -> Result<&[f32]> {
-        self.interpreter.forward(params, &self.batch.x, &self.batch.rows, Mode::Eval)?;
+        self.interpreter.forward(params, &self.batch.x, &self.batch.rows, Mode::Infer)?;
         self.interpreter.read(node, &mut self.logits)?;
         Ok(&self.logits)
     }

@@ -19,12 +19,14 @@ pub struct Candle {
     vars: Vec<Var>,
     values: Vec<Tensor>,
     statistics: Vec<(ParamId, Tensor)>,
+    /// Whether backward may follow.
+    kept: bool,
 }
 
 impl Candle {
     /// A workspace for `net` on `device`, computing in `dtype`.
     pub fn new(net: Arc<Net>, device: Device, dtype: DType) -> Self {
-        Candle { net, device, dtype, vars: Vec::new(), values: Vec::new(), statistics: Vec::new() }
+        Candle { net, device, dtype, vars: Vec::new(), values: Vec::new(), statistics: Vec::new(), kept: false }
     }
 
     fn param(&self, id: ParamId) -> &Tensor {
@@ -52,7 +54,7 @@ impl Candle {
                 let x = v(x).clone();
                 let (m, s) = match mode {
                     Mode::Train(_) => self.batch_statistics(&x, mean, var)?,
-                    Mode::Eval => (self.channels(mean)?.detach(), self.channels(var)?.detach()),
+                    Mode::Eval | Mode::Infer => (self.channels(mean)?.detach(), self.channels(var)?.detach()),
                 };
                 let normal = x.broadcast_sub(&m)?.broadcast_div(&(s + f64::from(BN_EPS))?.sqrt()?)?;
                 normal.broadcast_mul(&self.channels(weight)?)?.broadcast_add(&self.channels(bias)?)?
@@ -77,7 +79,7 @@ impl Candle {
                 }
             }
             Op::Dropout { x, p } => match mode {
-                Mode::Eval => v(x).clone(),
+                Mode::Eval | Mode::Infer => v(x).clone(),
                 Mode::Train(key) => {
                     let x = v(x);
                     let mut mask = vec![0.0; x.elem_count()];
@@ -127,6 +129,7 @@ impl Interpreter for Candle {
         let input = Tensor::from_slice(x, shape, &self.device)?.to_dtype(self.dtype)?;
         self.values.clear();
         self.statistics.clear();
+        self.kept = mode != Mode::Infer;
         for node in 0..net.ops.len() {
             let value =
                 self.step(node, &input, mode).at(|| format!("{}: node {node} {:?}", net.name, net.ops[node]))?;
@@ -152,6 +155,9 @@ impl Interpreter for Candle {
     }
 
     fn backward(&mut self, _: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()> {
+        if !self.kept {
+            return Err(Error::defect(format!("{}: backward after a forward in Mode::Infer", self.net.name)));
+        }
         let mut objective = Tensor::zeros((), self.dtype, &self.device)?;
         for (node, seed) in seeds {
             let value = &self.values[*node];

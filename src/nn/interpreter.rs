@@ -11,6 +11,8 @@ pub enum Mode {
     Train(Key),
     /// Running statistics, no dropout.
     Eval,
+    /// As `Eval`, for values alone: a backward pass is refused, so an interpreter may fold and forget.
+    Infer,
 }
 
 /// One workspace for one network: its activations and gradients. Made once per worker and reused for every step.
@@ -33,6 +35,6 @@ pub trait Interpreter: Send {
     fn read(&mut self, node: Node, out: &mut Vec<f32>) -> Result<()>;
 
     /// Adds the gradients of `Σ ⟨seed, value(node)⟩` into `grads` (layout order; buffers' entries untouched).
-    /// Works after a forward in either mode.
+    /// Works after a forward in [`Mode::Train`] and [`Mode::Eval`].
     fn backward(&mut self, params: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()>;
 }

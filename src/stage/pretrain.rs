@@ -168,7 +168,7 @@ impl Pretrain<'_> {
         let ids: Vec<u32> = (0..self.pool.len.min(NORM_IMAGES) as u32).collect();
         let (mut batch, mut values) = (Batch::default(), Vec::new());
         self.pool.images.fill(&ids, None, &mut batch)?;
-        interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Eval)?;
+        interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Infer)?;
         interpreter.read(self.net.logits, &mut values)?;
         let rows = values.chunks(self.net.outputs());
         let lengths = rows.map(|r| r.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt());

@@ -275,7 +275,7 @@ impl<'p> Walk<'_, 'p, '_> {
         match step {
             Step::Conv(conv) => self.conv(conv),
             Step::Stats { .. } => {}
-            Step::Fuse { terms, relu, out } => self.fuse(terms, relu.then_some(*out), *out),
+            Step::Fuse { terms, relu, out, .. } => self.fuse(terms, relu.then_some(*out), *out),
             Step::Linear { x, out, weight, bias } => self.linear(*x, *out, *weight, *bias),
             Step::MaxPool { x, out, .. }
             | Step::AvgPool { x, out, .. }

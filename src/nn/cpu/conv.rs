@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::map::Map;
 use super::simd::Isa;
-use super::tile::{self, GradPass, Pass, Run};
+use super::tile::{self, GradPass, Pass, Run, Start};
 
 /// Packed weights that stay in the second-level cache while tiles pass, in floats.
 const BLOCK: usize = 65536;
@@ -103,6 +103,17 @@ impl Conv {
         }
     }
 
+    /// Packs weights and bias as [`Conv::pack`], the output scaled and shifted by channel: batch norm with running
+    /// statistics inside the convolution.
+    pub fn pack_folded(&self, weight: &[f32], bias: Option<&[f32]>, [scale, shift]: [&[f32]; 2], to: &mut [f32]) {
+        let window = weight.len() / self.shape.outputs.max(1);
+        self.forward.each(&self.shape, false, |at, index| to[at] = weight[index] * scale[index / window]);
+        let end = &mut to[self.forward.packed()..][..self.y.cp];
+        for (c, end) in end.iter_mut().enumerate().take(self.shape.outputs) {
+            *end = shift[c] + bias.map_or(0.0, |b| scale[c] * b[c]);
+        }
+    }
+
     /// Packs weights for [`Conv::input_gradient`].
     pub fn pack_back(&self, weight: &[f32], to: &mut [f32]) {
         let mut rest = to;
@@ -130,9 +141,29 @@ impl Conv {
     pub unsafe fn forward(&self, x: *const f32, y: *mut f32, w: *const f32, bias: bool, relu: bool, images: usize) {
         // SAFETY: the bias lies behind the weights.
         let bias = if bias { unsafe { w.add(self.forward.packed()) } } else { std::ptr::null() };
-        let ends = End { load: false, bias, relu };
+        let to = Target { at: y, image: self.y.image(), to: &self.forward.to };
         // SAFETY: passed on.
-        unsafe { self.forward.run(self.isa, (x, &self.x), (y, &self.y), w, ends, images) }
+        unsafe { self.forward.run(self.isa, (x, &self.x), to, w, End { start: None, bias, relu }, images) }
+    }
+
+    /// As [`Conv::forward`] with the bias, into another value of the same pixels and channels, on top of a `skip`.
+    ///
+    /// # Safety
+    /// As [`Conv::forward`]; both tables belong to maps of this output's pixels and channels.
+    pub unsafe fn forward_into(
+        &self,
+        x: *const f32,
+        w: *const f32,
+        y: Target<'_>,
+        skip: Option<Start<'_>>,
+        relu: bool,
+        images: usize,
+    ) {
+        // SAFETY: the bias lies behind the weights; the rest is passed on.
+        unsafe {
+            let bias = w.add(self.forward.packed());
+            self.forward.run(self.isa, (x, &self.x), y, w, End { start: skip, bias, relu }, images);
+        }
     }
 
     /// The gradient of `images` images of the input; `add` to what is there, or instead of it.
@@ -143,10 +174,11 @@ impl Conv {
         let Some(map) = &self.gx else { return };
         let mut w = w;
         for grid in &self.backward {
-            let ends = End { load: add, bias: std::ptr::null(), relu: false };
+            let to = Target { at: gx, image: map.image(), to: &grid.to };
+            let end = End { start: add.then(|| to.start()), bias: std::ptr::null(), relu: false };
             // SAFETY: passed on; the grids' weights follow each other.
             unsafe {
-                grid.run(self.isa, (gy, &self.gy), (gx, map), w, ends, images);
+                grid.run(self.isa, (gy, &self.gy), to, w, end, images);
                 w = w.add(grid.packed());
             }
         }
@@ -227,10 +259,27 @@ fn panel_tiles(isa: Isa, panel: &Panel) -> usize {
     panel.runs.iter().map(|run| run.len.div_ceil(height)).sum()
 }
 
+/// Where a product goes.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// First image.
+    pub at: *mut f32,
+    /// Floats between images.
+    pub image: usize,
+    /// Place of each output pixel in an image.
+    pub to: &'a [u32],
+}
+
+impl<'a> Target<'a> {
+    fn start(&self) -> Start<'a> {
+        Start { at: self.at, image: self.image, to: self.to }
+    }
+}
+
 /// How a pass begins and ends.
 #[derive(Clone, Copy)]
-struct End {
-    load: bool,
+struct End<'a> {
+    start: Option<Start<'a>>,
     bias: *const f32,
     relu: bool,
 }
@@ -274,9 +323,9 @@ impl Grid {
         &self,
         isa: Isa,
         (x, x_map): (*const f32, &Map),
-        (y, y_map): (*mut f32, &Map),
+        y: Target<'_>,
         w: *const f32,
-        end: End,
+        end: End<'_>,
         images: usize,
     ) {
         for panel in &self.panels {
@@ -286,19 +335,21 @@ impl Grid {
                 let runs = panel.blocks.get(block).map_or(&[][..], Vec::as_slice);
                 // SAFETY: offsets of images, lanes and packed rows inside the regions that the caller vouches for.
                 unsafe {
+                    let start = if block > 0 { Some(y.start()) } else { end.start };
+                    let bias = if block > 0 { std::ptr::null() } else { end.bias };
                     let pass = Pass {
                         x,
-                        y: y.add(panel.lane),
+                        y: y.at.add(panel.lane),
                         x_image: x_map.image(),
-                        y_image: y_map.image(),
+                        y_image: y.image,
                         images,
                         from: &self.from,
-                        to: &self.to,
+                        to: y.to,
                         runs,
                         w: w.add(panel.weights + k * 16 * panel.vectors),
                         vectors: panel.vectors,
-                        load: end.load || block > 0,
-                        bias: if end.bias.is_null() { end.bias } else { end.bias.add(panel.lane) },
+                        bias: if bias.is_null() { bias } else { bias.add(panel.lane) },
+                        start: start.map(|s| Start { at: s.at.add(panel.lane), ..s }),
                         relu: end.relu && block + 1 == count,
                     };
                     tile::pass(isa, &pass);

@@ -7,10 +7,12 @@
 use std::ops::Range;
 
 use super::Call;
+use super::conv::Target;
 use super::crew::Worker;
 use super::dense::{self, Rows};
-use super::plan::{ConvStep, Norm, RING, Slot, Step};
+use super::plan::{ConvStep, Norm, RING, Slot, Step, WholeSum};
 use super::rows::{self, Term, View};
+use super::tile::Start;
 use super::{pool, simd::Isa};
 use crate::nn::dropout;
 use crate::nn::interpreter::Mode;
@@ -23,7 +25,14 @@ type Affine = Option<(Vec<f32>, Vec<f32>)>;
 enum Local<'p> {
     Conv(&'p ConvStep),
     Stats(usize),
-    Fuse { terms: &'p [(Node, Option<usize>)], relu: bool, out: Node, affine: Vec<Affine> },
+    Fuse {
+        terms: &'p [(Node, Option<usize>)],
+        relu: bool,
+        out: Node,
+        affine: Vec<Affine>,
+    },
+    /// A convolution with its folded batch norm and the sum behind it.
+    Whole(&'p ConvStep, &'p WholeSum),
     Sample(&'p Step),
 }
 
@@ -93,8 +102,20 @@ impl<'a> Call<'a> {
         for step in &convs[worker.share(convs.len())] {
             // SAFETY: this worker's share of the convolutions.
             let to = unsafe { self.mem.get_mut(step.packed, 0, step.conv.packed()) };
-            step.conv.pack(self.param(step.weight), step.bias.map(|b| self.param(b)), to);
+            let (weight, bias) = (self.param(step.weight), step.bias.map(|b| self.param(b)));
+            match self.folded(step) {
+                Some(norm) => {
+                    let (scale, shift) = self.affine(norm, false);
+                    step.conv.pack_folded(weight, bias, [&scale, &shift], to);
+                }
+                None => step.conv.pack(weight, bias, to),
+            }
         }
+    }
+
+    /// The batch norm inside a convolution's packed weights.
+    fn folded(&self, step: &ConvStep) -> Option<&'a Norm> {
+        step.fold.filter(|_| self.mode == Mode::Infer).map(|norm| &self.plan.norms[norm])
     }
 
     /// The convolutions of the plan.
@@ -111,15 +132,22 @@ impl<'a> Call<'a> {
         let mut segment: Vec<Local<'p>> = Vec::new();
         for step in steps {
             match step {
+                Step::Conv(step) if self.mode == Mode::Infer && step.into.is_some() => {}
                 Step::Conv(step) => segment.push(Local::Conv(step)),
                 Step::Stats { norm } => segment.push(Local::Stats(*norm)),
-                Step::Fuse { terms, relu, out } => {
+                Step::Fuse { whole: Some(conv), .. } if self.mode == Mode::Infer => {
+                    if let Step::Conv(step) = &steps[*conv]
+                        && let Some(into) = &step.into
+                    {
+                        segment.push(Local::Whole(step, into));
+                    }
+                }
+                Step::Fuse { terms, relu, out, .. } => {
                     if step.ends_segment() && matches!(self.mode, Mode::Train(_)) {
                         self.run(worker, &mut segment);
                         worker.meet();
                     }
-                    let affine =
-                        |t: &(Node, Option<usize>)| t.1.map(|n| self.affine(&self.plan.norms[n], worker.first()));
+                    let affine = |t: &(Node, Option<usize>)| self.of_term(t, worker.first());
                     let affine = terms.iter().map(affine).collect();
                     segment.push(Local::Fuse { terms, relu: *relu, out: *out, affine });
                 }
@@ -134,13 +162,15 @@ impl<'a> Call<'a> {
     }
 
     fn run(&self, worker: &Worker<'_>, segment: &mut Vec<Local<'_>>) {
-        let convs = segment.iter().filter_map(|l| if let Local::Conv(c) = l { Some(c) } else { None });
+        let convs =
+            segment.iter().filter_map(|l| if let Local::Conv(c) | Local::Whole(c, _) = l { Some(c) } else { None });
         let at_once = convs.map(|c| c.conv.images_per_pass()).max().unwrap_or(1);
         let mut scratch = Vec::new();
         for images in blocks(worker.share(self.rows), at_once) {
             for local in segment.iter() {
                 match local {
                     Local::Conv(step) => self.conv(step, images.clone()),
+                    Local::Whole(step, into) => self.whole(step, into, images.clone()),
                     Local::Stats(norm) => images.clone().for_each(|image| self.stats(*norm, image)),
                     Local::Fuse { terms, relu, out, affine } => {
                         images.clone().for_each(|image| self.fuse(terms, affine, *relu, *out, image));
@@ -197,7 +227,7 @@ impl<'a> Call<'a> {
                 dropout::mask(key, node, image, p, scratch);
                 slot.map.pack(scratch, mask);
             }
-            Mode::Eval => mask.fill(1.0),
+            Mode::Eval | Mode::Infer => mask.fill(1.0),
         }
     }
 
@@ -205,10 +235,22 @@ impl<'a> Call<'a> {
         let (x, y) = (self.at(self.value(step.x), images.start), self.at(self.value(step.out), images.start));
         let w = self.mem.ptr(step.packed);
         // SAFETY: see the head of this file.
-        unsafe { step.conv.forward(x, y, w, step.bias.is_some(), step.relu, images.len()) }
+        let bias = step.bias.is_some() || self.folded(step).is_some();
+        unsafe { step.conv.forward(x, y, w, bias, step.relu, images.len()) }
         for &norm in &step.norms {
             images.clone().for_each(|image| self.stats(norm, image));
         }
+    }
+
+    fn whole(&self, step: &ConvStep, into: &WholeSum, images: Range<usize>) {
+        let (x, out) = (self.at(self.value(step.x), images.start), self.value(into.out));
+        let y = Target { at: self.at(out, images.start), image: out.map.image(), to: &into.to };
+        let skip = into.skip.as_ref().map(|(node, to)| {
+            let slot = self.value(*node);
+            Start { at: self.at(slot, images.start), image: slot.map.image(), to }
+        });
+        // SAFETY: see the head of this file.
+        unsafe { step.conv.forward_into(x, self.mem.ptr(step.packed), y, skip, into.relu, images.len()) }
     }
 
     /// A sample's part of a batch norm's statistics.
@@ -240,6 +282,13 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Scale and shift of a term that batch norm stands before, unless a convolution has done it.
+    fn of_term(&self, &(node, norm): &(Node, Option<usize>), keep: bool) -> Affine {
+        let norm = norm.map(|n| &self.plan.norms[n])?;
+        let done = self.convs().any(|c| c.out == node && self.folded(c).is_some());
+        (!done).then(|| self.affine(norm, keep))
+    }
+
     /// Scale and shift of each channel; the first worker keeps the statistics for backward.
     fn affine(&self, norm: &Norm, keep: bool) -> (Vec<f32>, Vec<f32>) {
         let map = &self.value(norm.x).map;
@@ -249,7 +298,7 @@ impl<'a> Call<'a> {
         for c in 0..map.c {
             let (mean, biased, unbiased) = match self.mode {
                 Mode::Train(_) => self.moments(norm, c),
-                Mode::Eval => (f64::from(mean[c]), f64::from(var[c]), 0.0),
+                Mode::Eval | Mode::Infer => (f64::from(mean[c]), f64::from(var[c]), 0.0),
             };
             let inverse = 1.0 / (biased + f64::from(BN_EPS)).sqrt();
             let a = f64::from(gamma[c]) * inverse;

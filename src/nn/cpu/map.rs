@@ -45,6 +45,11 @@ impl Map {
         (y + self.border) * self.row() + (x + self.border) * self.cp
     }
 
+    /// The place of every pixel in a sample, row by row.
+    pub fn places(&self) -> Vec<u32> {
+        (0..self.h).flat_map(|y| (0..self.w).map(move |x| self.at(y, x) as u32)).collect()
+    }
+
     /// Copies a sample from row-major `(C, H, W)`.
     pub fn pack(&self, from: &[f32], to: &mut [f32]) {
         for y in 0..self.h {

@@ -157,7 +157,7 @@ impl Interpreter for Engine {
 
     fn update_buffers(&mut self, params: &mut [f32]) -> Result<()> {
         self.check(params)?;
-        if self.rows == 0 || self.mode == Mode::Eval {
+        if self.rows == 0 || !matches!(self.mode, Mode::Train(_)) {
             return Ok(());
         }
         let entries = self.net.layout.entries();
@@ -188,6 +188,9 @@ impl Interpreter for Engine {
     fn backward(&mut self, params: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()> {
         self.check(params)?;
         self.check(grads)?;
+        if self.mode == Mode::Infer {
+            return Err(Error::defect(format!("{}: backward after a forward in Mode::Infer", self.net.name)));
+        }
         for &(node, seed) in seeds {
             let slot = self.slot(node)?;
             let want = self.rows * slot.map.c * slot.map.pixels();

@@ -56,6 +56,8 @@ pub(super) enum Step {
         terms: Vec<(Node, Option<usize>)>,
         relu: bool,
         out: Node,
+        /// In inference, the convolution (its step) that computes all of it.
+        whole: Option<usize>,
     },
     MaxPool {
         x: Node,
@@ -123,6 +125,23 @@ pub(super) struct ConvStep {
     pub partial: Region,
     /// Batch norms that read the output.
     pub norms: Vec<usize>,
+    /// The batch norm that inference folds into the weights.
+    pub fold: Option<usize>,
+    /// Where inference writes at once.
+    pub into: Option<WholeSum>,
+}
+
+/// The sum that a convolution computes with its batch norm in inference.
+#[derive(Debug)]
+pub(super) struct WholeSum {
+    /// The sum.
+    pub out: Node,
+    /// Its pixels' places.
+    pub to: Vec<u32>,
+    /// The other term and its pixels' places.
+    pub skip: Option<(Node, Vec<u32>)>,
+    /// Whether the sum is rectified.
+    pub relu: bool,
 }
 
 /// A region's size in floats.
@@ -158,6 +177,7 @@ pub(super) fn plan(net: &Net, isa: Isa, alone: bool) -> Plan {
     if alone {
         planner.rings();
     }
+    planner.folds();
     planner.plan
 }
 
@@ -319,6 +339,41 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// For inference: batch norm goes into the weights of the convolution before it, and where every term is ready by
+    /// then, the last such convolution computes the whole sum.
+    fn folds(&mut self) {
+        for i in 0..self.plan.steps.len() {
+            let Step::Fuse { terms, relu, out, .. } = &self.plan.steps[i] else { continue };
+            let (terms, relu, out) = (terms.clone(), *relu, *out);
+            let mut folded = Vec::new();
+            for (t, &(node, norm)) in terms.iter().enumerate() {
+                let conv = self.plan.steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node && !c.relu));
+                if let (Some(conv), Some(norm), Some(_)) = (conv, norm, self.only(node)) {
+                    folded.push((t, conv));
+                    self.conv_step(conv, |c| c.fold = Some(norm));
+                }
+            }
+            let ready = |t: usize| terms[t].1.is_none() || folded.iter().any(|f| f.0 == t);
+            let Some(&(t, conv)) = folded.iter().max_by_key(|f| f.1) else { continue };
+            if !(0..terms.len()).all(ready) {
+                continue;
+            }
+            let places = |plan: &Plan, node: Node| plan.values[node].map(|s| s.map.places()).unwrap_or_default();
+            let skip = (0..terms.len()).find(|&o| o != t).map(|o| (terms[o].0, places(&self.plan, terms[o].0)));
+            let into = WholeSum { out, to: places(&self.plan, out), skip, relu };
+            self.conv_step(conv, |c| c.into = Some(into));
+            if let Step::Fuse { whole, .. } = &mut self.plan.steps[i] {
+                *whole = Some(conv);
+            }
+        }
+    }
+
+    fn conv_step(&mut self, step: usize, change: impl FnOnce(&mut ConvStep)) {
+        if let Step::Conv(conv) = &mut self.plan.steps[step] {
+            change(conv);
+        }
+    }
+
     fn simple(&mut self, node: Node, step: Step) {
         self.store(node, 0);
         self.plan.steps.push(step);
@@ -352,6 +407,8 @@ impl<'a> Planner<'a> {
             packed_grad: self.region(0, conv.packed()),
             partial: self.region(if bias.is_some() { 2 * ys.map.cp } else { 0 }, 0),
             norms: Vec::new(),
+            fold: None,
+            into: None,
             conv,
         };
         self.plan.steps.push(Step::Conv(Box::new(step)));
@@ -398,6 +455,6 @@ impl<'a> Planner<'a> {
 
     fn fuse_terms(&mut self, node: Node, terms: Vec<(Node, Option<usize>)>, relu: bool) {
         self.store(node, 0);
-        self.plan.steps.push(Step::Fuse { terms, relu, out: node });
+        self.plan.steps.push(Step::Fuse { terms, relu, out: node, whole: None });
     }
 }

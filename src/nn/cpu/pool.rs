@@ -38,9 +38,9 @@ pub(super) fn max(
             best.fill(f32::NEG_INFINITY);
             for (tap, from) in window.taps(xm, oy, ox) {
                 for ((best, which), &v) in best.iter_mut().zip(&mut *which).zip(&x[from..from + cp]) {
-                    if v > *best || v.is_nan() {
-                        (*best, *which) = (v, tap as f32);
-                    }
+                    let wins = v > *best || v.is_nan();
+                    *best = if wins { v } else { *best };
+                    *which = if wins { tap as f32 } else { *which };
                 }
             }
         }

@@ -71,6 +71,8 @@ pub(super) trait Simd: Copy {
     unsafe fn relu(v: Self::V) -> Self::V;
     /// `g` where `y` is positive, else 0.
     unsafe fn gate(g: Self::V, y: Self::V) -> Self::V;
+    /// Asks for the cache line at an address, which may lie outside of any operand.
+    fn prefetch(at: *const f32);
 }
 
 /// Plain arrays.
@@ -140,6 +142,8 @@ impl Simd for Portable {
         }
         v
     }
+    #[inline(always)]
+    fn prefetch(_: *const f32) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -219,6 +223,11 @@ mod x86 {
                 [_mm256_max_ps(zero, v[0]), _mm256_max_ps(zero, v[1])]
             }
         }
+        #[inline(always)]
+        fn prefetch(at: *const f32) {
+            // SAFETY: a prefetch touches nothing and never faults; every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
     }
 
     /// One 512-bit register.
@@ -277,6 +286,11 @@ mod x86 {
         unsafe fn relu(v: Self::V) -> Self::V {
             // SAFETY: see above. MAXPS returns its second operand when one is NaN.
             unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
+        }
+        #[inline(always)]
+        fn prefetch(at: *const f32) {
+            // SAFETY: a prefetch touches nothing and never faults; every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
     }
 }

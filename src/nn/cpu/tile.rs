@@ -18,6 +18,17 @@ pub(super) struct Run {
     pub len: usize,
 }
 
+/// What a pass begins with: the output's present values, or another value of the same shape.
+#[derive(Clone, Copy)]
+pub(super) struct Start<'a> {
+    /// First image, at the panel's first channel.
+    pub at: *const f32,
+    /// Floats between images.
+    pub image: usize,
+    /// Place of each output pixel in an image.
+    pub to: &'a [u32],
+}
+
 /// One panel of output channels over the pixels of some images.
 pub(super) struct Pass<'a> {
     /// First image's input.
@@ -38,20 +49,24 @@ pub(super) struct Pass<'a> {
     pub runs: &'a [Run],
     /// Packed weights, `[Σ len][16·vectors]`.
     pub w: *const f32,
-    /// Vectors of sixteen channels: 1, 2 or 4.
+    /// Vectors of sixteen channels, one of [`widths`].
     pub vectors: usize,
-    /// Go on from the output's present values.
-    pub load: bool,
-    /// Otherwise start from these, `16·vectors` values, or null for zero.
+    /// Start from these, `16·vectors` values, or null for zero.
     pub bias: *const f32,
+    /// Add these values, pixel by pixel.
+    pub start: Option<Start<'a>>,
     /// Rectify at the end.
     pub relu: bool,
 }
 
+/// Rows of packed weights, and pixels of a weight gradient, asked for before they are used.
+const WEIGHTS_AHEAD: usize = 8;
+const PIXELS_AHEAD: usize = 8;
+
 /// Panel widths that an instruction set has tiles for, widest first.
 pub(super) fn widths(isa: Isa) -> &'static [usize] {
     match isa {
-        Isa::Avx512 => &[4, 2, 1],
+        Isa::Avx512 => &[2, 1],
         _ => &[1],
     }
 }
@@ -67,9 +82,8 @@ unsafe fn pass_body<S: Simd>(p: &Pass<'_>) {
     // SAFETY: the caller's contract. The branch is decided when compiling.
     unsafe {
         match (S::ISA, p.vectors) {
-            (Isa::Avx512, 4) => walk::<S, 6, 4>(p),
-            (Isa::Avx512, 2) => walk::<S, 10, 2>(p),
-            (Isa::Avx512, _) => walk::<S, 10, 1>(p),
+            (Isa::Avx512, 2) => walk::<S, 12, 2>(p),
+            (Isa::Avx512, _) => walk::<S, 14, 1>(p),
             (Isa::Avx2, _) => walk::<S, 6, 1>(p),
             (Isa::Portable, _) => walk::<S, 3, 1>(p),
         }
@@ -85,9 +99,13 @@ unsafe fn walk<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>) {
     while next < total {
         let mut x = [p.x; MR];
         let mut y = [p.y; MR];
+        let mut start = [std::ptr::null(); MR];
         for i in 0..MR {
             // SAFETY: pixel and image are in range, the tables by the contract.
             unsafe {
+                if let Some(s) = &p.start {
+                    start[i] = s.at.add(image * s.image + *s.to.get_unchecked(pixel) as usize);
+                }
                 x[i] = p.x.add(image * p.x_image + *p.from.get_unchecked(pixel) as usize);
                 y[i] = p.y.add(image * p.y_image + *p.to.get_unchecked(pixel) as usize);
             }
@@ -99,26 +117,46 @@ unsafe fn walk<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>) {
             }
         }
         next += MR;
+        fetch_ahead::<S, MR, NV>(p, &x, &y);
         // SAFETY: the contract.
-        unsafe { tile::<S, MR, NV>(p, &x, &y) }
+        unsafe { tile::<S, MR, NV>(p, &x, &y, &start) }
+    }
+}
+
+/// Asks for the outputs of this tile, and for the last window row's pixels of the next one, while this one computes:
+/// images come from memory beyond the second-level cache, and so many streams escape the hardware's prefetcher.
+#[inline(always)]
+fn fetch_ahead<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>, x: &[*const f32; MR], y: &[*mut f32; MR]) {
+    let (&[first, second, ..], Some(last)) = (p.from, p.runs.last()) else { return };
+    let pitch = second.wrapping_sub(first) as usize;
+    let next = last.offset + last.len as isize + ((MR - 1) * pitch) as isize;
+    for i in 0..MR {
+        (0..NV).for_each(|v| S::prefetch(y[i].wrapping_add(16 * v)));
+        (0..pitch).step_by(16).for_each(|lane| S::prefetch(x[i].wrapping_offset(next + lane as isize)));
     }
 }
 
 #[inline(always)]
-unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>, x: &[*const f32; MR], y: &[*mut f32; MR]) {
+unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
+    p: &Pass<'_>,
+    x: &[*const f32; MR],
+    y: &[*mut f32; MR],
+    start: &[*const f32; MR],
+) {
     // SAFETY: the contract of `pass`.
     unsafe {
         let mut acc = [[S::zero(); NV]; MR];
-        if p.load {
-            for i in 0..MR {
-                for v in 0..NV {
-                    acc[i][v] = S::load(y[i].add(16 * v));
-                }
-            }
-        } else if !p.bias.is_null() {
+        if !p.bias.is_null() {
             for row in &mut acc {
                 for v in 0..NV {
                     row[v] = S::load(p.bias.add(16 * v));
+                }
+            }
+        }
+        if p.start.is_some() {
+            for i in 0..MR {
+                for v in 0..NV {
+                    acc[i][v] = S::add(acc[i][v], S::load(start[i].add(16 * v)));
                 }
             }
         }
@@ -129,6 +167,9 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>, x: &[*co
                 let mut row = [S::zero(); NV];
                 for v in 0..NV {
                     row[v] = S::load(w.add(16 * v));
+                }
+                if S::ISA == Isa::Avx512 {
+                    (0..NV).for_each(|v| S::prefetch(w.wrapping_add(16 * (v + WEIGHTS_AHEAD * NV))));
                 }
                 w = w.add(16 * NV);
                 for i in 0..MR {
@@ -175,7 +216,6 @@ pub(super) struct GradPass {
 /// Rows of packed weights that the weight-gradient tile computes at once.
 pub(super) fn grad_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
-        (Isa::Avx512, 4) => 6,
         (Isa::Avx512, 2) => 12,
         (Isa::Avx512, _) => 24,
         (Isa::Avx2, _) => 6,
@@ -194,8 +234,6 @@ unsafe fn grad_body<S: Simd>(p: &GradPass) {
     // SAFETY: the caller's contract.
     unsafe {
         match (S::ISA, p.vectors, p.len) {
-            (Isa::Avx512, 4, ..=3) => grad_tile::<S, 3, 4>(p),
-            (Isa::Avx512, 4, _) => grad_tile::<S, 6, 4>(p),
             (Isa::Avx512, 2, ..=9) => grad_tile::<S, 9, 2>(p),
             (Isa::Avx512, 2, _) => grad_tile::<S, 12, 2>(p),
             (Isa::Avx512, _, ..=9) => grad_tile::<S, 9, 1>(p),
@@ -220,6 +258,8 @@ unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(p: &GradPass) {
                 for v in 0..NV {
                     dy[v] = S::load(y.add(16 * v));
                 }
+                S::prefetch(x.wrapping_add(PIXELS_AHEAD * p.x_step[1]));
+                (0..NV).for_each(|v| S::prefetch(y.wrapping_add(PIXELS_AHEAD * p.y_step[1] + 16 * v)));
                 for i in 0..MR {
                     let value = S::splat(*x.add(i));
                     for v in 0..NV {
