@@ -35,7 +35,7 @@ pub trait Trainer: Sync {
     ) -> Result<()>;
 }
 
-/// Trains a compact network, one client a worker.
+/// Trains a compact network, one client a worker; where clients are fewer than threads, the rest works inside them.
 pub struct CompactTrainer<'a> {
     /// The network.
     pub net: Arc<Net>,
