@@ -28,6 +28,7 @@ pub fn add_weighted(sum: &mut [f64], weights: &[f64], vectors: &[&[f32]]) {
 
 /// Products and sums are rounded one by one (Rust never fuses them), so wider registers change no bit.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "one index over several slices")]
 fn body<const N: usize>(sum: &mut [f64], weights: [f64; N], vectors: [&[f32]; N]) {
     let len = vectors.iter().fold(sum.len(), |n, v| n.min(v.len()));
     let (sum, vectors) = (&mut sum[..len], vectors.map(|v| &v[..len]));
