@@ -24,11 +24,12 @@ pub fn stages(e: &Experiment, stages: Stages, quiet: bool) -> Result<()> {
 
 /// Runs a config, or its arms one after another; a stop says how to go on.
 pub fn arms(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
+    let library = pipeline::Library::default();
     for (name, arm) in config.expand()? {
         if !name.is_empty() {
             cx.events.on(crate::exec::Event::Note(&format!("— {name} —")));
         }
-        pipeline::run(&arm, stages, cx).map_err(|e| match e.class() {
+        pipeline::run(&arm, stages, &library, cx).map_err(|e| match e.class() {
             Class::Stopped => e.hint(format!("go on with: fedllava resume {}", arm.run.dir)),
             _ => e,
         })?;
