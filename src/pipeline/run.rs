@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Experiment, Library};
 use super::pretraining::Pretrained;
+use super::{Experiment, Library};
 use crate::config::Config;
 use crate::data::PoolConfig;
 use crate::error::{Error, Result};
@@ -220,6 +220,7 @@ impl Experiment {
             "test_images": self.benchmark.test.len(),
             "classes": self.benchmark.test.classes,
             "class_counts": counts,
+            "held": { "clients": self.split.counts(), "server": self.split.count(&self.split.server) },
             "split": self.split.digest(),
         }))
     }

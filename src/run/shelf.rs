@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -74,7 +75,9 @@ impl Shelf {
         if self.folder.exists() {
             return Ok(());
         }
-        let part = self.folder.with_extension(format!("part-{}", std::process::id()));
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        let turn = TURN.fetch_add(1, Ordering::Relaxed);
+        let part = self.folder.with_extension(format!("part-{}-{turn}", std::process::id()));
         let own = |record: &Value| record["stage"].as_str() == Some(self.stage);
         let records: Vec<Value> = Records::read(&dir.file("metrics.jsonl"))?.into_iter().filter(own).collect();
         let manifest = directory::read_json(&dir.file("manifest.json"))?;
@@ -95,9 +98,7 @@ impl Shelf {
         fsx::write_atomic(&part.join("meta.json"), text.as_bytes())?;
         match std::fs::rename(&part, &self.folder) {
             // Another process kept the same stage meanwhile.
-            Err(_) if self.folder.exists() => {
-                std::fs::remove_dir_all(&part).map_err(|e| Error::io("remove", &part, e))
-            }
+            Err(_) if self.folder.exists() => std::fs::remove_dir_all(&part).map_err(|e| Error::io("remove", &part, e)),
             Err(e) => Err(Error::io("rename to", &self.folder, e)),
             Ok(()) => Ok(()),
         }
