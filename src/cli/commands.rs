@@ -96,7 +96,7 @@ pub fn report(r: &Report) -> Result<()> {
 }
 
 /// Pictures of a contact sheet and how many stand in a row.
-const SHEET: (usize, usize) = (24, 8);
+const SHEET: (usize, usize) = (40, 8);
 
 /// Draws the figures of finished runs; of the procedural world a contact sheet too.
 pub fn figures(runs: &[PathBuf], folder: &Path) -> Result<()> {

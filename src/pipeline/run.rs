@@ -212,7 +212,7 @@ impl Experiment {
             "seed": config.run.seed,
             "server_labels": if config.align.enabled { self.server_set().1.len() } else { 0 },
             "smallest_class": counts.iter().min(),
-            "teacher": if config.align.enabled { json!(config.teacher.label()) } else { Value::Null },
+            "teacher": if config.align.enabled && config.align.beta > 0.0 { json!(config.teacher.label()) } else { Value::Null },
             "oracle": config.align.enabled && config.teacher.oracle(),
             "pretrained": config.pretrain.enabled,
             "shots": config.evaluate.shots.rule(),

@@ -78,6 +78,8 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
     /// Drawn as whiskers, `(points,)` or `()`.
     pub spread: Vec<f64>,
+    /// Whether a line joins the points; else they stand beside those of other series.
+    pub joined: bool,
 }
 
 /// What is on an axis.
@@ -131,8 +133,17 @@ pub fn lines(title: &str, x: &Axis<'_>, y: &str, lines: &[Line]) -> Result<Strin
 
 fn one_line(area: &Area<'_>, line: &Line, i: usize, px: &dyn Fn(f64) -> i32, py: &dyn Fn(f64) -> i32) -> Result<()> {
     let colour = SERIES[i % 5];
-    let points: Vec<(i32, i32)> = line.points.iter().map(|(x, y)| (px(*x), py(*y))).collect();
-    area.draw(&PathElement::new(points.clone(), colour.stroke_width(2))).map_err(failed)?;
+    let beside = if line.joined { 0 } else { 9 * i as i32 - 13 };
+    let points: Vec<(i32, i32)> = line.points.iter().map(|(x, y)| (px(*x) + beside, py(*y))).collect();
+    if line.joined {
+        area.draw(&PathElement::new(points.clone(), colour.stroke_width(2))).map_err(failed)?;
+    } else {
+        // A stem to the axis tells which class a marker belongs to.
+        for (x, y) in &points {
+            area.draw(&PathElement::new([(*x, py(0.0)), (*x, *y)], colour.mix(0.35).stroke_width(2)))
+                .map_err(failed)?;
+        }
+    }
     for ((x, y), spread) in line.points.iter().zip(&line.spread) {
         let ends = [(px(*x), py((y - spread).max(0.0))), (px(*x), py((y + spread).min(100.0)))];
         area.draw(&PathElement::new(ends, colour.stroke_width(1))).map_err(failed)?;
@@ -289,7 +300,7 @@ fn by_frequency(name: String, row: &Row, counts: &[u32]) -> Line {
     let mut points: Vec<(f64, f64)> =
         counts.iter().enumerate().map(|(c, count)| (f64::from(*count), 100.0 * mean(c))).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    Line { name, points, spread: Vec::new() }
+    Line { name, points, spread: Vec::new(), joined: false }
 }
 
 /// Rows of the confusion summed over seeds, each as shares.
@@ -351,6 +362,7 @@ pub fn curve(paths: &[PathBuf], key: &str, log: bool) -> Result<String> {
             name: name(*which),
             points: all.iter().map(|p| (p.0, p.1)).collect(),
             spread: all.iter().map(|p| p.2).collect(),
+            joined: true,
         }
     };
     let all: Vec<Line> = series.iter().filter(|((s, _), _)| STAGES[*s].0 != "probe").map(line).collect();

@@ -53,7 +53,9 @@ fn all_rows(paths: &[PathBuf]) -> Result<Vec<Row>> {
         let config = identity(&dir)?;
         for (stage, (key, _)) in STAGES.iter().enumerate() {
             let entry = &eval["stages"][*key];
-            if entry.is_null() {
+            // Without rounds stage 2 leaves the start model as it was.
+            let untouched = *key == "finetune" && eval["facts"]["rounds"] == 0 && !eval["stages"]["align"].is_null();
+            if entry.is_null() || untouched {
                 continue;
             }
             let at = *index.entry((config.clone(), stage)).or_insert_with(|| {
