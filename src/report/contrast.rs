@@ -191,7 +191,8 @@ pub fn student(freedom: usize) -> f64 {
     }
     let (z, v) = (1.959_964_f64, freedom as f64);
     let (g1, g2) = ((z.powi(3) + z) / 4.0, (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0);
-    z + g1 / v + g2 / v.powi(2)
+    let g3 = (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0;
+    z + g1 / v + g2 / v.powi(2) + g3 / v.powi(3)
 }
 
 fn questions(experiment: &Value, file: &Path) -> Result<Vec<Question>> {
