@@ -2,6 +2,7 @@
 
 mod cli;
 mod demo_clip;
+mod demo_laws;
 mod engine;
 mod laws;
 mod layers;

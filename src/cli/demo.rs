@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::commands::{arms, existing, show};
+use super::commands::{arms, existing, figures, show};
 use super::{Changes, machine, say};
 use crate::config::Config;
 use crate::data::DataConfig;
@@ -15,6 +15,7 @@ use crate::pipeline::Stages;
 use crate::stage::demo_models::{DemoClipConfig, train_clip};
 
 const CONFIG: &str = "configs/demo.toml";
+const CONTROLS: &str = "configs/demo-controls.toml";
 
 /// `demo`.
 #[derive(Args)]
@@ -22,16 +23,24 @@ pub struct Demo {
     /// Repeat with this many seeds, one after another.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
+    /// Run every control too (configs/demo-controls.toml), and answer the questions that a sceptic asks.
+    #[arg(long)]
+    controls: bool,
     #[command(flatten)]
     changes: Changes,
+    /// Draw figures (SVG) into this folder.
+    #[arg(long, value_name = "DIR")]
+    figures: Option<PathBuf>,
     /// Print the final numbers as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Runs `configs/demo.toml`, for one or several seeds, and prints the table.
+/// Runs `configs/demo.toml` or its controls, for one or several seeds, and prints the tables. What is done, by seed
+/// and by arm, is not done again.
 pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
-    let path = existing(Path::new(CONFIG), "the demo's config")?;
+    let file = if d.controls { CONTROLS } else { CONFIG };
+    let path = existing(Path::new(file), "the demo's config")?;
     let (config, cx) = machine::open(&path, &d.changes, quiet)?;
     let root = config.run.dir.clone();
     for seed in 0..d.seeds {
@@ -43,7 +52,11 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
         }
         arms(&config, Stages::All, &cx)?;
     }
-    show(&[PathBuf::from(root)], d.json)
+    let runs = [PathBuf::from(root)];
+    if let Some(folder) = &d.figures {
+        figures(&runs, folder)?;
+    }
+    show(&runs, d.json)
 }
 
 /// `train-demo-models`.

@@ -38,8 +38,11 @@ impl Default for PoolConfig {
 
 /// `pool.kind = "world"`: its knobs are the world's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WorldPoolConfig {}
+#[serde(deny_unknown_fields, default)]
+pub struct WorldPoolConfig {
+    /// Control: each image's text is the name of its composition, without error or gap: supervised pretraining.
+    pub labels: bool,
+}
 
 /// `pool.kind = "folder"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::Library;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{self, Benchmark, Dataset, Groups, Images, Loader, Order, PartitionConfig, Split, reserve};
@@ -47,8 +48,13 @@ pub struct Experiment {
 impl Experiment {
     /// Reads the data and draws the split.
     pub fn open(config: Config, cx: &Context) -> Result<Self> {
+        Self::open_with(config, &Library::default(), cx)
+    }
+
+    /// Takes the benchmark from a library and draws the split.
+    pub fn open_with(config: Config, library: &Library, cx: &Context) -> Result<Self> {
         let key = Key::from_seed(config.run.seed);
-        let benchmark = data::load(&config.data, key, cx)?;
+        let benchmark = library.benchmark(&config, key, cx)?;
         let split = draw(&config, &benchmark, key)?;
         let groups = config.evaluate.shots.group(&split.global_counts())?;
         let shape = benchmark.train.images.shape();

@@ -3,6 +3,8 @@
 mod experiment;
 mod pretraining;
 mod run;
+mod sharing;
 
 pub use experiment::Experiment;
 pub use run::{Stages, run};
+pub use sharing::Library;

@@ -31,6 +31,8 @@ pub struct Pretrained {
     zero_shot: ZeroShot,
     /// Mean length of the projected features.
     norm: f64,
+    /// Images of the pool.
+    pub images: usize,
 }
 
 impl Experiment {
@@ -40,14 +42,19 @@ impl Experiment {
         let width = self.embedder.width(cx)?;
         let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
         if dir.finished("pretrain", &net.layout)?.is_none() {
-            self.pretrain_on_pool(dir, &net, cx)?;
+            let shelf = self.pretrain_shelf(cx)?;
+            if !shelf.as_ref().map_or(Ok(false), |s| s.give(dir))? {
+                self.pretrain_on_pool(dir, &net, cx)?;
+                shelf.map_or(Ok(()), |s| s.keep(dir, &["pool"]))?;
+            }
         }
         let done = dir.finished("pretrain", &net.layout)?;
         let (params, done) = done.ok_or_else(|| Error::defect("pretraining left no model"))?;
         let norm = done.facts["norm"].as_f64().filter(|n| *n > 0.0).unwrap_or(1.0);
         let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
         let evaluation = self.judge().projection(&net, &params, &zero_shot, cx)?;
-        Ok(Pretrained { net, params, evaluation, zero_shot, norm })
+        let images = done.facts["images"].as_u64().unwrap_or(0) as usize;
+        Ok(Pretrained { net, params, evaluation, zero_shot, norm, images })
     }
 
     fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
@@ -112,8 +119,9 @@ impl Experiment {
     /// The pool of the config; the procedural world has its own.
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
         match (&self.config.pool, &self.config.data) {
-            (PoolConfig::World(_), DataConfig::World(world)) => {
-                World::new(world.clone(), Key::from_seed(world.pool_seed).fold(Purpose::World, 0))?.open_pool()
+            (PoolConfig::World(pool), DataConfig::World(world)) => {
+                let key = Key::from_seed(world.pool_seed).fold(Purpose::World, 0);
+                World::new(world.clone(), key)?.open_pool(pool.labels)
             }
             (config, _) => pool::load(config, cx),
         }

@@ -109,6 +109,14 @@ impl Embedder {
         })
     }
 
+    /// Multiply-adds of the image tower for one image; 0 where features come from files.
+    pub fn image_multiply_adds(&self, cx: &Context) -> Result<u64> {
+        Ok(match self.open(cx)? {
+            Opened::Model { clip, .. } => clip.config().image_multiply_adds(),
+            Opened::Texts { .. } => 0,
+        })
+    }
+
     /// The zero-shot classifier over class names.
     pub fn zero_shot(&self, classes: &[String], cx: &Context) -> Result<ZeroShot> {
         match (self.open(cx)?, &self.config) {

@@ -9,6 +9,7 @@ pub mod finetune;
 pub mod metrics;
 pub mod pretrain;
 pub mod pretrain_llm;
+pub mod probe;
 pub mod teach;
 
 use crate::data::{Dataset, Loader};

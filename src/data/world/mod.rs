@@ -142,16 +142,20 @@ impl World {
         Benchmark::new(set("world train", train)?, set("world test", test)?)
     }
 
-    /// The open pool with its captions, `pool_images` of the config.
-    pub fn open_pool(&self) -> Result<Pool> {
-        let drawn = self.pool(self.config.pool_images);
+    /// The open pool, `pool_images` of the config, with its captions; with `labels`, with its compositions' names.
+    pub fn open_pool(&self, labels: bool) -> Result<Pool> {
+        let mut drawn = self.pool(self.config.pool_images);
+        if labels {
+            let truth = drawn.truth.iter().map(|t| Caption { text: t.composition.name(), wrong: None });
+            drawn.captions = truth.collect();
+        }
         let images = Arc::new(Images::new([3, SIDE, SIDE], drawn.pixels)?);
         let item = |(i, caption): (usize, Caption)| Item {
             id: format!("world-{i:06}"),
             texts: vec![caption.text],
             source: Source::Pixels(images.clone(), i),
         };
-        Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), false)
+        Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), labels)
     }
 
     fn captioned(&self, universe: Universe, n: usize) -> Captioned {
