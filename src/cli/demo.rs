@@ -1,4 +1,4 @@
-//! The offline demo and the models it ships with.
+//! The offline demo.
 
 use std::path::{Path, PathBuf};
 
@@ -6,15 +6,11 @@ use clap::Args;
 
 use super::commands::{arms, existing, show};
 use super::{Changes, machine, say};
-use crate::config::Config;
-use crate::data::DataConfig;
-use crate::data::world::World;
-use crate::error::{Error, Result};
-use crate::key::{Key, Purpose};
+use crate::error::Result;
 use crate::pipeline::Stages;
-use crate::stage::demo_models::{DemoClipConfig, train_clip};
 
-const CONFIG: &str = "configs/demo.toml";
+/// The demo's config.
+pub const CONFIG: &str = "configs/demo.toml";
 
 /// `demo`.
 #[derive(Args)]
@@ -44,36 +40,4 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
         arms(&config, Stages::All, &cx)?;
     }
     show(&[PathBuf::from(root)], d.json)
-}
-
-/// `train-demo-models`.
-#[derive(Args)]
-pub struct TrainDemoModels {
-    /// Where the CLIP goes.
-    #[arg(long, default_value = "data/demo-clip")]
-    out: PathBuf,
-    /// Training images.
-    #[arg(long)]
-    images: Option<usize>,
-    /// Passes over them.
-    #[arg(long)]
-    epochs: Option<usize>,
-    #[command(flatten)]
-    changes: Changes,
-}
-
-/// Trains the demo's CLIP on the world of `configs/demo.toml`.
-pub fn train_models(t: &TrainDemoModels, quiet: bool) -> Result<()> {
-    let path = existing(Path::new(CONFIG), "the demo's config")?;
-    let (config, cx): (Config, _) = machine::open(&path, &t.changes, quiet)?;
-    let DataConfig::World(world) = &config.data else {
-        return Err(Error::input(format!("{CONFIG}: data.kind is not world")));
-    };
-    let mut clip = DemoClipConfig::default();
-    clip.images = t.images.unwrap_or(clip.images);
-    clip.epochs = t.epochs.unwrap_or(clip.epochs);
-    let world = World::new(world.clone(), Key::from_seed(clip.seed).fold(Purpose::World, 0))?;
-    let loss = train_clip(&clip, &world, &t.out, &cx)?;
-    say(&format!("{}: last loss {loss:.4}", t.out.display()));
-    Ok(())
 }

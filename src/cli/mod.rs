@@ -3,6 +3,7 @@
 mod commands;
 mod demo;
 mod machine;
+mod models;
 mod progress;
 mod split;
 
@@ -74,9 +75,9 @@ enum Command {
     /// Go on with a stopped run.
     #[command(after_help = "Example: fedllava resume runs/demo")]
     Resume(commands::Resume),
-    /// Train the demo's CLIP on the procedural world.
+    /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
-    TrainDemoModels(demo::TrainDemoModels),
+    TrainDemoModels(models::TrainDemoModels),
     /// Print a shell's completions.
     Completions {
         /// Which shell.
@@ -142,7 +143,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Split(s) => split::split(&s, quiet),
         Command::Report(r) => commands::report(&r),
         Command::Resume(r) => commands::resume(&r, quiet),
-        Command::TrainDemoModels(t) => demo::train_models(&t, quiet),
+        Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
             Ok(())

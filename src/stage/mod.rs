@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod caption;
+pub mod demo_llava;
 pub mod demo_models;
 pub mod embed;
 pub mod evaluate;

@@ -3,9 +3,11 @@
 
 pub mod chat;
 pub mod config;
+mod loss;
 mod parts;
 mod save;
 mod score;
+pub mod train;
 
 #[cfg(test)]
 mod golden;
@@ -16,6 +18,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 pub use chat::{IMAGE, Role, Turn, vicuna};
 pub use config::{LlavaConfig, Need};
+pub use loss::Sample;
 pub use parts::Parts;
 pub use save::save;
 pub use score::Likelihood;

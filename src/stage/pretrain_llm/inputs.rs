@@ -13,14 +13,14 @@ use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::mllm::Instruction;
 use crate::mllm::filter::text_of;
-use crate::mllm::objective::{Objective, Sample};
+use crate::mllm::objective::Sample;
 use crate::model::clip::Picture;
 use crate::model::llava::Llava;
 
 /// Annotations of each of the pool's items `kept`, `(kept,)`, as the language model reads them: each record answers
 /// the prompt that it names, or the first of `prompts`. An item without one is an error: it has nothing to teach.
 pub fn annotations(
-    objective: &Objective,
+    llava: &Llava,
     pool: &Pool,
     kept: &[u32],
     records: &[Caption],
@@ -33,7 +33,7 @@ pub fn annotations(
     let one = |&i: &u32| {
         let id = pool.items.get(i as usize).map_or("", |item| item.id.as_str());
         let records = by_image.get(id).into_iter().flatten();
-        let sample = |record: &&Caption| objective.sample(&asked(record, prompts)?.text, &text_of(record));
+        let sample = |record: &&Caption| llava.sample(&asked(record, prompts)?.text, &text_of(record));
         let samples: Vec<Sample> = records.map(sample).collect::<Result<_>>().at(|| format!("image {id}"))?;
         match samples.is_empty() {
             true => Err(Error::data(format!("image {id} has no annotation"))),

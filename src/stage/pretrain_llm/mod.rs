@@ -362,7 +362,7 @@ mod tests {
         let (_, shape) = map_of(&net)?;
         let objective = Objective::new(&llava, shape, StudentProjection::Linear, false)?;
         let (pool, kept): (Pool, Vec<u32>) = (pool(), (0..12).collect());
-        let annotations = annotations(&objective, &pool, &kept, &records(), &prompts())?;
+        let annotations = annotations(&llava, &pool, &kept, &records(), &prompts())?;
         let tower = tower_features(&llava, &pool, &kept, dir, cx)?;
         let config = LlmPretrainConfig {
             epochs,
@@ -422,12 +422,11 @@ mod tests {
     fn captions_of_another_prompt_text_are_refused() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/default");
         let llava = Llava::open(&folder, &Context::cpu(1)).unwrap();
-        let objective = Objective::new(&llava, [2, 1, 1], StudentProjection::Linear, false).unwrap();
         let mut records = records();
         records[3].more.insert("prompt_digest".into(), "00".into());
-        let e = annotations(&objective, &pool(), &[0, 3], &records, &prompts()).unwrap_err().to_string();
+        let e = annotations(&llava, &pool(), &[0, 3], &records, &prompts()).unwrap_err().to_string();
         assert!(e.contains("another text of prompt short"), "{e}");
-        let e = annotations(&objective, &pool(), &[0, 1], &records[..1], &prompts()).unwrap_err().to_string();
+        let e = annotations(&llava, &pool(), &[0, 1], &records[..1], &prompts()).unwrap_err().to_string();
         assert!(e.contains("image i1 has no annotation"), "{e}");
     }
 }
