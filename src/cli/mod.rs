@@ -1,8 +1,10 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
+mod caption;
 mod commands;
 mod demo;
 mod machine;
+mod mllm;
 mod models;
 mod progress;
 mod split;
@@ -75,6 +77,11 @@ enum Command {
     /// Go on with a stopped run.
     #[command(after_help = "Example: fedllava resume runs/demo")]
     Resume(commands::Resume),
+    /// Describe every image of an open pool with a multimodal LLM; resumable.
+    #[command(after_help = "Example: fedllava caption CONFIG --out captions --set caption.captioner.path=FOLDER")]
+    Caption(caption::Caption),
+    /// A multimodal LLM at work.
+    Mllm(mllm::Mllm),
     /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
     TrainDemoModels(models::TrainDemoModels),
@@ -143,6 +150,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Split(s) => split::split(&s, quiet),
         Command::Report(r) => commands::report(&r),
         Command::Resume(r) => commands::resume(&r, quiet),
+        Command::Caption(c) => caption::caption(&c, quiet),
+        Command::Mllm(m) => mllm::mllm(&m, quiet),
         Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());

@@ -62,7 +62,10 @@ pub fn train(t: &TrainDemoModels, config: &str, quiet: bool) -> Result<()> {
         llava.images = t.images.unwrap_or(llava.images);
         llava.epochs = t.epochs.unwrap_or(llava.epochs);
         let loss = train_llava(&llava, &world(llava.seed)?, &t.out, &t.llava, &cx)?;
-        say(&format!("{}: loss {loss:.4} nats a token; `fedllava demo --recaption` writes its captions", t.llava.display()));
+        say(&format!(
+            "{}: loss {loss:.4} nats a token; `fedllava demo --recaption` writes its captions",
+            t.llava.display()
+        ));
     }
     Ok(())
 }

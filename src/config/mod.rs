@@ -17,6 +17,7 @@ use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
+use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::FinetuneConfig;
 use crate::stage::pretrain::PretrainConfig;
@@ -109,6 +110,8 @@ pub struct Config {
     pub clip: ClipConfig,
     /// The open pool.
     pub pool: PoolConfig,
+    /// How `fedllava caption` describes it.
+    pub caption: CaptionConfig,
     /// Stage 1.
     pub pretrain: PretrainConfig,
     /// Rounds, cohorts, local work.

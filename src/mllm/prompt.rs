@@ -104,7 +104,9 @@ mod tests {
             assert!(words.len() > 30);
             assert!(classes.iter().all(|c| !words.iter().any(|w| w == c || w == &format!("{c}s"))), "{}", prompt.id);
         }
-        assert!(Instruction::find("details").unwrap_err().to_string().contains("conversation, detail, reasoning, short"));
+        assert!(
+            Instruction::find("details").unwrap_err().to_string().contains("conversation, detail, reasoning, short")
+        );
     }
 
     #[test]

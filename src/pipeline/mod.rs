@@ -1,8 +1,10 @@
 //! A whole run: configuration → data → stages → numbers on disk.
 
+mod captioning;
 mod experiment;
 mod pretraining;
 mod run;
 
+pub use captioning::captioning;
 pub use experiment::Experiment;
 pub use run::{Stages, run};

@@ -6,11 +6,10 @@ use serde_json::json;
 
 use super::Experiment;
 use crate::data::pool::Pool;
-use crate::data::world::World;
-use crate::data::{self, DataConfig, Dataset, Order, PoolConfig, overlap, pool};
+use crate::data::{self, Dataset, Order, overlap};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
-use crate::key::{Key, Purpose};
+use crate::key::Purpose;
 use crate::model::Head;
 use crate::model::clip::zeroshot::ZeroShot;
 use crate::nn::{Net, Params};
@@ -111,12 +110,7 @@ impl Experiment {
 
     /// The pool of the config; the procedural world has its own.
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
-        match (&self.config.pool, &self.config.data) {
-            (PoolConfig::World(_), DataConfig::World(world)) => {
-                World::new(world.clone(), Key::from_seed(world.pool_seed).fold(Purpose::World, 0))?.open_pool()
-            }
-            (config, _) => pool::load(config, cx),
-        }
+        super::captioning::open_pool(&self.config.pool, &self.config.data, cx)
     }
 
     /// Says what the pool is: duplicates with the benchmark, coverage of its classes, supervision.

@@ -14,6 +14,7 @@ mod attributes;
 mod caption;
 mod config;
 mod palette;
+mod reading;
 mod render;
 mod scene;
 mod sheet;
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 pub use attributes::{Attributes, Backdrop, Colour, Composition, Ground, Place, Shape, Size, Texture};
 pub use caption::{Attribute, Caption, MAX_WORDS, vocabulary};
 pub use config::{Difficulty, Mode, Shift, WorldConfig};
+pub use reading::{Agreement, agreement, statements};
 pub use sheet::{Sheet, contact_sheet};
 
 use std::sync::Arc;
@@ -247,7 +249,14 @@ mod tests {
     fn the_universes_share_no_picture() {
         let world = world(Mode::Covered, 3);
         let (train, test) = world.benchmark();
-        let all = [world.clip_training(500).pixels, world.llava_training(500).pixels, world.pool(500).pixels, train.pixels, test.pixels].concat();
+        let all = [
+            world.clip_training(500).pixels,
+            world.llava_training(500).pixels,
+            world.pool(500).pixels,
+            train.pixels,
+            test.pixels,
+        ]
+        .concat();
         let different: BTreeSet<&[u8]> = all.chunks(PIXELS).collect();
         assert_eq!(different.len(), 2500);
     }

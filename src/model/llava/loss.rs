@@ -45,8 +45,7 @@ impl Llava {
             None => self.one_by_one(samples, longest, images)?,
         };
         let llm = self.llm();
-        let hidden =
-            if x.track_op() && !llm.trains() { llm.hidden_recomputed(&x)? } else { llm.hidden(&x, None)? };
+        let hidden = if x.track_op() && !llm.trains() { llm.hidden_recomputed(&x)? } else { llm.hidden(&x, None)? };
         let hidden = hidden.flatten(0, 1)?.index_select(&Tensor::new(at, self.device())?, 0)?;
         let scores = llm.logits(&hidden)?.to_dtype(DType::F32)?;
         Ok(candle_nn::loss::cross_entropy(&scores, &Tensor::new(answers, self.device())?)?)

@@ -24,7 +24,7 @@ pub use save::save;
 pub use score::Likelihood;
 
 use crate::error::{Error, Place, Result};
-use crate::exec::{Cancel, Context, Event};
+use crate::exec::{Cancel, Context, Event, available_memory};
 use crate::fsx;
 use crate::key::Key;
 use crate::model::clip::config::Activation;
@@ -90,11 +90,15 @@ pub struct Llava {
 }
 
 impl Llava {
-    /// Opens a folder in the Hugging Face layout; says what memory it takes before it takes it.
+    /// Opens a folder in the Hugging Face layout; says what memory it takes before it takes it, and refuses on a CPU
+    /// that has less free.
     pub fn open(folder: &Path, cx: &Context) -> Result<Self> {
         let config = LlavaConfig::read(folder)?;
         let need = config.need(cx.dtype, 1, config.text.max_position_embeddings);
         cx.events.on(Event::Note(&format!("{}: {need} of one text of full length", folder.display())));
+        if cx.device.is_cpu() {
+            need.check(available_memory()).at(|| folder.display().to_string())?;
+        }
         let weights = Weights::open(folder)?;
         let parts = Parts::find(&weights.names()).at(|| folder.display().to_string())?;
         let tokenizer = Tokenizer::open(folder)?;
