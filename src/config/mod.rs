@@ -19,8 +19,8 @@ use crate::nn::Backend;
 use crate::run::SCHEMA;
 use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
-use crate::stage::finetune::FinetuneConfig;
-use crate::stage::pretrain::PretrainConfig;
+use crate::stage::finetune::{FinetuneConfig, HeadInit};
+use crate::stage::pretrain::{Objective, PretrainConfig};
 use crate::stage::teach::TeacherConfig;
 
 /// The `run` section: where, with what, from which seed.
@@ -206,6 +206,12 @@ impl Config {
         }
         if self.pretrain.enabled {
             self.pretrain.check()?;
+            if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
+                return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
+                    .hint(
+                        "the language model's objective trains no projection to the class texts; set it to \"random\"",
+                    ));
+            }
         }
         if self.align.enabled {
             self.align.check()?;

@@ -4,6 +4,7 @@ mod captioning;
 mod experiment;
 mod pretraining;
 mod run;
+mod through_llm;
 
 pub use captioning::captioning;
 pub use experiment::Experiment;

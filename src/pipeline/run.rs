@@ -57,8 +57,10 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, cx: &Context) -> Res
     dir.update_manifest(&experiment.facts(cx))?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
-    if let Some(p) = &pretrained {
-        entries.insert("pretrain".into(), evaluate::entry(&p.evaluation, &p.params.digest(), None));
+    if let Some(p) = &pretrained
+        && let Some(figures) = &p.evaluation
+    {
+        entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
     }
     if stages == Stages::Pretrain {
         return evaluate::write(dir, &entries, "pretrain", experiment.extras());

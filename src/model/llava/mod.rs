@@ -13,6 +13,7 @@ pub mod train;
 mod golden;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -87,6 +88,7 @@ pub struct Llava {
     llm: Llama,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
+    revision: OnceLock<String>,
 }
 
 impl Llava {
@@ -140,6 +142,7 @@ impl Llava {
             config,
             tokenizer,
             preprocess,
+            revision: OnceLock::new(),
         })
     }
 
@@ -179,7 +182,16 @@ impl Llava {
     }
 
     /// What names these weights: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight files.
+    /// Computed once.
     pub fn revision(&self) -> Result<String> {
+        if let Some(known) = self.revision.get() {
+            return Ok(known.clone());
+        }
+        let revision = self.digest()?;
+        Ok(self.revision.get_or_init(|| revision).clone())
+    }
+
+    fn digest(&self) -> Result<String> {
         let named = self.folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let is_snapshot = self.folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
         if is_snapshot {
