@@ -5,6 +5,7 @@ mod demo_clip;
 mod engine;
 mod laws;
 mod layers;
+mod llava;
 mod net_golden;
 mod round_golden;
 mod toy;

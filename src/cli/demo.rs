@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::captions;
 use super::commands::{arms, existing, show};
 use super::{Changes, machine, say};
 use crate::error::Result;
@@ -18,6 +19,9 @@ pub struct Demo {
     /// Repeat with this many seeds, one after another.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
+    /// Let the demo's LLaVA describe the pool again (data/demo-captions.jsonl) before the run.
+    #[arg(long)]
+    recaption: bool,
     #[command(flatten)]
     changes: Changes,
     /// Print the final numbers as JSON.
@@ -29,6 +33,7 @@ pub struct Demo {
 pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     let path = existing(Path::new(CONFIG), "the demo's config")?;
     let (config, cx) = machine::open(&path, &d.changes, quiet)?;
+    captions::show(&config, d.recaption, &cx)?;
     let root = config.run.dir.clone();
     for seed in 0..d.seeds {
         let mut config = config.clone();

@@ -1,6 +1,7 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
 mod caption;
+mod captions;
 mod commands;
 mod demo;
 mod machine;

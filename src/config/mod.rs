@@ -66,11 +66,13 @@ pub struct EvaluateConfig {
     pub overlaps: bool,
     /// Whether the teacher alone is judged on test (it must see every test image).
     pub teacher: bool,
+    /// Other teachers that are judged alone, each a `teacher` section.
+    pub teachers: Vec<TeacherConfig>,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        EvaluateConfig { shots: Shots::default(), logits: false, overlaps: true, teacher: false }
+        EvaluateConfig { shots: Shots::default(), logits: false, overlaps: true, teacher: false, teachers: Vec::new() }
     }
 }
 

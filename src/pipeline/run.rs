@@ -18,6 +18,7 @@ use crate::nn::Params;
 use crate::run::RunDir;
 use crate::stage::finetune::{Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
+use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, teach};
 
 /// Which stages to run.
@@ -122,12 +123,11 @@ impl Experiment {
             return Ok(None);
         }
         if config.evaluate.teacher {
-            let test = &self.benchmark.test;
-            let ids: Vec<u32> = (0..test.len() as u32).collect();
-            let q = teach::distributions(&config.teacher, test, &ids, &self.embedder, cx)?;
-            let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
-            let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
-            entries.insert("teacher".into(), evaluate::entry(&figures, "", None));
+            entries.insert("teacher".into(), self.alone(&config.teacher, cx)?);
+        }
+        for teacher in &config.evaluate.teachers {
+            let name = format!("teacher {}", teacher.label());
+            entries.insert(name, self.alone(teacher, cx)?);
         }
         if config.align.beta == 0.0 {
             return Ok(None);
@@ -141,6 +141,16 @@ impl Experiment {
             q = order.iter().flat_map(|&i| &q[i * classes..(i + 1) * classes]).copied().collect();
         }
         Ok(Some(q))
+    }
+
+    /// What a teacher alone does on test.
+    fn alone(&self, teacher: &TeacherConfig, cx: &Context) -> Result<Map<String, Value>> {
+        let test = &self.benchmark.test;
+        let ids: Vec<u32> = (0..test.len() as u32).collect();
+        let q = teach::distributions(teacher, test, &ids, &self.embedder, cx)?;
+        let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
+        let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
+        Ok(evaluate::entry(&figures, "", None))
     }
 
     fn stage_two(

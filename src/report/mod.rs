@@ -11,8 +11,11 @@ use crate::fsx;
 use crate::run::directory::read_json;
 
 /// The stages in the order of a table.
-const STAGES: [(&str, &str); 4] = [
+const STAGES: [(&str, &str); 7] = [
     ("teacher", "teacher alone"),
+    ("teacher clip", "CLIP alone"),
+    ("teacher clip prompts", "CLIP alone, prompt ensemble"),
+    ("teacher mllm", "MLLM alone, class names"),
     ("pretrain", "1 pretrain (zero-shot)"),
     ("finetune", "2 finetune"),
     ("align", "3 align"),

@@ -49,8 +49,8 @@ impl Default for DemoLlavaConfig {
             epochs: 4,
             batch_size: 64,
             learning_rate: 3e-3,
-            width: 96,
-            layers: 3,
+            width: 64,
+            layers: 2,
             seed: 2025,
         }
     }
@@ -77,8 +77,6 @@ impl Source for Grafted<'_> {
 /// Trains the LLaVA on `world`'s universe for it, with the tower of the CLIP in `clip`, and saves it in `folder`. Gives
 /// the mean loss of the last tenth of the steps, in nats per answer token.
 pub fn train_llava(config: &DemoLlavaConfig, world: &World, clip: &Path, folder: &Path, cx: &Context) -> Result<f32> {
-    let config =
-        &DemoLlavaConfig { width: env("FL_W", config.width), layers: env("FL_L", config.layers), ..config.clone() };
     let key = Key::from_seed(config.seed);
     let made = tempfile_beside(folder)?;
     let vocabulary = words::save(&vocabulary()?, &made)?;
@@ -98,7 +96,6 @@ pub fn train_llava(config: &DemoLlavaConfig, world: &World, clip: &Path, folder:
     let steps = per_epoch * config.epochs;
     let mut training = TrainConfig { steps, warmup: steps / 20, ..TrainConfig::default() };
     training.adamw.lr = config.learning_rate;
-    training.shard = env("FL_SHARD", training.shard);
     let next = |step: usize| {
         let mut order: Vec<usize> = (0..config.images).collect();
         key.fold(Purpose::Epoch, (step / per_epoch) as u64).fold(Purpose::Shuffle, 0).rng().shuffle(&mut order);
@@ -207,8 +204,4 @@ impl Lessons {
             samples: chosen.iter().map(|&i| &self.samples[i]).collect(),
         })
     }
-}
-
-fn env(n: &str, d: usize) -> usize {
-    std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d)
 }

@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod caption;
+pub mod demo_captions;
 pub mod demo_llava;
 pub mod demo_models;
 pub mod embed;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod pretrain;
 pub mod pretrain_llm;
 pub mod teach;
+pub mod teach_mllm;
 
 use crate::data::{Dataset, Loader};
 use crate::error::Result;

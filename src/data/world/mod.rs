@@ -128,6 +128,11 @@ impl World {
         self.captioned(Universe::Pool, n)
     }
 
+    /// What is true of the first `n` images of the open pool; nothing is rendered.
+    pub fn pool_truth(&self, n: usize) -> Vec<Attributes> {
+        (0..n).map(|i| self.scene(Universe::Pool, i).0.truth).collect()
+    }
+
     /// The benchmark: `train_per_class` training and `test_per_class` test images of every class.
     pub fn benchmark(&self) -> (Labelled, Labelled) {
         let side = |universe, per_class: usize| {

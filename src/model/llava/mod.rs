@@ -187,21 +187,8 @@ impl Llava {
         if let Some(known) = self.revision.get() {
             return Ok(known.clone());
         }
-        let revision = self.digest()?;
+        let revision = revision_of(&self.folder)?;
         Ok(self.revision.get_or_init(|| revision).clone())
-    }
-
-    fn digest(&self) -> Result<String> {
-        let named = self.folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let is_snapshot = self.folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
-        if is_snapshot {
-            return Ok(named.to_string());
-        }
-        let mut digests = fsx::sha256_file(&self.folder.join("config.json"))?;
-        for path in Weights::open(&self.folder)?.paths() {
-            digests.push_str(&fsx::sha256_file(path)?);
-        }
-        Ok(fsx::sha256(digests.as_bytes()))
     }
 
     /// What the tower sees, before the projector: pixels `(n, 3, S, S)` → `(n, image tokens, layers · width)`.
@@ -306,4 +293,19 @@ impl Llava {
     pub fn dtype(&self) -> DType {
         self.llm.dtype()
     }
+}
+
+/// What names the weights in a folder: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight
+/// files.
+pub fn revision_of(folder: &Path) -> Result<String> {
+    let named = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let is_snapshot = folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
+    if is_snapshot {
+        return Ok(named.to_string());
+    }
+    let mut digests = fsx::sha256_file(&folder.join("config.json"))?;
+    for path in Weights::open(folder)?.paths() {
+        digests.push_str(&fsx::sha256_file(path)?);
+    }
+    Ok(fsx::sha256(digests.as_bytes()))
 }

@@ -22,7 +22,8 @@ pub struct TrainConfig {
     pub warmup: usize,
     /// AdamW with the highest learning rate; tensors with fewer than two dimensions do not decay.
     pub adamw: AdamwConfig,
-    /// Images that a worker handles at a time; it fixes the order of sums, so changing it changes the last bits.
+    /// Images that a worker handles at a time; it fixes the order of sums, so changing it changes the last bits. A few
+    /// at a time: candle hands large element-wise operations to one pool, on which workers wait for each other.
     pub shard: usize,
 }
 
@@ -32,7 +33,7 @@ impl Default for TrainConfig {
             steps: 1000,
             warmup: 50,
             adamw: AdamwConfig { lr: 2e-3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.05 },
-            shard: 32,
+            shard: 4,
         }
     }
 }
