@@ -189,3 +189,86 @@ fn the_shipped_captions_are_of_the_shipped_pool_and_say_what_the_pictures_show()
         assert!(revision.starts_with(record.revision.as_deref().unwrap()));
     }
 }
+
+const OBJECTIVE: &str = r#"
+[run]
+cache = "cache"
+[data]
+kind = "world"
+pool_images = 48
+train_per_class = 12
+test_per_class = 4
+[longtail]
+imbalance = 2
+[partition]
+kind = "dirichlet"
+clients = 3
+min_size = 2
+[server_set]
+per_class = 2
+[model]
+kind = "resnet8"
+width = 4
+[clip]
+kind = "model"
+path = "ROOT/data/demo-clip"
+[pool]
+kind = "world"
+captions = "ROOT/data/demo-captions.jsonl"
+[pretrain]
+objective = "llm"
+[pretrain.llm]
+llava = "ROOT/data/demo-llava"
+prompts = ["short"]
+batch_size = 12
+[federated]
+rounds = 1
+cohort = 2
+local_epochs = 1
+batch_size = 8
+[align]
+steps = 2
+[teacher]
+kind = "mllm"
+path = "ROOT/data/demo-llava"
+answer = "a picture of a {c}"
+[evaluate]
+shots = "rank:3/4/3"
+overlaps = false
+teacher = true
+teachers = [{ kind = "clip", prompts = { kind = "templates", list = ["a {c}", "we see a {c}"] } }]
+"#;
+
+#[test]
+fn a_run_through_the_language_model_with_a_multimodal_teacher_is_repeated_from_its_caches() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = OBJECTIVE.replace("ROOT", root("").to_str().unwrap().trim_end_matches('/'));
+    std::fs::write(dir.path().join("c.toml"), config).unwrap();
+    let go = |name: &str, threads: &str| {
+        let into = format!("run.dir={name}");
+        let out = run(&["run", "c.toml", "--json", "--threads", threads, "--set", &into], dir.path());
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let model = std::fs::read(dir.path().join(name).join("pretrain/model.safetensors")).unwrap();
+        (model, serde_json::from_str::<Value>(&text(&out.stdout)).unwrap())
+    };
+    let cached = || {
+        let list = std::fs::read_dir(dir.path().join("cache")).unwrap();
+        let mut names: Vec<_> =
+            list.map(|f| f.unwrap()).map(|f| (f.file_name(), f.metadata().unwrap().modified().unwrap())).collect();
+        names.sort();
+        names
+    };
+    let first = go("a", "2");
+    let files = cached();
+    let kinds = ["tokens-", "tower-", "world-test-mllm-"];
+    assert!(kinds.iter().all(|k| files.iter().any(|f| f.0.to_string_lossy().starts_with(k))), "{files:?}");
+    let again = go("b", "1");
+    assert_eq!(first, again);
+    assert_eq!(files, cached());
+    let stages = &first.1["stages"];
+    assert!(stages["pretrain"].is_null() && !stages["align"].is_null());
+    assert!(!stages["teacher"]["overall"].is_null() && !stages["teacher clip prompts"]["overall"].is_null());
+    let refused = run(&["run", "c.toml", "--set", "finetune.head_init=text"], dir.path());
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("needs pretrain.objective"), "{}", text(&refused.stderr));
+}

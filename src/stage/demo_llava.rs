@@ -46,7 +46,7 @@ impl Default for DemoLlavaConfig {
     fn default() -> Self {
         DemoLlavaConfig {
             images: 16_000,
-            epochs: 4,
+            epochs: 3,
             batch_size: 64,
             learning_rate: 3e-3,
             width: 64,
@@ -151,7 +151,7 @@ fn shape(config: &DemoLlavaConfig, vocabulary: usize, clip: &clip::Config) -> Ll
         text,
         vision: clip.vision_config.clone(),
         image_token: 3,
-        layers: vec![-2],
+        layers: vec![-2, -1],
         select: Tokens::All,
         activation: clip::config::Activation::Gelu,
         projector_bias: true,
