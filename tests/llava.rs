@@ -143,7 +143,7 @@ fn a_torn_caption_file_is_repaired_and_ends_in_the_same_bytes() {
     assert_eq!(std::fs::read(&path).unwrap(), whole);
     assert_eq!(std::fs::read(dir.path().join("captions/kept.jsonl")).unwrap(), kept);
     // A kept file cut in the middle of a line is refused by its line, not read in part.
-    std::fs::write(dir.path().join("captions/kept.jsonl"), &kept[..kept.len() - 30]).unwrap();
+    std::fs::write(dir.path().join("captions/kept.jsonl"), &whole[..whole.len() - 30]).unwrap();
     let e = Captions::read(&dir.path().join("captions/kept.jsonl")).unwrap_err().to_string();
     assert!(e.contains(" line "), "{e}");
 }
