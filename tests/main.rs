@@ -6,6 +6,7 @@ mod demo_laws;
 mod engine;
 mod laws;
 mod layers;
+mod llava;
 mod net_golden;
 mod round_golden;
 mod toy;

@@ -17,9 +17,10 @@ use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
+use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
-use crate::stage::finetune::FinetuneConfig;
-use crate::stage::pretrain::PretrainConfig;
+use crate::stage::finetune::{FinetuneConfig, HeadInit};
+use crate::stage::pretrain::{Objective, PretrainConfig};
 use crate::stage::teach::TeacherConfig;
 
 /// The `run` section: where, with what, from which seed.
@@ -70,11 +71,20 @@ pub struct EvaluateConfig {
     pub teacher: bool,
     /// Whether a linear probe of CLIP, fitted to the server set, is judged on test.
     pub probe: bool,
+    /// Other teachers that are judged alone, each a `teacher` section.
+    pub teachers: Vec<TeacherConfig>,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        EvaluateConfig { shots: Shots::default(), logits: false, overlaps: true, teacher: false, probe: false }
+        EvaluateConfig {
+            shots: Shots::default(),
+            logits: false,
+            overlaps: true,
+            teacher: false,
+            probe: false,
+            teachers: Vec::new(),
+        }
     }
 }
 
@@ -126,6 +136,8 @@ pub struct Config {
     pub clip: ClipConfig,
     /// The open pool.
     pub pool: PoolConfig,
+    /// How `fedllava caption` describes it.
+    pub caption: CaptionConfig,
     /// Stage 1.
     pub pretrain: PretrainConfig,
     /// Rounds, cohorts, local work.
@@ -222,6 +234,12 @@ impl Config {
         }
         if self.pretrain.enabled {
             self.pretrain.check()?;
+            if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
+                return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
+                    .hint(
+                        "the language model's objective trains no projection to the class texts; set it to \"random\"",
+                    ));
+            }
         }
         if self.align.enabled {
             self.align.check()?;

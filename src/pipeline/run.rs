@@ -19,6 +19,7 @@ use crate::nn::Params;
 use crate::run::{RunDir, directory};
 use crate::stage::finetune::{Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
+use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
 
 /// Which stages to run.
@@ -70,8 +71,10 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     dir.update_manifest(&experiment.facts(cx))?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
-    if let Some(p) = &pretrained {
-        entries.insert("pretrain".into(), evaluate::entry(&p.evaluation, &p.params.digest(), None));
+    if let Some(p) = &pretrained
+        && let Some(figures) = &p.evaluation
+    {
+        entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
     }
     let extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
@@ -135,12 +138,11 @@ impl Experiment {
             return Ok(None);
         }
         if config.evaluate.teacher {
-            let test = &self.benchmark.test;
-            let ids: Vec<u32> = (0..test.len() as u32).collect();
-            let q = teach::distributions(&config.teacher, test, &ids, &self.embedder, cx)?;
-            let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
-            let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
-            entries.insert("teacher".into(), evaluate::entry(&figures, "", None));
+            entries.insert("teacher".into(), self.alone(&config.teacher, cx)?);
+        }
+        for teacher in &config.evaluate.teachers {
+            let name = format!("teacher {}", teacher.label());
+            entries.insert(name, self.alone(teacher, cx)?);
         }
         let (data, set) = self.server_set();
         if config.evaluate.probe {
@@ -162,6 +164,16 @@ impl Experiment {
             q = order.iter().flat_map(|&i| &q[i * classes..(i + 1) * classes]).copied().collect();
         }
         Ok(Some(q))
+    }
+
+    /// What a teacher alone does on test.
+    fn alone(&self, teacher: &TeacherConfig, cx: &Context) -> Result<Map<String, Value>> {
+        let test = &self.benchmark.test;
+        let ids: Vec<u32> = (0..test.len() as u32).collect();
+        let q = teach::distributions(teacher, test, &ids, &self.embedder, cx)?;
+        let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
+        let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
+        Ok(evaluate::entry(&figures, "", None))
     }
 
     fn stage_two(

@@ -16,6 +16,7 @@ use crate::fsx;
 use crate::key::Key;
 use crate::nn::Params;
 use crate::run::Shelf;
+use crate::stage::pretrain::Objective;
 
 /// The benchmark that was read last, so that arms of one seed read it once.
 #[derive(Default)]
@@ -48,11 +49,12 @@ impl Experiment {
     /// Where stage 1 is kept, if it is.
     pub fn pretrain_shelf(&self, cx: &Context) -> Result<Option<Shelf>> {
         let config = &self.config;
-        if !config.run.share {
+        // A language model's weights are not among the inputs below.
+        if !config.run.share || config.pretrain.objective == Objective::Llm {
             return Ok(None);
         }
         let pool = match (&config.pool, &config.data) {
-            (PoolConfig::World(_), DataConfig::World(world)) => {
+            (PoolConfig::World(own), DataConfig::World(world)) if own.captions.is_empty() => {
                 let mut world = world.clone();
                 // The benchmark's sizes do not reach the pool.
                 (world.train_per_class, world.test_per_class) = (0, 0);

@@ -14,8 +14,11 @@ use crate::fsx;
 use crate::run::directory::read_json;
 
 /// The stages in the order of a table.
-const STAGES: [(&str, &str); 5] = [
+const STAGES: [(&str, &str); 8] = [
     ("teacher", "teacher alone"),
+    ("teacher clip", "CLIP alone"),
+    ("teacher clip prompts", "CLIP alone, prompt ensemble"),
+    ("teacher mllm", "MLLM alone, class names"),
     ("probe", "linear probe of CLIP"),
     ("pretrain", "1 pretrain (zero-shot)"),
     ("finetune", "2 finetune"),
