@@ -57,9 +57,9 @@ struct Ask {
     /// What the draws come from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Longest answer.
-    #[arg(long, default_value_t = 256)]
-    max_new_tokens: usize,
+    /// Longest answer [default: 256, or what the model's context leaves]
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
     /// Take the question as the whole prompt.
     #[arg(long)]
     raw_prompt: bool,
@@ -99,8 +99,8 @@ fn answer(a: &Ask, cx: &Context) -> Result<()> {
     let mut planes = Vec::new();
     decode::planes(&image, &mut planes);
     let (height, width) = (image.height() as usize, image.width() as usize);
-    let decoding = Decoding {
-        max_new_tokens: a.max_new_tokens,
+    let mut decoding = Decoding {
+        max_new_tokens: a.max_new_tokens.unwrap_or(Decoding::default().max_new_tokens),
         temperature: a.temperature.unwrap_or(0.0),
         top_p: a.top_p.unwrap_or(1.0),
         ..Decoding::default()
@@ -110,6 +110,10 @@ fn answer(a: &Ask, cx: &Context) -> Result<()> {
     let llava = Llava::open(&folder, cx)?;
     let picture = Picture { height, width, pixels: planes.into() };
     let question = Question { picture, text: &a.question, raw: a.raw_prompt };
+    if a.max_new_tokens.is_none() {
+        let room = llava.llm().config().max_position_embeddings.saturating_sub(llava.tokens(&question.prompt())?.len());
+        decoding.max_new_tokens = decoding.max_new_tokens.min(room).max(1);
+    }
     let heard = |piece: &str| if a.json { Ok(()) } else { write(piece) };
     let asked = ask(&llava, &question, &decoding, Key::from_seed(a.seed), cx, heard)?;
     if a.json {
