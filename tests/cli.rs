@@ -117,7 +117,47 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
     }
     let again = desk.ok(&["run", "c.toml"]);
     assert_eq!(table, again, "a finished run prints its table again");
-    assert!(desk.ok(&["report", "runs/c"]).contains("2 finetune"));
+    assert!(desk.ok(&["report", "runs/c", "--figures", "figures"]).contains("2 finetune"));
+    for name in ["frequency", "confusion", "holders", "contact-sheet"] {
+        let svg = std::fs::read_to_string(desk.path(&format!("figures/{name}.svg"))).unwrap();
+        assert!(svg.contains("prefers-color-scheme:dark") && svg.trim_end().ends_with("</svg>"), "{name}");
+    }
+}
+
+#[test]
+fn a_shared_stage_has_the_bytes_of_one_that_was_run() {
+    let desk = Desk::new();
+    let set =
+        |dir: &str, share: bool| [format!("run.dir={dir}"), format!("run.share={share}"), "align.when=end".into()];
+    for (dir, share, beta) in [("own", false, "1.0"), ("first", true, "1.0"), ("second", true, "0.0")] {
+        let [dir, share, when] = set(dir, share);
+        let beta = format!("align.beta={beta}");
+        desk.ok(&[
+            "run",
+            "c.toml",
+            "--set",
+            &dir,
+            "--set",
+            &share,
+            "--set",
+            &when,
+            "--set",
+            "align.weight.kind=constant",
+            "--set",
+            &beta,
+        ]);
+    }
+    for stage in ["pretrain", "finetune", "align"] {
+        assert_eq!(desk.digest("own", stage), desk.digest("first", stage), "{stage}");
+    }
+    assert_eq!(desk.digest("own", "finetune"), desk.digest("second", "finetune"));
+    assert_ne!(desk.digest("own", "align"), desk.digest("second", "align"));
+    let records = |run: &str| {
+        let text = std::fs::read_to_string(desk.path(run).join("metrics.jsonl")).unwrap();
+        text.lines().filter(|l| !l.contains("\"align\"")).map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(records("own"), records("second"));
+    assert!(desk.path("first/checkpoints").exists() && !desk.path("second/checkpoints").exists());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use fedllava::fl::trainer::{Arena, Images};
 use fedllava::key::Key;
 use fedllava::nn::{Backend, Mode, Params, Role, loss};
 
-use crate::toy::{Setting, Toy, algorithm, deal, federated, net, run, run_from};
+use crate::toy::{Setting, Toy, algorithm, deal, federated, net, run, run_from, run_on};
 
 fn digest(kind: &str, threads: usize) -> String {
     let clients = deal(&[8, 12, 5, 9, 4, 7]);
@@ -23,6 +23,21 @@ fn the_same_seed_gives_the_same_bytes_for_any_number_of_threads() {
         let one = digest(kind, 1);
         assert_eq!(one, digest(kind, 2), "{kind}");
         assert_eq!(one, digest(kind, 3), "{kind}");
+    }
+}
+
+/// Three clients on up to eight threads: some workers use several threads of their own.
+#[test]
+fn the_cpu_engine_gives_the_same_bytes_whether_threads_go_to_clients_or_into_them() {
+    let (clients, algorithm, config) = (deal(&[8, 12, 5, 9]), algorithm("kind = \"fedavg\""), federated(2, 3));
+    let digest = |threads| {
+        let (algorithm, config, clients) = (&algorithm, &config, &clients[..]);
+        let setting = Setting { algorithm, config, clients, align: None, feedback: false, threads };
+        run_on(Backend::Cpu, &setting, net().init(Key::from_seed(5))).unwrap().model.digest()
+    };
+    let one = digest(1);
+    for threads in [2, 4, 5, 8] {
+        assert_eq!(digest(threads), one, "{threads} threads");
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod cli;
 mod demo_clip;
+mod demo_laws;
 mod engine;
 mod laws;
 mod layers;
+mod llava;
 mod net_golden;
 mod round_golden;
 mod toy;

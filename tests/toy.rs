@@ -88,9 +88,13 @@ pub fn run(setting: &Setting<'_>) -> Result<Server> {
 }
 
 pub fn run_from(s: &Setting<'_>, start: Params) -> Result<Server> {
+    run_on(Backend::Candle, s, start)
+}
+
+pub fn run_on(backend: Backend, s: &Setting<'_>, start: Params) -> Result<Server> {
     let toy = Toy::new(s.clients.iter().map(Vec::len).sum::<usize>().max(1));
     let net = net();
-    let trainer = CompactTrainer { net, backend: Backend::Candle, images: &toy, clients: s.clients };
+    let trainer = CompactTrainer { net, backend, images: &toy, clients: s.clients };
     let (n, m) = (s.clients.len(), s.config.cohort);
     let cohort =
         |round: usize| -> Result<Vec<ClientId>> { Ok(fedllava::fl::cohort::by_key(Key::from_seed(3), round, n, m)) };

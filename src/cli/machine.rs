@@ -26,10 +26,15 @@ pub fn open(config: &Path, changes: &Changes, quiet: bool) -> Result<(Config, Co
 
 /// The context of a config: its device and threads, progress on stderr, signals that stop it.
 pub fn context(config: &Config, quiet: bool) -> Result<Context> {
+    context_of(&config.run.device, config.run.threads, quiet)
+}
+
+/// The context on a device with so many threads; 0 takes every core.
+pub fn context_of(device: &str, threads: usize, quiet: bool) -> Result<Context> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if config.run.threads == 0 { cores } else { config.run.threads };
+    let threads = if threads == 0 { cores } else { threads };
     Ok(Context {
-        device: device(&config.run.device)?,
+        device: self::device(device)?,
         dtype: DType::F32,
         threads,
         cancel: signals()?,

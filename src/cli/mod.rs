@@ -1,8 +1,12 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
+mod caption;
+mod captions;
 mod commands;
 mod demo;
 mod machine;
+mod mllm;
+mod models;
 mod progress;
 mod split;
 
@@ -74,9 +78,14 @@ enum Command {
     /// Go on with a stopped run.
     #[command(after_help = "Example: fedllava resume runs/demo")]
     Resume(commands::Resume),
-    /// Train the demo's CLIP on the procedural world.
+    /// Describe every image of an open pool with a multimodal LLM; resumable.
+    #[command(after_help = "Example: fedllava caption CONFIG --out captions --set caption.captioner.path=FOLDER")]
+    Caption(caption::Caption),
+    /// A multimodal LLM at work.
+    Mllm(mllm::Mllm),
+    /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
-    TrainDemoModels(demo::TrainDemoModels),
+    TrainDemoModels(models::TrainDemoModels),
     /// Print a shell's completions.
     Completions {
         /// Which shell.
@@ -142,7 +151,9 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Split(s) => split::split(&s, quiet),
         Command::Report(r) => commands::report(&r),
         Command::Resume(r) => commands::resume(&r, quiet),
-        Command::TrainDemoModels(t) => demo::train_models(&t, quiet),
+        Command::Caption(c) => caption::caption(&c, quiet),
+        Command::Mllm(m) => mllm::mllm(&m, quiet),
+        Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
             Ok(())

@@ -17,9 +17,10 @@ use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
+use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
-use crate::stage::finetune::FinetuneConfig;
-use crate::stage::pretrain::PretrainConfig;
+use crate::stage::finetune::{FinetuneConfig, HeadInit};
+use crate::stage::pretrain::{Objective, PretrainConfig};
 use crate::stage::teach::TeacherConfig;
 
 /// The `run` section: where, with what, from which seed.
@@ -38,6 +39,8 @@ pub struct RunConfig {
     pub engine: Backend,
     /// Where features of frozen models are kept between runs.
     pub cache: String,
+    /// Whether finished stages are kept there too, for other runs of the same program that need the very same stage.
+    pub share: bool,
 }
 
 impl Default for RunConfig {
@@ -49,6 +52,7 @@ impl Default for RunConfig {
             device: "cpu".into(),
             engine: Backend::default(),
             cache: "runs/cache".into(),
+            share: false,
         }
     }
 }
@@ -65,11 +69,22 @@ pub struct EvaluateConfig {
     pub overlaps: bool,
     /// Whether the teacher alone is judged on test (it must see every test image).
     pub teacher: bool,
+    /// Whether a linear probe of CLIP, fitted to the server set, is judged on test.
+    pub probe: bool,
+    /// Other teachers that are judged alone, each a `teacher` section.
+    pub teachers: Vec<TeacherConfig>,
 }
 
 impl Default for EvaluateConfig {
     fn default() -> Self {
-        EvaluateConfig { shots: Shots::default(), logits: false, overlaps: true, teacher: false }
+        EvaluateConfig {
+            shots: Shots::default(),
+            logits: false,
+            overlaps: true,
+            teacher: false,
+            probe: false,
+            teachers: Vec::new(),
+        }
     }
 }
 
@@ -81,6 +96,18 @@ pub struct Arm {
     pub name: String,
     /// The keys it changes, in sections.
     pub set: toml::Table,
+}
+
+/// A difference that a table of several seeds shows, seed by seed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Contrast {
+    /// The question it answers.
+    pub name: String,
+    /// `arm/stage` whose accuracy is looked at.
+    pub of: String,
+    /// `arm/stage` that is subtracted.
+    pub over: String,
 }
 
 /// A whole experiment.
@@ -109,6 +136,8 @@ pub struct Config {
     pub clip: ClipConfig,
     /// The open pool.
     pub pool: PoolConfig,
+    /// How `fedllava caption` describes it.
+    pub caption: CaptionConfig,
     /// Stage 1.
     pub pretrain: PretrainConfig,
     /// Rounds, cohorts, local work.
@@ -126,6 +155,9 @@ pub struct Config {
     /// Variants, run one after another.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<Arm>,
+    /// Differences between arms that `demo` reports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contrasts: Vec<Contrast>,
 }
 
 /// The version of a config; a newer one is refused.
@@ -142,9 +174,7 @@ impl Default for Schema {
 impl Config {
     /// Reads a file and lays `--set` overrides on top.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Config> {
-        let text = fsx::read_text(path)?;
-        let mut table: toml::Table =
-            toml::from_str(&text).map_err(|e| Error::input(format!("{}: {}", path.display(), e.to_string().trim())))?;
+        let mut table = read_table(path, 0)?;
         for item in overrides {
             overrides::apply(&mut table, item)?;
         }
@@ -178,6 +208,7 @@ impl Config {
         }
         let mut base = self.to_table()?;
         base.remove("arms");
+        base.remove("contrasts");
         self.arms
             .iter()
             .map(|arm| {
@@ -203,12 +234,36 @@ impl Config {
         }
         if self.pretrain.enabled {
             self.pretrain.check()?;
+            if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
+                return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
+                    .hint(
+                        "the language model's objective trains no projection to the class texts; set it to \"random\"",
+                    ));
+            }
         }
         if self.align.enabled {
             self.align.check()?;
         }
         self.federated.check(self.partition.clients(), self.algorithm.algorithm())
     }
+}
+
+/// Most files that may lie on one another.
+const BASES: usize = 4;
+
+/// A file's table; `base = "other.toml"` (beside this file) lays it on another one.
+fn read_table(path: &Path, depth: usize) -> Result<toml::Table> {
+    let text = fsx::read_text(path)?;
+    let mut table: toml::Table =
+        toml::from_str(&text).map_err(|e| Error::input(format!("{}: {}", path.display(), e.to_string().trim())))?;
+    let Some(base) = table.remove("base") else { return Ok(table) };
+    let (Some(base), true) = (base.as_str(), depth < BASES) else {
+        return Err(Error::input(format!("{}: base = {base}", path.display()))
+            .hint(format!("name one file beside it, at most {BASES} deep")));
+    };
+    let mut below = read_table(&path.with_file_name(base), depth + 1).at(|| path.display().to_string())?;
+    overrides::merge(&mut below, &table);
+    Ok(below)
 }
 
 /// Turns serde's message into one with the key, the valid names and the likely one.
@@ -275,6 +330,19 @@ mod tests {
     #[test]
     fn a_newer_schema_is_refused() {
         assert!(message("schema = 9").contains("schema = 9"));
+    }
+
+    #[test]
+    fn a_file_lies_on_its_base_and_a_circle_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("a.toml", "[run]\nseed = 1\nthreads = 3\n[[arms]]\nname = \"x\"");
+        write("b.toml", "base = \"a.toml\"\n[run]\nseed = 2\n[[arms]]\nname = \"y\"");
+        let config = Config::read(&dir.path().join("b.toml"), &[]).unwrap();
+        assert_eq!((config.run.seed, config.run.threads, config.run.dir.as_str()), (2, 3, "runs/b"));
+        assert_eq!((config.arms.len(), config.arms[0].name.as_str()), (1, "y"));
+        write("c.toml", "base = \"c.toml\"");
+        assert!(Config::read(&dir.path().join("c.toml"), &[]).is_err());
     }
 
     #[test]

@@ -38,8 +38,13 @@ impl Default for PoolConfig {
 
 /// `pool.kind = "world"`: its knobs are the world's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WorldPoolConfig {}
+#[serde(deny_unknown_fields, default)]
+pub struct WorldPoolConfig {
+    /// Control: each image's text is the name of its composition, without error or gap: supervised pretraining.
+    pub labels: bool,
+    /// A caption file (JSONL) instead of the renderer's captions; empty: none.
+    pub captions: String,
+}
 
 /// `pool.kind = "folder"`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -115,20 +120,30 @@ pub struct Attached {
 
 /// Lists a pool and attaches its captions.
 pub fn load(config: &PoolConfig, cx: &Context) -> Result<Pool> {
-    let (mut pool, captions) = match config {
+    let (pool, captions) = match config {
         PoolConfig::Folder(c) => (folder(c)?, &c.captions),
         PoolConfig::Webdataset(c) => (webdataset::load(c)?, &c.captions),
         PoolConfig::World(_) => {
             return Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\""));
         }
     };
-    if !captions.is_empty() {
-        let path = resolve(captions)?;
-        let attached = pool.attach(&Captions::read(&path)?, cx).at(|| format!("captions {}", path.display()))?;
-        if attached.items == 0 {
-            return Err(Error::data(format!("{}: no caption is about an image of {}", path.display(), pool.name))
-                .hint("`image` is an item's id: its path below the pool's folder, or its WebDataset key"));
-        }
+    captioned(pool, captions, cx)
+}
+
+/// The pool with what a caption file says of its images (of a pool in memory instead of what was said before); with no
+/// file, the pool as it is.
+pub fn captioned(mut pool: Pool, captions: &str, cx: &Context) -> Result<Pool> {
+    if captions.is_empty() {
+        return Ok(pool);
+    }
+    for item in pool.items.iter_mut().filter(|i| matches!(i.source, Source::Pixels(..))) {
+        item.texts.clear();
+    }
+    let path = resolve(captions)?;
+    let attached = pool.attach(&Captions::read(&path)?, cx).at(|| format!("captions {}", path.display()))?;
+    if attached.items == 0 {
+        return Err(Error::data(format!("{}: no caption is about an image of {}", path.display(), pool.name))
+            .hint("`image` is an item's id: its path below the pool's folder, or its WebDataset key"));
     }
     Ok(pool)
 }

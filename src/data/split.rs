@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 
+/// No holder's number.
+const NOBODY: u32 = u32::MAX;
+
 /// Image indices of the training set, each in at most one place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
@@ -70,19 +73,30 @@ impl Split {
         server: Vec<u32>,
         validation: Vec<u32>,
     ) -> Result<Split> {
-        let mut holder: Vec<Option<String>> = vec![None; labels.len()];
-        let named = clients.iter().enumerate().map(|(k, list)| (format!("client {k}"), list));
-        let all = named.chain([("the server set".into(), &server), ("the validation set".into(), &validation)]);
-        for (name, list) in all {
+        // Who holds an image, as a number: a client's own, then the server's and the validation set's.
+        let mut holder: Vec<u32> = vec![NOBODY; labels.len()];
+        let count = clients.len();
+        let name = |code: usize| match code.checked_sub(count) {
+            None => format!("client {code}"),
+            Some(0) => "the server set".to_string(),
+            Some(_) => "the validation set".to_string(),
+        };
+        let all = clients.iter().chain([&server, &validation]);
+        for (code, list) in all.enumerate() {
             for &i in list {
                 match holder.get_mut(i as usize) {
-                    Some(place @ None) => *place = Some(name.clone()),
-                    Some(Some(other)) => {
+                    Some(place) if *place == NOBODY => *place = code as u32,
+                    Some(&mut other) => {
+                        let (other, name) = (name(other as usize), name(code));
                         return Err(Error::data(format!("image {i} is held twice: by {other} and by {name}")));
                     }
                     None => {
-                        return Err(Error::data(format!("{name} holds image {i}, but there are {}", labels.len()))
-                            .hint("indices count from 0 and mean the whole training set"));
+                        return Err(Error::data(format!(
+                            "{} holds image {i}, but there are {}",
+                            name(code),
+                            labels.len()
+                        ))
+                        .hint("indices count from 0 and mean the whole training set"));
                     }
                 }
             }
@@ -90,7 +104,7 @@ impl Split {
         if let Some(y) = labels.iter().find(|&&y| y as usize >= classes) {
             return Err(Error::data(format!("label {y} with {classes} classes")));
         }
-        let discarded = (0..labels.len() as u32).filter(|&i| holder[i as usize].is_none()).collect();
+        let discarded = (0..labels.len() as u32).filter(|&i| holder[i as usize] == NOBODY).collect();
         Ok(Split { clients, server, validation, discarded, classes, cohorts: None, labels: labels.into() })
     }
 
@@ -122,16 +136,15 @@ impl Split {
     /// First 12 hexadecimal digits of the SHA-1 of [`counts`](Self::counts) as Python's `json.dumps` writes them:
     /// the digest by which the published splits are checked.
     pub fn counts_sha1(&self) -> String {
-        let mut hex = fsx::hex(Sha1::digest(python_json(&self.counts())));
+        let mut hex = fsx::hex(Sha1::digest(python_json(self.counts().iter())));
         hex.truncate(12);
         hex
     }
 
     /// SHA-256 over the image indices: of `json.dumps(clients + [server, validation])` in Python's spelling.
     pub fn digest(&self) -> String {
-        let mut lists = self.clients.clone();
-        lists.extend([self.server.clone(), self.validation.clone()]);
-        fsx::sha256(python_json(&lists).as_bytes())
+        let lists = self.clients.iter().chain([&self.server, &self.validation]);
+        fsx::sha256(python_json(lists).as_bytes())
     }
 
     /// Whether `dataset` is what this split divides: same number of images, same labels in the same order.
@@ -145,9 +158,18 @@ impl Split {
 }
 
 /// Nested lists as Python's `json.dumps` writes them: `[[1, 2], [3]]`.
-fn python_json(lists: &[Vec<u32>]) -> String {
-    let row = |list: &Vec<u32>| format!("[{}]", list.iter().map(u32::to_string).collect::<Vec<_>>().join(", "));
-    format!("[{}]", lists.iter().map(row).collect::<Vec<_>>().join(", "))
+fn python_json<'a>(lists: impl Iterator<Item = &'a Vec<u32>>) -> String {
+    let mut text = String::from("[");
+    for (k, list) in lists.enumerate() {
+        text.push_str(if k > 0 { ", [" } else { "[" });
+        for (i, value) in list.iter().enumerate() {
+            text.push_str(if i > 0 { ", " } else { "" });
+            text.push_str(&value.to_string());
+        }
+        text.push(']');
+    }
+    text.push(']');
+    text
 }
 
 #[cfg(test)]

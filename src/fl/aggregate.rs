@@ -1,6 +1,7 @@
 //! Adding replies up: f64, by position in the cohort, in leaves of 16, leaves in order.
 //!
-//! So a sum has the same bytes for any number of threads, and memory holds a leaf of replies, never the cohort.
+//! So a sum has the same bytes for any number of threads, and memory holds two leaves of replies (one under way, one
+//! waiting to be added in a single pass), never the cohort.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,9 +9,10 @@ use std::sync::Arc;
 use super::brief::{Part, PartKind, Reply};
 use super::{ClientId, Collect};
 use crate::error::{Error, Result};
+use crate::nn::sum::add_weighted;
 use crate::nn::{Layout, Params, Role};
 
-/// Replies folded into one partial sum; also the most that are ever held.
+/// Replies added up in one partial sum; also the most that are under way at a time.
 pub const LEAF: usize = 16;
 
 /// A weighted sum of one named part.
@@ -18,46 +20,50 @@ pub struct Sum {
     kind: PartKind,
     layout: Arc<Layout>,
     total: Vec<f64>,
-    leaf: Vec<f64>,
-    in_leaf: usize,
+    /// Weights and vectors of the leaf at hand.
+    leaf: Vec<(f64, Params)>,
     weight: f64,
 }
 
 impl Sum {
     fn new(part: &Part) -> Self {
-        let n = part.data.data().len();
-        let layout = part.data.layout().clone();
-        Sum { kind: part.kind, layout, total: vec![0.0; n], leaf: vec![0.0; n], in_leaf: 0, weight: 0.0 }
+        let (layout, total) = (part.data.layout().clone(), vec![0.0; part.data.data().len()]);
+        Sum { kind: part.kind, layout, total, leaf: Vec::with_capacity(LEAF), weight: 0.0 }
     }
 
     fn add(&mut self, part: &Part) -> Result<()> {
         if *part.data.layout() != self.layout || part.kind != self.kind {
             return Err(Error::defect(format!("aggregation: replies disagree about part {}", part.name)));
         }
-        for (sum, &x) in self.leaf.iter_mut().zip(part.data.data()) {
-            *sum += part.weight * f64::from(x);
-        }
+        self.leaf.push((part.weight, part.data.clone()));
         self.weight += part.weight;
-        self.in_leaf += 1;
-        if self.in_leaf == LEAF {
+        if self.leaf.len() == LEAF {
             self.close_leaf();
         }
         Ok(())
     }
 
     fn close_leaf(&mut self) {
-        if self.in_leaf > 0 {
-            self.total.iter_mut().zip(&mut self.leaf).for_each(|(t, l)| *t += std::mem::take(l));
-            self.in_leaf = 0;
+        if self.leaf.is_empty() {
+            return;
         }
+        let weights: Vec<f64> = self.leaf.iter().map(|l| l.0).collect();
+        let vectors: Vec<&[f32]> = self.leaf.iter().map(|l| l.1.data()).collect();
+        add_weighted(&mut self.total, &weights, &vectors);
+        self.leaf.clear();
     }
 
-    /// The weighted mean, as a value or a step, in f64 and layout order.
-    pub fn mean(&self) -> Result<Vec<f64>> {
+    fn check(&self) -> Result<()> {
         if self.weight <= 0.0 {
             return Err(Error::data("aggregation: the weights of all replies are zero")
                 .hint("the clients of this round hold no samples"));
         }
+        Ok(())
+    }
+
+    /// The weighted mean, as a value or a step, in f64 and layout order.
+    pub fn mean(&self) -> Result<Vec<f64>> {
+        self.check()?;
         Ok(self.total.iter().map(|t| t / self.weight).collect())
     }
 
@@ -112,12 +118,14 @@ impl Collected {
 
     /// `model + rate · mean step` in the weights, the mean value in the buffers.
     pub fn moved(&self, model: &Params, part: &str, rate: f64) -> Result<Params> {
-        let mean = self.sum(part)?.mean()?;
+        let sum = self.sum(part)?;
+        sum.check()?;
         let mut next = model.clone();
         let layout = model.layout().clone();
         let data = next.data_mut();
         for entry in layout.entries() {
-            for (value, &m) in data[entry.range()].iter_mut().zip(&mean[entry.range()]) {
+            for (value, total) in data[entry.range()].iter_mut().zip(&sum.total[entry.range()]) {
+                let m = total / sum.weight;
                 *value = match entry.role {
                     Role::Weight => (f64::from(*value) + rate * m) as f32,
                     Role::Buffer => m as f32,

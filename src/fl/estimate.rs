@@ -1,6 +1,7 @@
 //! What a run will need in memory, said before it starts.
 
 use crate::error::{Error, Result};
+pub use crate::exec::{available_memory, human};
 
 /// A sum of named needs, in bytes.
 #[derive(Clone, Debug, Default)]
@@ -36,25 +37,6 @@ impl Estimate {
             _ => Ok(()),
         }
     }
-}
-
-/// Memory that a new process may take, in bytes, where the system tells (Linux).
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
-/// `1.5 GiB`.
-pub fn human(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
 #[cfg(test)]

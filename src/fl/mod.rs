@@ -53,7 +53,7 @@ pub enum Who {
 /// How replies are collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collect {
-    /// Added up as they come; memory holds a leaf of replies.
+    /// Added up as they come; memory holds at most two leaves of replies.
     Sum,
     /// Kept one by one, for methods that compare clients.
     Each,

@@ -25,7 +25,7 @@ pub trait Trainer: Sync {
     fn layout(&self) -> &Arc<Layout>;
 
     /// Runs all jobs. `reply` turns an outcome into what is sent, on the worker; `fold` receives in job order.
-    /// At most [`LEAF`] replies are held.
+    /// At most [`LEAF`] replies are under way.
     fn run(
         &self,
         jobs: &[Job],
@@ -35,7 +35,7 @@ pub trait Trainer: Sync {
     ) -> Result<()>;
 }
 
-/// Trains a compact network, one client a worker.
+/// Trains a compact network, one client a worker; where clients are fewer than threads, the rest works inside them.
 pub struct CompactTrainer<'a> {
     /// The network.
     pub net: Arc<Net>,
@@ -59,8 +59,7 @@ impl Trainer for CompactTrainer<'_> {
         reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
         fold: &mut (dyn FnMut(usize, Returned) -> Result<()> + Send),
     ) -> Result<()> {
-        let own = (cx.threads / jobs.len().max(1)).max(1);
-        let arena = |_| Arena::new(&self.net, self.backend, cx, own);
+        let arena = |worker| Arena::new(&self.net, self.backend, cx, share(cx.threads, jobs.len(), worker));
         let job = |arena: &mut Arena, i: usize| {
             let job = &jobs[i];
             let samples = self.clients.get(job.client as usize).map_or(&[][..], Vec::as_slice);
@@ -71,6 +70,12 @@ impl Trainer for CompactTrainer<'_> {
         };
         exec::ordered(cx.threads, jobs.len(), LEAF, arena, job, fold)
     }
+}
+
+/// Threads for a worker's own kernels: where clients are fewer than cores, the rest is dealt out.
+fn share(threads: usize, jobs: usize, worker: usize) -> usize {
+    let workers = threads.clamp(1, jobs.max(1));
+    (threads / workers + usize::from(worker < threads % workers)).max(1)
 }
 
 /// One worker's memory: an interpreter's workspace, a batch, parameters and gradients. Allocated once.
@@ -149,7 +154,7 @@ impl Arena {
             }
         }
         // A rectifier turns NaN into 0, so the loss alone may look well.
-        if let Some(at) = params.data().iter().position(|v| !v.is_finite()) {
+        if let Some(at) = first_not_finite(params.data()) {
             let entries = params.layout().entries();
             let name = entries.iter().find(|e| e.range().contains(&at)).map_or("", |e| e.name.as_str());
             return Err(diverged(&format!("{name} is {}", params.data()[at])));
@@ -200,6 +205,14 @@ impl Arena {
     }
 }
 
+/// Where the first NaN or infinity is. By chunks without an early end, so that vector registers do the usual case.
+fn first_not_finite(data: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 1024;
+    let finite = |chunk: &[f32]| chunk.iter().fold(true, |all, v| all & v.is_finite());
+    let from = CHUNK * data.chunks(CHUNK).position(|chunk| !finite(chunk))?;
+    data[from..].iter().position(|v| !v.is_finite()).map(|at| from + at)
+}
+
 fn diverged(how: &str) -> Error {
     Error::input(format!("training diverged: {how}")).hint("lower the learning rate of this stage's optimiser")
 }
@@ -236,5 +249,31 @@ impl SliceTerms {
                 g.iter_mut().zip(&vector.data()[range.clone()]).for_each(|(g, v)| *g += coefficient * v);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{first_not_finite, share};
+
+    #[test]
+    fn the_first_value_that_is_no_number_is_found() {
+        let mut data = vec![1.0; 3000];
+        assert_eq!(first_not_finite(&data), None);
+        for at in [2999, 1024, 1023, 0] {
+            data[at] = if at % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
+            assert_eq!(first_not_finite(&data), Some(at));
+        }
+    }
+
+    #[test]
+    fn every_core_is_used_when_clients_are_few() {
+        for threads in 1..10 {
+            for jobs in 1..12 {
+                let workers = threads.min(jobs);
+                assert_eq!((0..workers).map(|w| share(threads, jobs, w)).sum::<usize>(), threads);
+            }
+        }
+        assert_eq!((share(1, 0, 0), share(0, 3, 0)), (1, 1));
     }
 }

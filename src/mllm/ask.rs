@@ -38,6 +38,16 @@ pub struct Asked {
     pub decode_seconds: f64,
 }
 
+impl Question<'_> {
+    /// The prompt as the model reads it.
+    pub fn prompt(&self) -> String {
+        match self.raw {
+            true => self.text.to_string(),
+            false => vicuna(&[Turn::about_image(self.text)], true),
+        }
+    }
+}
+
 /// Asks; `heard` gets the text piece by piece, never half a character.
 pub fn ask(
     llava: &Llava,
@@ -47,10 +57,7 @@ pub fn ask(
     cx: &Context,
     mut heard: impl FnMut(&str) -> Result<()>,
 ) -> Result<Asked> {
-    let prompt = match question.raw {
-        true => question.text.to_string(),
-        false => vicuna(&[Turn::about_image(question.text)], true),
-    };
+    let prompt = question.prompt();
     let images = prompt.matches(IMAGE).count().min(1);
     let prompt_tokens = llava.tokens(&prompt)?.len();
     let began = std::time::Instant::now();

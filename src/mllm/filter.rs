@@ -23,11 +23,13 @@ pub struct FilterConfig {
     pub min_similarity: f32,
     /// Pool images within so many bits of 256 of a test image are dropped.
     pub near: u32,
+    /// Whether the test images of the `data` section are looked at for that.
+    pub test: bool,
 }
 
 impl Default for FilterConfig {
     fn default() -> Self {
-        FilterConfig { min_words: 3, max_repeated: 0.3, min_similarity: 0.15, near: NEAR }
+        FilterConfig { min_words: 3, max_repeated: 0.3, min_similarity: 0.15, near: NEAR, test: true }
     }
 }
 

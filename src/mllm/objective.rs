@@ -21,7 +21,8 @@ use crate::key::Key;
 use crate::model::clip::Tokens;
 use crate::model::clip::config::Activation;
 use crate::model::layers::Linear;
-use crate::model::llava::{Llava, Turn, vicuna};
+use crate::model::llava::Llava;
+pub use crate::model::llava::Sample;
 use crate::nn::params::{Layout, Params, Role};
 
 /// From the student's channels to the language model's width.
@@ -33,15 +34,6 @@ pub enum StudentProjection {
     Linear,
     /// Two with a GELU between, as LLaVA-1.5's own.
     Mlp,
-}
-
-/// An annotation as the language model reads it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    /// Prompt, image places and answer; `(tokens,)`.
-    pub ids: Vec<u32>,
-    /// The first token of the answer.
-    pub from: usize,
 }
 
 /// A step's loss and gradients.
@@ -146,20 +138,6 @@ impl<'a> Objective<'a> {
         Params::new(self.layout.clone(), data)
     }
 
-    /// An annotation: the answer that `instruction` got about an image. What the context does not hold is cut off.
-    pub fn sample(&self, instruction: &str, answer: &str) -> Result<Sample> {
-        let prompt = vicuna(&[Turn::about_image(instruction)], true);
-        let asked = self.llava.tokens(&prompt)?;
-        let mut ids = self.llava.tokens(&format!("{prompt} {}", answer.trim()))?;
-        ids.extend(self.llava.tokenizer().eos());
-        let from = asked.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        ids.truncate(self.llava.config().text.max_position_embeddings);
-        if from == 0 || from >= ids.len() {
-            return Err(Error::data("an annotation has no token").hint("is the instruction longer than the context?"));
-        }
-        Ok(Sample { ids, from })
-    }
-
     /// The loss alone, in nats per answer token; no graph is built.
     pub fn loss(&self, step: Step, projections: &Params) -> Result<f64> {
         let map = self.map(&step)?;
@@ -241,7 +219,7 @@ impl<'a> Objective<'a> {
 
     fn forward(&self, step: &Step, map: &Tensor, leaves: &Leaves) -> Result<Tensor> {
         let images = self.images(step, map, leaves)?;
-        self.answer_loss(step.samples, &images.to_dtype(self.llava.dtype())?)
+        self.llava.answer_loss(step.samples, &images.to_dtype(self.llava.dtype())?)
     }
 
     /// What the language model sees: `(rows, places, hidden)`, f32.
@@ -266,25 +244,6 @@ impl<'a> Objective<'a> {
             None => self.llava.projector().forward(&tower.to_dtype(self.llava.dtype())?)?.to_dtype(DType::F32)?,
         };
         (student + (seen * (1.0 - step.a))?).at(|| "student's and tower's features")
-    }
-
-    /// Mean cross-entropy of all answer tokens; rows are padded at their ends, where nothing is predicted.
-    fn answer_loss(&self, samples: &[&Sample], images: &Tensor) -> Result<Tensor> {
-        let longest = samples.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-        let (mut rows, mut at, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, sample) in samples.iter().enumerate() {
-            let x = self.llava.embed(&sample.ids, &images.narrow(0, i, 1)?)?;
-            rows.push(x.pad_with_zeros(1, 0, longest - sample.ids.len())?);
-            at.extend((sample.from..sample.ids.len()).map(|p| (i * longest + p - 1) as u32));
-            answers.extend_from_slice(&sample.ids[sample.from..]);
-        }
-        let x = Tensor::cat(&rows, 0)?;
-        let llm = self.llava.llm();
-        let hidden = if x.track_op() { llm.hidden_recomputed(&x)? } else { llm.hidden(&x, None)? };
-        let device = self.llava.device();
-        let hidden = hidden.flatten(0, 1)?.index_select(&Tensor::new(at, device)?, 0)?;
-        let scores = llm.logits(&hidden)?.to_dtype(DType::F32)?;
-        Ok(candle_nn::loss::cross_entropy(&scores, &Tensor::new(answers, device)?)?)
     }
 }
 
@@ -380,10 +339,9 @@ mod tests {
     #[test]
     fn an_annotation_is_cut_into_the_references_tokens() {
         let g = golden();
-        let (objective, _) = g.objective(false);
         let question = "What is shown in this image?";
-        assert_eq!(objective.sample(question, "A red star stands on a table.").unwrap(), g.samples[0]);
-        assert_eq!(objective.sample(question, " Two boxes. ").unwrap(), g.samples[1]);
+        assert_eq!(g.llava.sample(question, "A red star stands on a table.").unwrap(), g.samples[0]);
+        assert_eq!(g.llava.sample(question, " Two boxes. ").unwrap(), g.samples[1]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a multimodal model is asked about an image: the paper's three kinds, as files.
+//! What a multimodal model is asked about an image: the paper's three kinds and a plain sentence, as files.
 //!
 //! The texts are this project's own (the paper's were not published). They name no class of any benchmark.
 
@@ -10,7 +10,7 @@ use crate::fsx;
 /// One instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instruction {
-    /// `conversation`, `detail`, `reasoning`, or the stem of a person's own file.
+    /// `conversation`, `detail`, `reasoning`, `short`, or the stem of a person's own file.
     pub id: String,
     /// What is asked.
     pub text: String,
@@ -18,10 +18,11 @@ pub struct Instruction {
     pub digest: String,
 }
 
-const SHIPPED: [(&str, &str); 3] = [
+const SHIPPED: [(&str, &str); 4] = [
     ("conversation", include_str!("../../data/prompts/conversation.txt")),
     ("detail", include_str!("../../data/prompts/detail.txt")),
     ("reasoning", include_str!("../../data/prompts/reasoning.txt")),
+    ("short", include_str!("../../data/prompts/short.txt")),
 ];
 
 impl Instruction {
@@ -103,7 +104,9 @@ mod tests {
             assert!(words.len() > 30);
             assert!(classes.iter().all(|c| !words.iter().any(|w| w == c || w == &format!("{c}s"))), "{}", prompt.id);
         }
-        assert!(Instruction::find("details").unwrap_err().to_string().contains("conversation, detail, reasoning"));
+        assert!(
+            Instruction::find("details").unwrap_err().to_string().contains("conversation, detail, reasoning, short")
+        );
     }
 
     #[test]

@@ -99,7 +99,12 @@ impl Weights {
             weights.add(&path.join("model.safetensors"))?;
         } else if index.is_file() {
             for shard in shards(&index)? {
-                weights.add(&path.join(shard))?;
+                let shard = path.join(shard);
+                let missing = !shard.is_file();
+                weights.add(&shard).map_err(|e| match missing {
+                    true => e.hint("the index names this shard; fetch it again, what is there stays"),
+                    false => e,
+                })?;
             }
         } else if path.join("pytorch_model.bin").is_file() {
             return Self::open_file(&path.join("pytorch_model.bin"));

@@ -10,6 +10,7 @@ pub mod loss;
 pub mod net;
 pub mod optim;
 pub mod params;
+pub mod sum;
 pub mod tap;
 pub mod weight;
 

@@ -1,10 +1,11 @@
 //! What every stage of a run shares: the benchmark, who holds what, the network.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::Library;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{self, Benchmark, Dataset, Groups, Images, Loader, Order, PartitionConfig, Split, reserve};
@@ -40,13 +41,20 @@ pub struct Experiment {
     pub net: Arc<Net>,
     /// The frozen CLIP.
     pub embedder: Embedder,
+    /// The reference generator's cohorts of all rounds, drawn once: each draw permutes the whole population.
+    drawn: OnceLock<Vec<Vec<usize>>>,
 }
 
 impl Experiment {
     /// Reads the data and draws the split.
     pub fn open(config: Config, cx: &Context) -> Result<Self> {
+        Self::open_with(config, &Library::default(), cx)
+    }
+
+    /// Takes the benchmark from a library and draws the split.
+    pub fn open_with(config: Config, library: &Library, cx: &Context) -> Result<Self> {
         let key = Key::from_seed(config.run.seed);
-        let benchmark = data::load(&config.data, key, cx)?;
+        let benchmark = library.benchmark(&config, key, cx)?;
         let split = draw(&config, &benchmark, key)?;
         let groups = config.evaluate.shots.group(&split.global_counts())?;
         let shape = benchmark.train.images.shape();
@@ -60,7 +68,7 @@ impl Experiment {
                 "the training images are in no known order: the reference's seeds pick its counts, not its images",
             ));
         }
-        Ok(Experiment { config, key, benchmark, split, server, groups, loader, net, embedder })
+        Ok(Experiment { config, key, benchmark, split, server, groups, loader, net, embedder, drawn: OnceLock::new() })
     }
 
     /// The training images as the loop sees them.
@@ -98,9 +106,11 @@ impl Experiment {
         Ok(match self.config.federated.cohort_draw {
             cohort::CohortDraw::Key => cohort::by_key(self.key, round, clients, size),
             cohort::CohortDraw::Creff => {
-                let seed = self.config.partition.reference_seed();
-                let drawn = data::creff::cohorts(seed, clients, size, round).pop().unwrap_or_default();
-                drawn.into_iter().map(|c| c as ClientId).collect()
+                let (seed, rounds) = (self.config.partition.reference_seed(), self.config.federated.rounds);
+                let drawn = self.drawn.get_or_init(|| data::creff::cohorts(seed, clients, size, rounds.max(round)));
+                let cohort =
+                    drawn.get(round - 1).ok_or_else(|| Error::defect(format!("no cohort of round {round}")))?;
+                cohort.iter().map(|&c| c as ClientId).collect()
             }
         })
     }
@@ -114,7 +124,8 @@ impl Experiment {
         let batch = self.config.federated.batch_size.max(pretrain) as u64;
         let mut estimate = Estimate::default();
         estimate.add("images", (train.images.pixels().len() + test.images.pixels().len()) as u64);
-        estimate.add(format!("a leaf of {LEAF} replies and the sums"), parameters * (LEAF as u64 + 6));
+        let replies = (2 * LEAF).min(self.config.federated.cohort) as u64;
+        estimate.add(format!("{replies} replies and the sums"), parameters * (replies + 4));
         estimate.add(format!("{} workers", cx.threads), cx.threads as u64 * (4 * parameters + 3 * batch * activations));
         if self.config.algorithm.algorithm().needs().kept {
             estimate.add("what clients keep", parameters * 2 * self.split.clients.len() as u64);

@@ -1,8 +1,13 @@
 //! A whole run: configuration → data → stages → numbers on disk.
 
+mod captioning;
 mod experiment;
 mod pretraining;
 mod run;
+mod sharing;
+mod through_llm;
 
+pub use captioning::captioning;
 pub use experiment::Experiment;
 pub use run::{Stages, run};
+pub use sharing::Library;

@@ -6,11 +6,10 @@ use serde_json::json;
 
 use super::Experiment;
 use crate::data::pool::Pool;
-use crate::data::world::World;
-use crate::data::{self, DataConfig, Dataset, Order, PoolConfig, overlap, pool};
+use crate::data::{self, Dataset, Order, overlap};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
-use crate::key::{Key, Purpose};
+use crate::key::Purpose;
 use crate::model::Head;
 use crate::model::clip::zeroshot::ZeroShot;
 use crate::nn::{Net, Params};
@@ -18,7 +17,7 @@ use crate::run::RunDir;
 use crate::stage::Loaded;
 use crate::stage::finetune::HeadInit;
 use crate::stage::metrics::Evaluation;
-use crate::stage::pretrain::{PoolFeatures, Pretrain};
+use crate::stage::pretrain::{Objective, PoolFeatures, Pretrain};
 
 /// The pretrained network and what it can do.
 pub struct Pretrained {
@@ -26,11 +25,14 @@ pub struct Pretrained {
     pub net: Arc<Net>,
     /// Their parameters.
     pub params: Params,
-    /// Zero-shot over the class names.
-    pub evaluation: Evaluation,
+    /// Zero-shot over the class names; none after pretraining through a language model, which trains no projection to
+    /// CLIP's text space.
+    pub evaluation: Option<Evaluation>,
     zero_shot: ZeroShot,
     /// Mean length of the projected features.
     norm: f64,
+    /// Images of the pool.
+    pub images: usize,
 }
 
 impl Experiment {
@@ -40,14 +42,22 @@ impl Experiment {
         let width = self.embedder.width(cx)?;
         let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
         if dir.finished("pretrain", &net.layout)?.is_none() {
-            self.pretrain_on_pool(dir, &net, cx)?;
+            let shelf = self.pretrain_shelf(cx)?;
+            if !shelf.as_ref().map_or(Ok(false), |s| s.give(dir))? {
+                self.pretrain_on_pool(dir, &net, cx)?;
+                shelf.map_or(Ok(()), |s| s.keep(dir, &["pool"]))?;
+            }
         }
         let done = dir.finished("pretrain", &net.layout)?;
         let (params, done) = done.ok_or_else(|| Error::defect("pretraining left no model"))?;
         let norm = done.facts["norm"].as_f64().filter(|n| *n > 0.0).unwrap_or(1.0);
         let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
-        let evaluation = self.judge().projection(&net, &params, &zero_shot, cx)?;
-        Ok(Pretrained { net, params, evaluation, zero_shot, norm })
+        let evaluation = match self.config.pretrain.objective {
+            Objective::Contrast => Some(self.judge().projection(&net, &params, &zero_shot, cx)?),
+            Objective::Llm => None,
+        };
+        let images = done.facts["images"].as_u64().unwrap_or(0) as usize;
+        Ok(Pretrained { net, params, evaluation, zero_shot, norm, images })
     }
 
     fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
@@ -65,14 +75,17 @@ impl Experiment {
         }
         let (texts, captions) = captions_of(&pool, &decoded.kept);
         self.describe_pool(dir, &pool, &decoded.images, &texts, cx)?;
-        let text = self.embedder.texts(&texts, cx)?;
-        let image = match self.embedder.sees() {
-            true => Some(self.embedder.pool_features(&pool, &decoded.kept, cx)?),
-            false => None,
-        };
-        let n = decoded.images.len();
+        let (n, kept) = (decoded.images.len(), decoded.kept);
         let data = Dataset::new("pool", decoded.images, vec![0; n], vec!["pool".into()], Order::Original)?;
         let images = Loaded { data: &data, loader: &self.loader };
+        if self.config.pretrain.objective == Objective::Llm {
+            return self.pretrain_through_llm(dir, net, &pool, &kept, &images, cx);
+        }
+        let text = self.embedder.texts(&texts, cx)?;
+        let image = match self.embedder.sees() {
+            true => Some(self.embedder.pool_features(&pool, &kept, cx)?),
+            false => None,
+        };
         let features = PoolFeatures {
             images: &images,
             len: n,
@@ -111,12 +124,7 @@ impl Experiment {
 
     /// The pool of the config; the procedural world has its own.
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
-        match (&self.config.pool, &self.config.data) {
-            (PoolConfig::World(_), DataConfig::World(world)) => {
-                World::new(world.clone(), Key::from_seed(world.pool_seed).fold(Purpose::World, 0))?.open_pool()
-            }
-            (config, _) => pool::load(config, cx),
-        }
+        super::captioning::open_pool(&self.config.pool, &self.config.data, cx)
     }
 
     /// Says what the pool is: duplicates with the benchmark, coverage of its classes, supervision.

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Experiment;
 use super::pretraining::Pretrained;
+use super::{Experiment, Library};
 use crate::config::Config;
+use crate::data::PoolConfig;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 use crate::fl::align::{Aligner, When};
@@ -15,10 +16,11 @@ use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
-use crate::run::RunDir;
+use crate::run::{RunDir, directory};
 use crate::stage::finetune::{Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
-use crate::stage::{Loaded, align, evaluate, teach};
+use crate::stage::teach::TeacherConfig;
+use crate::stage::{Loaded, align, evaluate, probe, teach};
 
 /// Which stages to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +37,15 @@ pub enum Stages {
 
 type Entries = BTreeMap<String, Map<String, Value>>;
 
-/// Runs the stages of one configuration in its directory; what is done is not done again.
-pub fn run(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
+/// Runs the stages of one configuration in its directory; what is done is not done again. Runs of one library read
+/// the same benchmark once.
+pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> Result<()> {
     let dir = RunDir::open(Path::new(&config.run.dir), &config.to_table()?)?;
+    if stages == Stages::All && finished(&dir)? {
+        return Ok(());
+    }
     dir.update_manifest(&[("state", json!("running"))].into())?;
-    let outcome = stages_of(config, stages, &dir, cx);
+    let outcome = stages_of(config, stages, &dir, library, cx);
     let state = match &outcome {
         Ok(()) => "done".to_string(),
         Err(e) if e.class() == crate::error::Class::Stopped => "stopped".to_string(),
@@ -49,19 +55,30 @@ pub fn run(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
     outcome
 }
 
-fn stages_of(config: &Config, stages: Stages, dir: &RunDir, cx: &Context) -> Result<()> {
-    let experiment = Experiment::open(config.clone(), cx)?;
+/// Whether every stage has been run and judged.
+fn finished(dir: &RunDir) -> Result<bool> {
+    let manifest = dir.file("manifest.json");
+    Ok(dir.file("eval.json").exists()
+        && manifest.exists()
+        && directory::read_json(&manifest)?["complete"].as_bool() == Some(true))
+}
+
+fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, cx: &Context) -> Result<()> {
+    let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
     dir.update_manifest(&experiment.facts(cx))?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
-    if let Some(p) = &pretrained {
-        entries.insert("pretrain".into(), evaluate::entry(&p.evaluation, &p.params.digest(), None));
+    if let Some(p) = &pretrained
+        && let Some(figures) = &p.evaluation
+    {
+        entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
     }
+    let extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
-        return evaluate::write(dir, &entries, "pretrain", experiment.extras());
+        return evaluate::write(dir, &entries, "pretrain", extras);
     }
     let teacher = experiment.teach(&mut entries, cx)?;
     let (data, set) = experiment.server_set();
@@ -95,7 +112,8 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, cx: &Context) -> Res
         let (logits, labels) = experiment.judge().outputs(&experiment.net, &model, cx)?;
         evaluate::write_logits(dir, "logits.safetensors", &logits, &labels, experiment.net.outputs())?;
     }
-    evaluate::write(dir, &entries, stage, experiment.extras())
+    evaluate::write(dir, &entries, stage, extras)?;
+    dir.update_manifest(&[("complete", json!(stages == Stages::All))].into())
 }
 
 impl Experiment {
@@ -120,17 +138,24 @@ impl Experiment {
             return Ok(None);
         }
         if config.evaluate.teacher {
+            entries.insert("teacher".into(), self.alone(&config.teacher, cx)?);
+        }
+        for teacher in &config.evaluate.teachers {
+            let name = format!("teacher {}", teacher.label());
+            entries.insert(name, self.alone(teacher, cx)?);
+        }
+        let (data, set) = self.server_set();
+        if config.evaluate.probe {
             let test = &self.benchmark.test;
-            let ids: Vec<u32> = (0..test.len() as u32).collect();
-            let q = teach::distributions(&config.teacher, test, &ids, &self.embedder, cx)?;
-            let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
-            let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
-            entries.insert("teacher".into(), evaluate::entry(&figures, "", None));
+            let server = data.select(format!("{} (taught)", data.name), &set)?;
+            let [fit, judged] = [&server, test].map(|d| self.embedder.dataset_features(d, cx));
+            let scores = probe::probe(&fit?, &server.labels, test.classes.len(), &judged?)?;
+            let figures = Evaluation::of(&scores, &test.labels, test.classes.len(), &self.groups);
+            entries.insert("probe".into(), evaluate::entry(&figures, "", None));
         }
         if config.align.beta == 0.0 {
             return Ok(None);
         }
-        let (data, set) = self.server_set();
         let mut q = teach::distributions(&config.teacher, data, &set, &self.embedder, cx)?;
         if config.align.shuffle_teacher {
             let classes = self.net.outputs();
@@ -139,6 +164,16 @@ impl Experiment {
             q = order.iter().flat_map(|&i| &q[i * classes..(i + 1) * classes]).copied().collect();
         }
         Ok(Some(q))
+    }
+
+    /// What a teacher alone does on test.
+    fn alone(&self, teacher: &TeacherConfig, cx: &Context) -> Result<Map<String, Value>> {
+        let test = &self.benchmark.test;
+        let ids: Vec<u32> = (0..test.len() as u32).collect();
+        let q = teach::distributions(teacher, test, &ids, &self.embedder, cx)?;
+        let logs: Vec<f32> = q.iter().map(|p| p.max(1e-30).ln()).collect();
+        let figures = Evaluation::of(&logs, &test.labels, test.classes.len(), &self.groups);
+        Ok(evaluate::entry(&figures, "", None))
     }
 
     fn stage_two(
@@ -168,25 +203,37 @@ impl Experiment {
             key: self.key,
         };
         let judge = |p: &Params| self.judge().classifier(&self.net, p, cx);
-        Finetune { dir, federation, net: &self.net, evaluate: &judge }.run(self.start(pretrained)?, cx)
+        let start = self.start(pretrained)?;
+        let done = dir.file("finetune/done.json").exists();
+        let shelf = if done { None } else { self.finetune_shelf(&start)? };
+        let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;
+        let tuned = Finetune { dir, federation, net: &self.net, evaluate: &judge }.run(start, cx)?;
+        shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;
+        Ok(tuned)
     }
 
     /// What a table says beside the numbers: what the run had that a plain baseline lacks.
-    fn extras(&self) -> Value {
+    fn extras(&self, pool_images: usize, cx: &Context) -> Result<Value> {
         let config = &self.config;
         let counts = self.split.global_counts();
-        json!({
+        Ok(json!({
+            "budget": self.budget(pool_images, cx)?,
             "algorithm": serde_json::to_value(&config.algorithm).unwrap_or(Value::Null)["kind"],
             "clients": self.split.clients.len(),
             "rounds": config.federated.rounds,
             "seed": config.run.seed,
             "server_labels": if config.align.enabled { self.server_set().1.len() } else { 0 },
             "smallest_class": counts.iter().min(),
-            "teacher": if config.align.enabled { json!(config.teacher.label()) } else { Value::Null },
+            "teacher": if config.align.enabled && config.align.beta > 0.0 { json!(config.teacher.label()) } else { Value::Null },
             "oracle": config.align.enabled && config.teacher.oracle(),
             "pretrained": config.pretrain.enabled,
             "shots": config.evaluate.shots.rule(),
+            "supervised": matches!(&config.pool, PoolConfig::World(w) if w.labels),
+            "test_images": self.benchmark.test.len(),
+            "classes": self.benchmark.test.classes,
+            "class_counts": counts,
+            "held": { "clients": self.split.counts(), "server": self.split.count(&self.split.server) },
             "split": self.split.digest(),
-        })
+        }))
     }
 }

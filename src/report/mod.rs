@@ -1,4 +1,7 @@
-//! Run directories → tables. Reads only what a run wrote.
+//! Run directories → tables and figures. Reads only what a run wrote.
+
+pub mod contrast;
+pub mod figure;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,8 +14,12 @@ use crate::fsx;
 use crate::run::directory::read_json;
 
 /// The stages in the order of a table.
-const STAGES: [(&str, &str); 4] = [
+const STAGES: [(&str, &str); 8] = [
     ("teacher", "teacher alone"),
+    ("teacher clip", "CLIP alone"),
+    ("teacher clip prompts", "CLIP alone, prompt ensemble"),
+    ("teacher mllm", "MLLM alone, class names"),
+    ("probe", "linear probe of CLIP"),
     ("pretrain", "1 pretrain (zero-shot)"),
     ("finetune", "2 finetune"),
     ("align", "3 align"),
@@ -30,10 +37,45 @@ pub struct Row {
     pub extras: String,
     /// `eval.json` entries of this stage, one per seed.
     pub entries: Vec<Value>,
+    /// Images trained on up to this stage, each as often as it was seen; of the first seed.
+    pub steps: u64,
 }
 
 /// The rows of all runs below the given directories, runs that differ only in their seed put together.
 pub fn rows(paths: &[PathBuf]) -> Result<Vec<Row>> {
+    Ok(without_copies(all_rows(paths)?))
+}
+
+/// The rows, those that arms share included.
+fn all_rows(paths: &[PathBuf]) -> Result<Vec<Row>> {
+    let found = directories(paths)?;
+    let mut rows: Vec<Row> = Vec::new();
+    let mut index: BTreeMap<(String, usize), usize> = BTreeMap::new();
+    for dir in found {
+        let eval = read_json(&dir.join("eval.json"))?;
+        let config = identity(&dir)?;
+        for (stage, (key, _)) in STAGES.iter().enumerate() {
+            let entry = &eval["stages"][*key];
+            // Without rounds stage 2 leaves the start model as it was.
+            let untouched = *key == "finetune" && eval["facts"]["rounds"] == 0 && !eval["stages"]["align"].is_null();
+            if entry.is_null() || untouched {
+                continue;
+            }
+            let at = *index.entry((config.clone(), stage)).or_insert_with(|| {
+                let facts = &eval["facts"];
+                let oracle = facts["oracle"].as_bool().unwrap_or(false) && matches!(*key, "align" | "teacher");
+                let (run, extras, steps) = (name_of(&dir), extras(key, facts), steps(key, facts));
+                rows.push(Row { run, stage, oracle, extras, entries: Vec::new(), steps });
+                rows.len() - 1
+            });
+            rows[at].entries.push(entry.clone());
+        }
+    }
+    Ok(rows)
+}
+
+/// The directories of all runs below the given ones.
+pub fn directories(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in paths {
         let before = found.len();
@@ -43,27 +85,30 @@ pub fn rows(paths: &[PathBuf]) -> Result<Vec<Row>> {
                 .hint("name a run's directory, such as runs/demo"));
         }
     }
-    let mut rows: Vec<Row> = Vec::new();
-    let mut index: BTreeMap<(String, usize), usize> = BTreeMap::new();
-    for dir in found {
-        let eval = read_json(&dir.join("eval.json"))?;
-        let config = identity(&dir)?;
-        for (stage, (key, _)) in STAGES.iter().enumerate() {
-            let entry = &eval["stages"][*key];
-            if entry.is_null() {
-                continue;
-            }
-            let at = *index.entry((config.clone(), stage)).or_insert_with(|| {
-                let facts = &eval["facts"];
-                let oracle = facts["oracle"].as_bool().unwrap_or(false) && matches!(*key, "align" | "teacher");
-                let (run, extras) = (name_of(&dir), extras(key, facts));
-                rows.push(Row { run, stage, oracle, extras, entries: Vec::new() });
-                rows.len() - 1
-            });
-            rows[at].entries.push(entry.clone());
+    Ok(found)
+}
+
+/// Leaves out what several arms share: a row with the very numbers of an earlier row of the same stage.
+fn without_copies(rows: Vec<Row>) -> Vec<Row> {
+    let mut kept: Vec<Row> = Vec::new();
+    for row in rows {
+        let same = |r: &Row| r.stage == row.stage && r.entries == row.entries;
+        if !kept.iter().any(same) {
+            kept.push(row);
         }
     }
-    Ok(rows)
+    kept
+}
+
+/// Images trained on before and in a stage.
+fn steps(stage: &str, facts: &Value) -> u64 {
+    let upto: &[&str] = match stage {
+        "pretrain" => &["pretrain"],
+        "finetune" => &["pretrain", "finetune"],
+        "align" => &["pretrain", "finetune", "align"],
+        _ => &[],
+    };
+    upto.iter().filter_map(|s| facts["budget"][*s].as_u64()).sum()
 }
 
 /// Finished runs at `path` or up to two folders below it (seeds, arms), in name order.
@@ -71,12 +116,30 @@ fn collect(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
     if path.join("eval.json").exists() {
         found.push(path.to_path_buf());
     } else if depth < 3 && path.is_dir() {
-        for child in fsx::list(path)?.into_iter().filter(|p| p.is_dir()) {
+        for child in children(path)? {
             collect(&child, depth + 1, found)?;
         }
     }
     Ok(())
 }
+
+/// Folders below a folder: in the order of its arms where it has some, else by name.
+fn children(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut folders: Vec<PathBuf> = fsx::list(path)?.into_iter().filter(|p| p.is_dir()).collect();
+    let file = path.join(EXPERIMENT);
+    if file.exists() {
+        let arms = read_json(&file)?["arms"].clone();
+        let place = |p: &PathBuf| {
+            let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            arms.as_array().and_then(|a| a.iter().position(|arm| *arm == json!(name))).unwrap_or(usize::MAX)
+        };
+        folders.sort_by_key(place);
+    }
+    Ok(folders)
+}
+
+/// Beside the arms of an experiment: their order, and the contrasts between them.
+pub const EXPERIMENT: &str = "experiment.json";
 
 /// What makes two runs the same experiment: their configuration without seed, place and machine.
 fn identity(dir: &Path) -> Result<String> {
@@ -97,10 +160,11 @@ fn name_of(dir: &Path) -> String {
 
 fn extras(stage: &str, facts: &Value) -> String {
     let mut extras = Vec::new();
-    if stage != "teacher" && facts["pretrained"].as_bool() == Some(true) {
-        extras.push("pool".to_string());
+    if !matches!(stage, "teacher" | "probe") && facts["pretrained"].as_bool() == Some(true) {
+        let labels = facts["supervised"].as_bool() == Some(true);
+        extras.push(if labels { "pool with labels" } else { "pool" }.to_string());
     }
-    if stage == "align" {
+    if matches!(stage, "align" | "probe") {
         extras.push(format!("{} server labels", facts["server_labels"]));
     }
     if matches!(stage, "align" | "teacher")
@@ -140,15 +204,16 @@ fn table(rows: &[&Row]) -> String {
     table.load_style(presets::ASCII_MARKDOWN);
     let mut header = vec!["run".to_string(), "stage".to_string()];
     header.extend(FIGURES.iter().map(|(_, name)| (*name).to_string()));
-    header.extend(["seeds".to_string(), "extras".to_string()]);
+    header.extend(["image-steps", "seeds", "extras"].map(String::from));
     table.set_header(header);
     for row in rows {
         let mut cells = vec![row.run.clone(), STAGES[row.stage].1.to_string()];
         cells.extend(FIGURES.iter().map(|(key, _)| cell(&row.entries, key)));
-        cells.extend([row.entries.len().to_string(), row.extras.clone()]);
+        let steps = if row.steps == 0 { "–".into() } else { format!("{:.1}k", row.steps as f64 / 1000.0) };
+        cells.extend([steps, row.entries.len().to_string(), row.extras.clone()]);
         table.add_row(cells);
     }
-    for column in 2..2 + FIGURES.len() + 1 {
+    for column in 2..2 + FIGURES.len() + 2 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -12,10 +12,12 @@
 pub mod checkpoint;
 pub mod directory;
 pub mod records;
+pub mod shelf;
 pub mod state;
 
 pub use directory::RunDir;
 pub use records::Records;
+pub use shelf::Shelf;
 
 /// Version of every file that a run writes; a newer one is refused.
 pub const SCHEMA: u32 = 1;

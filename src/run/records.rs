@@ -45,6 +45,11 @@ impl Records {
         fsx::append_line(&mut self.file, &self.path, &Value::Object(record).to_string())
     }
 
+    /// Appends a record as it is.
+    pub fn append(&mut self, record: &Value) -> Result<()> {
+        fsx::append_line(&mut self.file, &self.path, &record.to_string())
+    }
+
     /// All records, in order.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
         let text = fsx::read_text(path)?;

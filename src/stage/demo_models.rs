@@ -81,7 +81,8 @@ pub fn train_clip(config: &DemoClipConfig, world: &World, folder: &Path, cx: &Co
     Ok(log.last().map_or(f32::NAN, |s| s.loss))
 }
 
-fn picture(pixels: &[u8], i: usize) -> Picture<'_> {
+/// Picture `i` of a run of the world's pictures.
+pub(super) fn picture(pixels: &[u8], i: usize) -> Picture<'_> {
     let bytes = &pixels[i * world::PIXELS..(i + 1) * world::PIXELS];
     Picture { height: world::SIDE, width: world::SIDE, pixels: bytes.into() }
 }

@@ -109,11 +109,24 @@ impl Embedder {
         })
     }
 
+    /// Multiply-adds of the image tower for one image; 0 where features come from files.
+    pub fn image_multiply_adds(&self, cx: &Context) -> Result<u64> {
+        Ok(match self.open(cx)? {
+            Opened::Model { clip, .. } => clip.config().image_multiply_adds(),
+            Opened::Texts { .. } => 0,
+        })
+    }
+
     /// The zero-shot classifier over class names.
     pub fn zero_shot(&self, classes: &[String], cx: &Context) -> Result<ZeroShot> {
+        self.zero_shot_with(None, classes, cx)
+    }
+
+    /// As [`zero_shot`](Self::zero_shot), with other prompts than the section's where a model reads them.
+    pub fn zero_shot_with(&self, prompts: Option<&Prompts>, classes: &[String], cx: &Context) -> Result<ZeroShot> {
         match (self.open(cx)?, &self.config) {
             (Opened::Model { clip, tokenizer, .. }, ClipConfig::Model(c)) => {
-                ZeroShot::new(clip, tokenizer, &c.prompts, classes, cx)
+                ZeroShot::new(clip, tokenizer, prompts.unwrap_or(&c.prompts), classes, cx)
             }
             _ => ZeroShot::from_features(self.texts(classes, cx)?, PUBLISHED_SCALE),
         }
@@ -172,7 +185,7 @@ impl Embedder {
     }
 
     /// Features from the cache, or computed and cached. `items` names what each row is made from.
-    fn cached(
+    pub(super) fn cached(
         &self,
         what: &str,
         model: &str,

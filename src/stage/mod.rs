@@ -2,6 +2,8 @@
 
 pub mod align;
 pub mod caption;
+pub mod demo_captions;
+pub mod demo_llava;
 pub mod demo_models;
 pub mod embed;
 pub mod evaluate;
@@ -9,7 +11,9 @@ pub mod finetune;
 pub mod metrics;
 pub mod pretrain;
 pub mod pretrain_llm;
+pub mod probe;
 pub mod teach;
+pub mod teach_mllm;
 
 use crate::data::{Dataset, Loader};
 use crate::error::Result;

@@ -13,6 +13,7 @@ use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::pretrain_llm::LlmPretrainConfig;
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::fl::trainer::Images;
@@ -27,12 +28,25 @@ use crate::run::{Records, RunDir};
 /// Pool images whose projected features' length is averaged.
 const NORM_IMAGES: usize = 256;
 
+/// What the compact model learns from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The contrast with CLIP's text space, this module's.
+    #[default]
+    Contrast,
+    /// Making a frozen LLaVA say the captions, [`super::pretrain_llm`]'s; its section is `pretrain.llm`.
+    Llm,
+}
+
 /// The `pretrain` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PretrainConfig {
     /// Whether the stage runs.
     pub enabled: bool,
+    /// What the compact model learns from; `llm` reads its own keys in `pretrain.llm`, all others here are for `contrast`.
+    pub objective: Objective,
     /// The dynamic weight a(t).
     pub weight: Weight,
     /// λ of the term that pulls the compact feature to CLIP's image feature.
@@ -51,12 +65,15 @@ pub struct PretrainConfig {
     pub shuffle_captions: bool,
     /// Control: false leaves the image term alone.
     pub text: bool,
+    /// The keys of `objective = "llm"`.
+    pub llm: LlmPretrainConfig,
 }
 
 impl Default for PretrainConfig {
     fn default() -> Self {
         PretrainConfig {
             enabled: true,
+            objective: Objective::default(),
             weight: Weight::Linear(Ramp::default()),
             lambda: 1.0,
             temperature: 0.07,
@@ -66,6 +83,7 @@ impl Default for PretrainConfig {
             warmup: 0.05,
             shuffle_captions: false,
             text: true,
+            llm: LlmPretrainConfig::default(),
         }
     }
 }
@@ -73,6 +91,9 @@ impl Default for PretrainConfig {
 impl PretrainConfig {
     /// Refuses what cannot run.
     pub fn check(&self) -> Result<()> {
+        if self.objective == Objective::Llm {
+            return self.llm.check();
+        }
         self.weight.check("pretrain.weight", false)?;
         if self.batch_size < 2 {
             return Err(Error::input("pretrain.batch_size: a contrast needs at least 2 images"));

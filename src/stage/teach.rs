@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Loaded;
 use super::embed::Embedder;
+use super::teach_mllm::{self, MllmTeacher};
 use crate::data::features::{Features as Cache, npy_integers};
 use crate::data::{self, Augment, Dataset, Loader};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::fl::predict::predict;
 use crate::model::clip::embed::Features;
+use crate::model::clip::zeroshot::Prompts;
 use crate::model::{Head, ModelConfig};
 use crate::nn::{Backend, Layout, Params};
 
@@ -22,6 +24,8 @@ use crate::nn::{Backend, Layout, Params};
 pub enum TeacherConfig {
     /// The frozen CLIP of the `clip` section, zero-shot over the class names.
     Clip(ClipTeacher),
+    /// A LLaVA, by the likelihood of the class names as its answer.
+    Mllm(MllmTeacher),
     /// Image features from a file, against the class texts of the `clip` section.
     Features(FeatureTeacher),
     /// A classifier trained on labels: an oracle where those are the benchmark's own.
@@ -40,11 +44,14 @@ impl Default for TeacherConfig {
 pub struct ClipTeacher {
     /// Divides `scale · cosine` before the softmax.
     pub temperature: f64,
+    /// Prompts instead of the `clip` section's: templates, a file of templates, or descriptions of each class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<Prompts>,
 }
 
 impl Default for ClipTeacher {
     fn default() -> Self {
-        ClipTeacher { temperature: 1.0 }
+        ClipTeacher { temperature: 1.0, prompts: None }
     }
 }
 
@@ -101,7 +108,9 @@ impl TeacherConfig {
     /// The teacher in a table: its kind, and whether it is an oracle.
     pub fn label(&self) -> String {
         match self {
+            TeacherConfig::Clip(c) if c.prompts.is_some() => "clip prompts".into(),
             TeacherConfig::Clip(_) => "clip".into(),
+            TeacherConfig::Mllm(_) => "mllm".into(),
             TeacherConfig::Features(_) => "clip features".into(),
             TeacherConfig::Classifier(c) if c.oracle => "classifier (oracle)".into(),
             TeacherConfig::Classifier(_) => "classifier".into(),
@@ -124,11 +133,12 @@ pub fn distributions(
 ) -> Result<Vec<f32>> {
     match config {
         TeacherConfig::Clip(c) => {
-            let zero_shot = embedder.zero_shot(&data.classes, cx)?;
+            let zero_shot = embedder.zero_shot_with(c.prompts.as_ref(), &data.classes, cx)?;
             let subset = data.select(format!("{} (taught)", data.name), ids)?;
             let features = embedder.dataset_features(&subset, cx)?;
             zero_shot.probabilities(&features, c.temperature)
         }
+        TeacherConfig::Mllm(c) => teach_mllm::distributions(c, data, ids, embedder, cx),
         TeacherConfig::Features(c) => {
             let zero_shot = embedder.zero_shot(&data.classes, cx)?;
             zero_shot.probabilities(&rows_of(c, ids)?, c.temperature)

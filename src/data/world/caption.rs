@@ -9,7 +9,7 @@ use super::config::WorldConfig;
 use crate::key::Rng;
 
 /// What a caption can be wrong about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Attribute {
     /// How many objects.

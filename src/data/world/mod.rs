@@ -3,17 +3,18 @@
 //! A picture is 32×32 RGB: one to three equal objects, each a [`Composition`] of colour, texture and shape (500 of
 //! them), before one of 48 backgrounds, among distractors, under noise. Ten compositions are the benchmark's classes.
 //!
-//! Three universes share nothing but the config: images that train the demo's CLIP, the open pool, and the benchmark
-//! (training and test). Image `i` of a universe depends on the root key, the universe and `i` alone, never on how many
+//! Universes share nothing but the config: images that train the demo's CLIP, those that train its LLaVA, the open
+//! pool, and the benchmark (training and test). Image `i` of a universe depends on the root key, the universe and `i` alone, never on how many
 //! images are drawn, in what order, or by how many threads. The same bytes hold on one platform; sine and cosine come
 //! from the platform's library, so another one may round a pixel otherwise.
 //!
-//! CLIP's images never show a benchmark composition, distractors included. The pool's do in [`Mode::Covered`] only.
+//! CLIP's and LLaVA's images never show a benchmark composition, distractors included. The pool's do in [`Mode::Covered`] only.
 
 mod attributes;
 mod caption;
 mod config;
 mod palette;
+mod reading;
 mod render;
 mod scene;
 mod sheet;
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 pub use attributes::{Attributes, Backdrop, Colour, Composition, Ground, Place, Shape, Size, Texture};
 pub use caption::{Attribute, Caption, MAX_WORDS, vocabulary};
 pub use config::{Difficulty, Mode, Shift, WorldConfig};
+pub use reading::{Agreement, agreement, statements};
 pub use sheet::{Sheet, contact_sheet};
 
 use std::sync::Arc;
@@ -45,6 +47,7 @@ enum Universe {
     Pool = 2,
     Train = 3,
     Test = 4,
+    Llava = 5,
 }
 
 /// Pictures with sentences: CLIP's training images, or the pool.
@@ -115,9 +118,19 @@ impl World {
         self.captioned(Universe::Clip, n)
     }
 
+    /// The first `n` images for LLaVA's training, drawn as CLIP's are.
+    pub fn llava_training(&self, n: usize) -> Captioned {
+        self.captioned(Universe::Llava, n)
+    }
+
     /// The first `n` images of the open pool.
     pub fn pool(&self, n: usize) -> Captioned {
         self.captioned(Universe::Pool, n)
+    }
+
+    /// What is true of the first `n` images of the open pool; nothing is rendered.
+    pub fn pool_truth(&self, n: usize) -> Vec<Attributes> {
+        (0..n).map(|i| self.scene(Universe::Pool, i).0.truth).collect()
     }
 
     /// The benchmark: `train_per_class` training and `test_per_class` test images of every class.
@@ -142,16 +155,20 @@ impl World {
         Benchmark::new(set("world train", train)?, set("world test", test)?)
     }
 
-    /// The open pool with its captions, `pool_images` of the config.
-    pub fn open_pool(&self) -> Result<Pool> {
-        let drawn = self.pool(self.config.pool_images);
+    /// The open pool, `pool_images` of the config, with its captions; with `labels`, with its compositions' names.
+    pub fn open_pool(&self, labels: bool) -> Result<Pool> {
+        let mut drawn = self.pool(self.config.pool_images);
+        if labels {
+            let truth = drawn.truth.iter().map(|t| Caption { text: t.composition.name(), wrong: None });
+            drawn.captions = truth.collect();
+        }
         let images = Arc::new(Images::new([3, SIDE, SIDE], drawn.pixels)?);
         let item = |(i, caption): (usize, Caption)| Item {
             id: format!("world-{i:06}"),
             texts: vec![caption.text],
             source: Source::Pixels(images.clone(), i),
         };
-        Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), false)
+        Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), labels)
     }
 
     fn captioned(&self, universe: Universe, n: usize) -> Captioned {
@@ -189,7 +206,7 @@ impl World {
 
     fn style(&self, universe: Universe, rng: &mut Rng) -> Style<'_> {
         let (distance, pool_half) = match universe {
-            Universe::Clip => (rng.f32(), rng.below(2) == 0),
+            Universe::Clip | Universe::Llava => (rng.f32(), rng.below(2) == 0),
             Universe::Pool => (1.0, true),
             Universe::Train | Universe::Test => (0.0, false),
         };
@@ -241,9 +258,16 @@ mod tests {
     fn the_universes_share_no_picture() {
         let world = world(Mode::Covered, 3);
         let (train, test) = world.benchmark();
-        let all = [world.clip_training(500).pixels, world.pool(500).pixels, train.pixels, test.pixels].concat();
+        let all = [
+            world.clip_training(500).pixels,
+            world.llava_training(500).pixels,
+            world.pool(500).pixels,
+            train.pixels,
+            test.pixels,
+        ]
+        .concat();
         let different: BTreeSet<&[u8]> = all.chunks(PIXELS).collect();
-        assert_eq!(different.len(), 2000);
+        assert_eq!(different.len(), 2500);
     }
 
     #[test]

@@ -66,12 +66,12 @@ fn grid(pictures: &[&[u8]], columns: usize) -> Result<Vec<u8>> {
 fn svg(images: &Captioned, pictures: &[&[u8]], columns: usize) -> Result<String> {
     let (cell, line, lines) = (SIDE * 4 + 32, 14, 4);
     let tall = SIDE * 4 + 16 + line * lines;
-    let (width, height) = (columns * cell, pictures.len().div_ceil(columns) * tall);
+    let (width, height) = (columns * cell, pictures.len().div_ceil(columns) * tall + 2 * line);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         font-family=\"sans-serif\" font-size=\"11\"><style>text{{fill:#222}}.wrong{{fill:#b00020}}\
-         @media(prefers-color-scheme:dark){{text{{fill:#ddd}}.wrong{{fill:#ff7b8a}}}}\
-         image{{image-rendering:pixelated}}</style>\n"
+         font-family=\"sans-serif\" font-size=\"11\"><style>.page{{fill:#fff}}text{{fill:#222}}.wrong{{fill:#b00020}}\
+         @media screen and (prefers-color-scheme:dark){{.page{{fill:#0d1117}}text{{fill:#ddd}}.wrong{{fill:#ff7b8a}}}}\
+         image{{image-rendering:pixelated}}</style><rect class=\"page\" width=\"{width}\" height=\"{height}\"/>\n"
     );
     for (n, (picture, caption)) in pictures.iter().zip(&images.captions).enumerate() {
         let (left, top) = (n % columns * cell + 8, n / columns * tall + 8);
@@ -88,6 +88,9 @@ fn svg(images: &Captioned, pictures: &[&[u8]], columns: usize) -> Result<String>
             out += &format!("<text x=\"{left}\" y=\"{y}\"{class}>{words}</text>\n");
         }
     }
+    let y = height - line;
+    out +=
+        &format!("<text x=\"8\" y=\"{y}\">✗ red: the caption says one wrong thing; many leave something out</text>\n");
     Ok(out + "</svg>\n")
 }
 

@@ -51,6 +51,18 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Multiply-adds of the image tower for one image: patches, attention, MLPs, projection.
+    pub fn image_multiply_adds(&self) -> u64 {
+        let v = &self.vision_config;
+        let patches = (v.image_size / v.patch_size.max(1)).pow(2);
+        let (tokens, d) = (patches + 1, v.hidden_size);
+        let layer = tokens * (4 * d * d + 2 * d * v.intermediate_size) + 2 * tokens * tokens * d;
+        let embed = patches * d * v.num_channels * v.patch_size.pow(2);
+        (embed + v.num_hidden_layers * layer + d * self.projection_dim) as u64
+    }
+}
+
 /// The text tower; defaults are those of `openai/clip-vit-base-patch32`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

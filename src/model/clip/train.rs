@@ -110,7 +110,8 @@ pub fn warmup_cosine(step: usize, steps: usize, warmup: usize) -> f64 {
     0.5 * (1.0 + (std::f64::consts::PI * (done / all).min(1.0)).cos())
 }
 
-fn optimisers(vars: &BTreeMap<String, Var>, adamw: &AdamwConfig) -> BTreeMap<String, Optimiser> {
+/// An AdamW for each variable; those with fewer than two dimensions do not decay.
+pub(crate) fn optimisers(vars: &BTreeMap<String, Var>, adamw: &AdamwConfig) -> BTreeMap<String, Optimiser> {
     let one = |(name, var): (&String, &Var)| {
         let weight_decay = if var.rank() < 2 { 0.0 } else { adamw.weight_decay };
         let config = OptimiserConfig::Adamw(AdamwConfig { weight_decay, ..adamw.clone() });
@@ -120,7 +121,8 @@ fn optimisers(vars: &BTreeMap<String, Var>, adamw: &AdamwConfig) -> BTreeMap<Str
     vars.iter().map(one).collect()
 }
 
-fn update(
+/// A step of every variable.
+pub(crate) fn update(
     vars: &BTreeMap<String, Var>,
     optimisers: &mut BTreeMap<String, Optimiser>,
     grads: &BTreeMap<String, Vec<f32>>,
@@ -128,7 +130,7 @@ fn update(
 ) -> Result<()> {
     for (name, optimiser) in optimisers {
         let (Some(var), Some(grad)) = (vars.get(name), grads.get(name)) else {
-            return Err(Error::defect(format!("CLIP training: no gradient for {name}")));
+            return Err(Error::defect(format!("training: no gradient for {name}")));
         };
         let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;
         optimiser.step(&mut values, grad, rate);

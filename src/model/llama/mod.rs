@@ -13,6 +13,7 @@ mod rope;
 pub mod sentencepiece;
 mod stream;
 pub mod tokenizer;
+pub mod words;
 mod write;
 
 #[cfg(test)]
@@ -158,6 +159,11 @@ impl Llama {
     /// Its shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// Whether its weights are trained.
+    pub fn trains(&self) -> bool {
+        self.embedding.track_op()
     }
 
     /// What it computes in.

@@ -7,6 +7,7 @@ use candle_core::DType;
 use serde_json::Value;
 
 use crate::error::{Error, Place, Result};
+use crate::exec::human;
 use crate::fsx;
 use crate::model::clip::Tokens;
 use crate::model::clip::config::{Activation, VisionConfig};
@@ -142,15 +143,27 @@ pub struct Need {
     pub cache: u64,
 }
 
+impl Need {
+    /// Refuses what does not fit into `available` bytes.
+    pub fn check(&self, available: Option<u64>) -> Result<()> {
+        match available {
+            Some(free) if self.weights + self.cache > free => {
+                Err(Error::environment(format!("this model needs {self}, and {} of memory is available", human(free)))
+                    .hint("a smaller model, --dtype bf16 for half of it, or a machine with more memory"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         write!(
             f,
-            "{:.1} million parameters: {:.2} GiB for weights, {:.2} GiB for keys and values",
+            "{:.1} million parameters: {} for weights, {} for keys and values",
             self.parameters as f64 / 1e6,
-            gib(self.weights),
-            gib(self.cache)
+            human(self.weights),
+            human(self.cache)
         )
     }
 }
@@ -239,7 +252,10 @@ mod tests {
         assert_eq!(need.parameters, 7_063_427_072);
         assert_eq!(need.weights, 14_126_854_144);
         assert_eq!(need.cache, 2 * 2 * 32 * 4096 * 1000);
-        assert!(need.to_string().starts_with("7063.4 million parameters: 13.16 GiB"));
+        assert!(need.to_string().starts_with("7063.4 million parameters: 13.2 GiB for weights"));
+        assert!(need.check(Some(need.weights + need.cache)).is_ok() && need.check(None).is_ok());
+        let e = need.check(Some(8 << 30)).unwrap_err().to_string();
+        assert!(e.contains("13.2 GiB for weights") && e.contains("8.0 GiB of memory is available"), "{e}");
     }
 
     #[test]

@@ -3,25 +3,29 @@
 
 pub mod chat;
 pub mod config;
+mod loss;
 mod parts;
 mod save;
 mod score;
+pub mod train;
 
 #[cfg(test)]
 mod golden;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 
 pub use chat::{IMAGE, Role, Turn, vicuna};
 pub use config::{LlavaConfig, Need};
+pub use loss::Sample;
 pub use parts::Parts;
 pub use save::save;
 pub use score::Likelihood;
 
 use crate::error::{Error, Place, Result};
-use crate::exec::{Cancel, Context, Event};
+use crate::exec::{Cancel, Context, Event, available_memory};
 use crate::fsx;
 use crate::key::Key;
 use crate::model::clip::config::Activation;
@@ -84,14 +88,19 @@ pub struct Llava {
     llm: Llama,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
+    revision: OnceLock<String>,
 }
 
 impl Llava {
-    /// Opens a folder in the Hugging Face layout; says what memory it takes before it takes it.
+    /// Opens a folder in the Hugging Face layout; says what memory it takes before it takes it, and refuses on a CPU
+    /// that has less free.
     pub fn open(folder: &Path, cx: &Context) -> Result<Self> {
         let config = LlavaConfig::read(folder)?;
         let need = config.need(cx.dtype, 1, config.text.max_position_embeddings);
         cx.events.on(Event::Note(&format!("{}: {need} of one text of full length", folder.display())));
+        if cx.device.is_cpu() {
+            need.check(available_memory()).at(|| folder.display().to_string())?;
+        }
         let weights = Weights::open(folder)?;
         let parts = Parts::find(&weights.names()).at(|| folder.display().to_string())?;
         let tokenizer = Tokenizer::open(folder)?;
@@ -133,6 +142,7 @@ impl Llava {
             config,
             tokenizer,
             preprocess,
+            revision: OnceLock::new(),
         })
     }
 
@@ -172,17 +182,13 @@ impl Llava {
     }
 
     /// What names these weights: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight files.
+    /// Computed once.
     pub fn revision(&self) -> Result<String> {
-        let named = self.folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let is_snapshot = self.folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
-        if is_snapshot {
-            return Ok(named.to_string());
+        if let Some(known) = self.revision.get() {
+            return Ok(known.clone());
         }
-        let mut digests = fsx::sha256_file(&self.folder.join("config.json"))?;
-        for path in Weights::open(&self.folder)?.paths() {
-            digests.push_str(&fsx::sha256_file(path)?);
-        }
-        Ok(fsx::sha256(digests.as_bytes()))
+        let revision = revision_of(&self.folder)?;
+        Ok(self.revision.get_or_init(|| revision).clone())
     }
 
     /// What the tower sees, before the projector: pixels `(n, 3, S, S)` → `(n, image tokens, layers · width)`.
@@ -287,4 +293,19 @@ impl Llava {
     pub fn dtype(&self) -> DType {
         self.llm.dtype()
     }
+}
+
+/// What names the weights in a folder: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight
+/// files.
+pub fn revision_of(folder: &Path) -> Result<String> {
+    let named = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let is_snapshot = folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
+    if is_snapshot {
+        return Ok(named.to_string());
+    }
+    let mut digests = fsx::sha256_file(&folder.join("config.json"))?;
+    for path in Weights::open(folder)?.paths() {
+        digests.push_str(&fsx::sha256_file(path)?);
+    }
+    Ok(fsx::sha256(digests.as_bytes()))
 }

@@ -234,8 +234,8 @@ impl<'a> Call<'a> {
     fn conv(&self, step: &ConvStep, images: Range<usize>) {
         let (x, y) = (self.at(self.value(step.x), images.start), self.at(self.value(step.out), images.start));
         let w = self.mem.ptr(step.packed);
-        // SAFETY: see the head of this file.
         let bias = step.bias.is_some() || self.folded(step).is_some();
+        // SAFETY: see the head of this file.
         unsafe { step.conv.forward(x, y, w, bias, step.relu, images.len()) }
         for &norm in &step.norms {
             images.clone().for_each(|image| self.stats(norm, image));

@@ -1,10 +1,11 @@
 //! What pretraining through a language model reads: annotations as tokens, and the tower's features, cached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::DType;
 
+use super::tokens;
 use crate::data::captions::Caption;
 use crate::data::decode;
 use crate::data::features::Features;
@@ -13,34 +14,72 @@ use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::mllm::Instruction;
 use crate::mllm::filter::text_of;
-use crate::mllm::objective::{Objective, Sample};
+use crate::mllm::objective::Sample;
 use crate::model::clip::Picture;
 use crate::model::llava::Llava;
 
 /// Annotations of each of the pool's items `kept`, `(kept,)`, as the language model reads them: each record answers
 /// the prompt that it names, or the first of `prompts`. An item without one is an error: it has nothing to teach.
 pub fn annotations(
-    objective: &Objective,
+    llava: &Llava,
     pool: &Pool,
     kept: &[u32],
     records: &[Caption],
     prompts: &[Instruction],
 ) -> Result<Vec<Vec<Sample>>> {
-    let mut by_image: BTreeMap<&str, Vec<&Caption>> = BTreeMap::new();
-    for record in records {
-        by_image.entry(&record.image).or_default().push(record);
-    }
-    let one = |&i: &u32| {
-        let id = pool.items.get(i as usize).map_or("", |item| item.id.as_str());
-        let records = by_image.get(id).into_iter().flatten();
-        let sample = |record: &&Caption| objective.sample(&asked(record, prompts)?.text, &text_of(record));
-        let samples: Vec<Sample> = records.map(sample).collect::<Result<_>>().at(|| format!("image {id}"))?;
+    let one = |(id, records): (&str, Vec<&Caption>)| {
+        let sample = |record: &&Caption| llava.sample(&asked(record, prompts)?.text, &text_of(record));
+        let samples: Vec<Sample> = records.iter().map(sample).collect::<Result<_>>().at(|| format!("image {id}"))?;
         match samples.is_empty() {
             true => Err(Error::data(format!("image {id} has no annotation"))),
             false => Ok(samples),
         }
     };
+    by_item(pool, kept, records).into_iter().map(one).collect()
+}
+
+/// The id of each of the items `kept`, and the records about it: by its id, or by a name whose stem is its id.
+fn by_item<'a>(pool: &'a Pool, kept: &[u32], records: &'a [Caption]) -> Vec<(&'a str, Vec<&'a Caption>)> {
+    let mut named: BTreeMap<&str, Vec<&Caption>> = BTreeMap::new();
+    let ids: BTreeSet<&str> = pool.items.iter().map(|item| item.id.as_str()).collect();
+    for record in records {
+        let stem = record.image.rsplit_once('.').map_or(record.image.as_str(), |(stem, _)| stem);
+        let name = if ids.contains(record.image.as_str()) { record.image.as_str() } else { stem };
+        named.entry(name).or_default().push(record);
+    }
+    let one = |&i: &u32| {
+        let id = pool.items.get(i as usize).map_or("", |item| item.id.as_str());
+        (id, named.get(id).cloned().unwrap_or_default())
+    };
     kept.iter().map(one).collect()
+}
+
+/// As [`annotations`], read from `folder` where the same model has cut the same texts before.
+pub fn cached_annotations(
+    llava: &Llava,
+    pool: &Pool,
+    kept: &[u32],
+    records: &[Caption],
+    prompts: &[Instruction],
+    folder: &Path,
+) -> Result<Vec<Vec<Sample>>> {
+    let model = llava.revision()?;
+    let mut made_of = model.clone();
+    for (id, records) in by_item(pool, kept, records) {
+        made_of += &format!("\n{id}");
+        for record in records {
+            let prompt = asked(record, prompts)?;
+            made_of += &format!("\t{} {}", prompt.digest, crate::fsx::sha256(text_of(record).as_bytes()));
+        }
+    }
+    let digest = crate::fsx::sha256(made_of.as_bytes());
+    let path = folder.join(format!("tokens-{model:.12}-{digest:.12}.safetensors"));
+    if path.exists() {
+        return tokens::load(&path, &digest);
+    }
+    let made = annotations(llava, pool, kept, records, prompts)?;
+    tokens::save(&made, &path, &digest)?;
+    Ok(made)
 }
 
 /// The prompt that a record answers.

@@ -6,6 +6,8 @@
 //! student's loss with another image's map, and the gap between the two in nats per token.
 
 mod inputs;
+mod sharded;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -13,7 +15,8 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use inputs::{annotations, tower_features};
+pub use inputs::{annotations, cached_annotations, tower_features};
+pub use sharded::gradients;
 
 use crate::data::features::Features;
 use crate::error::{Error, Place, Result};
@@ -33,6 +36,8 @@ use crate::run::{Records, RunDir};
 pub struct LlmPretrainConfig {
     /// The LLaVA: a folder in Hugging Face layout, or an id.
     pub llava: String,
+    /// The prompts that the captions answer; a caption that names none answers the first.
+    pub prompts: Vec<String>,
     /// The dynamic weight a(t).
     pub weight: Weight,
     /// W_s.
@@ -57,6 +62,7 @@ impl Default for LlmPretrainConfig {
     fn default() -> Self {
         LlmPretrainConfig {
             llava: "llava-hf/llava-1.5-7b-hf".into(),
+            prompts: ["conversation", "detail", "reasoning"].map(String::from).to_vec(),
             weight: Weight::Linear(Ramp::default()),
             student: StudentProjection::Linear,
             train_tower_projection: false,
@@ -71,6 +77,11 @@ impl Default for LlmPretrainConfig {
 }
 
 impl LlmPretrainConfig {
+    /// Whether a(t) is ever below 1, so that the tower's features are needed.
+    pub fn needs_tower(&self) -> bool {
+        (0..=1000).any(|i| self.weight.at(i as f32 / 1000.0).unwrap_or(1.0) < 1.0)
+    }
+
     /// Refuses what cannot run.
     pub fn check(&self) -> Result<()> {
         self.weight.check("pretrain.llm.weight", false)?;
@@ -208,7 +219,7 @@ impl LlmPretrain<'_> {
             if step % self.config.look_every == 0 || step + 1 == per_epoch {
                 self.look(this, s, &mut means)?;
             }
-            let got = self.objective.gradients(this, &s.projections).at(|| format!("pretrain, t = {t:.4}"))?;
+            let got = gradients(self.objective, this, &s.projections, cx).at(|| format!("pretrain, t = {t:.4}"))?;
             if !got.loss.is_finite() {
                 return Err(Error::input(format!("pretrain: the loss is {}", got.loss))
                     .hint("lower pretrain.llm.optimiser.lr, or compute in f32"));
@@ -362,7 +373,7 @@ mod tests {
         let (_, shape) = map_of(&net)?;
         let objective = Objective::new(&llava, shape, StudentProjection::Linear, false)?;
         let (pool, kept): (Pool, Vec<u32>) = (pool(), (0..12).collect());
-        let annotations = annotations(&objective, &pool, &kept, &records(), &prompts())?;
+        let annotations = annotations(&llava, &pool, &kept, &records(), &prompts())?;
         let tower = tower_features(&llava, &pool, &kept, dir, cx)?;
         let config = LlmPretrainConfig {
             epochs,
@@ -422,12 +433,11 @@ mod tests {
     fn captions_of_another_prompt_text_are_refused() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/default");
         let llava = Llava::open(&folder, &Context::cpu(1)).unwrap();
-        let objective = Objective::new(&llava, [2, 1, 1], StudentProjection::Linear, false).unwrap();
         let mut records = records();
         records[3].more.insert("prompt_digest".into(), "00".into());
-        let e = annotations(&objective, &pool(), &[0, 3], &records, &prompts()).unwrap_err().to_string();
+        let e = annotations(&llava, &pool(), &[0, 3], &records, &prompts()).unwrap_err().to_string();
         assert!(e.contains("another text of prompt short"), "{e}");
-        let e = annotations(&objective, &pool(), &[0, 1], &records[..1], &prompts()).unwrap_err().to_string();
+        let e = annotations(&llava, &pool(), &[0, 1], &records[..1], &prompts()).unwrap_err().to_string();
         assert!(e.contains("image i1 has no annotation"), "{e}");
     }
 }

@@ -1,0 +1,122 @@
+//! What runs of one process and of one cache share: the benchmark, and stages that depend on the very same inputs.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+
+use super::Experiment;
+use super::experiment::instruction_set;
+use crate::config::Config;
+use crate::data::{self, Benchmark, DataConfig, PoolConfig};
+use crate::error::Result;
+use crate::exec::Context;
+use crate::fl::align::When;
+use crate::fsx;
+use crate::key::Key;
+use crate::nn::Params;
+use crate::run::Shelf;
+use crate::stage::pretrain::Objective;
+
+/// The benchmark that was read last, so that arms of one seed read it once.
+#[derive(Default)]
+pub struct Library(Mutex<Option<(Value, Benchmark)>>);
+
+impl Library {
+    /// The benchmark of a config.
+    pub fn benchmark(&self, config: &Config, key: Key, cx: &Context) -> Result<Benchmark> {
+        let name = json!({ "data": config.data, "seed": config.run.seed });
+        let mut last = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((known, benchmark)) = last.as_ref()
+            && *known == name
+        {
+            return Ok(benchmark.clone());
+        }
+        let benchmark = data::load(&config.data, key, cx)?;
+        *last = Some((name, benchmark.clone()));
+        Ok(benchmark)
+    }
+}
+
+impl Experiment {
+    /// What every trained stage depends on.
+    fn machine(&self) -> Value {
+        let config = &self.config;
+        json!({ "seed": config.run.seed, "engine": config.run.engine, "device": config.run.device,
+            "instruction_set": instruction_set(), "model": config.model, "augment": config.augment })
+    }
+
+    /// Where stage 1 is kept, if it is.
+    pub fn pretrain_shelf(&self, cx: &Context) -> Result<Option<Shelf>> {
+        let config = &self.config;
+        // A language model's weights are not among the inputs below.
+        if !config.run.share || config.pretrain.objective == Objective::Llm {
+            return Ok(None);
+        }
+        let pool = match (&config.pool, &config.data) {
+            (PoolConfig::World(own), DataConfig::World(world)) if own.captions.is_empty() => {
+                let mut world = world.clone();
+                // The benchmark's sizes do not reach the pool.
+                (world.train_per_class, world.test_per_class) = (0, 0);
+                json!({ "pool": config.pool, "world": world })
+            }
+            _ => {
+                let pool = self.open_pool(cx)?;
+                let texts: Vec<&Vec<String>> = pool.items.iter().map(|i| &i.texts).collect();
+                json!({ "images": fsx::sha256(pool.digests(cx)?.join("\n").as_bytes()),
+                    "texts": fsx::sha256(json!(texts).to_string().as_bytes()) })
+            }
+        };
+        let inputs = json!({ "machine": self.machine(), "pretrain": config.pretrain, "pool": pool,
+            "shape": self.benchmark.train.images.shape(), "clip": self.embedder.digest(cx)? });
+        Shelf::new(Path::new(&config.run.cache), "pretrain", inputs).map(Some)
+    }
+
+    /// Where stage 2 from `start` is kept, if it is. Rounds with an alignment in them are not.
+    pub fn finetune_shelf(&self, start: &Params) -> Result<Option<Shelf>> {
+        let config = &self.config;
+        let aligned = config.align.enabled && config.align.when == When::EveryRound;
+        if !config.run.share || aligned || self.split.cohorts.is_some() {
+            return Ok(None);
+        }
+        let (train, test) = (&self.benchmark.train, &self.benchmark.test);
+        let inputs = json!({ "machine": self.machine(), "start": start.digest(), "split": self.split.digest(),
+            "train": train.digest, "test": test.digest, "partition": config.partition, "federated": config.federated,
+            "algorithm": config.algorithm, "shots": config.evaluate.shots });
+        Shelf::new(Path::new(&config.run.cache), "finetune", inputs).map(Some)
+    }
+
+    /// Images that each stage trained on, counted as often as they were seen, and the multiply-adds of all of them:
+    /// three forward passes an image-step (a backward pass is two), and CLIP's forward pass over the pool.
+    pub fn budget(&self, pool_images: usize, cx: &Context) -> Result<Value> {
+        let config = &self.config;
+        let (pretrain, mut work) = if config.pretrain.enabled {
+            let size = config.pretrain.batch_size.max(1);
+            let seen = (config.pretrain.epochs * (pool_images / size) * size) as u64;
+            let head = self.net.multiply_adds(); // a projection of CLIP's width adds less than 0.2 %
+            (seen, 3 * seen * head + pool_images as u64 * self.embedder.image_multiply_adds(cx)?)
+        } else {
+            (0, 0)
+        };
+        let mut finetune = 0u64;
+        for round in 1..=config.federated.rounds {
+            let cohort = self.cohort(round)?;
+            let held: usize = cohort.iter().map(|&c| self.split.clients[c as usize].len()).sum();
+            finetune += (held * config.federated.local_epochs) as u64;
+        }
+        let align = if config.align.enabled { self.align_steps() } else { 0 };
+        work += 3 * (finetune + align) * self.net.multiply_adds();
+        Ok(json!({ "pretrain": pretrain, "finetune": finetune, "align": align, "multiply_adds": work }))
+    }
+
+    fn align_steps(&self) -> u64 {
+        let (config, n) = (&self.config.align, self.server_set().1.len());
+        let size = config.batch_size.clamp(1, n.max(1));
+        let per_epoch = n.div_ceil(size).max(1);
+        let last = n - (per_epoch - 1) * size;
+        let (epochs, rest) = (config.steps / per_epoch, config.steps % per_epoch);
+        let once = epochs * n + rest.min(per_epoch - 1) * size + if rest == per_epoch { last } else { 0 };
+        let times = if config.when == When::EveryRound { self.config.federated.rounds.max(1) } else { 1 };
+        (once * times) as u64
+    }
+}
