@@ -9,7 +9,7 @@ use fedllava::key::Key;
 use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::{Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::cpu::{Engine, peak};
+use fedllava::nn::cpu::{Algorithm, Engine, Isa, peak};
 use fedllava::nn::{Interpreter, Mode, Net};
 
 /// Steps before the loss is compared.
@@ -24,7 +24,11 @@ fn main() {
     let batch: usize = batch.parse().expect("BATCH is a number");
     let threads: usize = threads.parse().expect("THREADS is a number");
     let seconds: f64 = seconds.parse().expect("SECONDS is a number");
-    let (config, side) = match net.as_str() {
+    let (net, algorithm) = match net.strip_suffix("+winograd") {
+        Some(net) => (net, Algorithm::Winograd),
+        None => (net.as_str(), Algorithm::Direct),
+    };
+    let (config, side) = match net {
         "narrow" => (ModelConfig::Resnet8(Resnet8 { width: 16, mlp: None }), 32),
         "wide" => (ModelConfig::Resnet8(Resnet8::default()), 32),
         "cnn" => (ModelConfig::Cnn(Cnn { dropout_map: 0.0, dropout_feature: 0.0 }), 32),
@@ -33,12 +37,12 @@ fn main() {
         other => panic!("no network {other}"),
     };
     let net = config.build([3, side, side], Head::Classes(10)).expect("builds");
-    run(&net, mode == "train", batch, threads, seconds);
+    run(&net, mode == "train", batch, threads, seconds, algorithm);
 }
 
 #[allow(clippy::print_stdout, reason = "its result")]
-fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64) {
-    let mut engine = Engine::new(net, threads).expect("starts");
+fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64, algorithm: Algorithm) {
+    let mut engine = Engine::with(net, threads, Isa::detect(), algorithm).expect("starts");
     let mut params = noise::params(net);
     let x = noise::noise(batch * net.input_shape().iter().product::<usize>(), 7777);
     let mut loss = 0.0;

@@ -8,7 +8,7 @@ use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::{Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::candle::Candle;
-use fedllava::nn::cpu::{Engine, Isa};
+use fedllava::nn::cpu::{Algorithm, Engine, Isa};
 use fedllava::nn::{Interpreter, Mode, Net};
 
 use super::net_golden::{distance, noise, params, zoo};
@@ -144,6 +144,24 @@ fn inference_gives_what_evaluation_gives() {
                 let mut grads = vec![0.0; params.len()];
                 assert!(engine.backward(&params, &[], &mut grads).is_err(), "nothing was kept");
             }
+        }
+    }
+}
+
+/// Winograd's gradients are the direct ones but for rounding, and no number of threads changes a byte.
+#[test]
+fn winograd_trains_as_direct_convolution_does() {
+    let net = ModelConfig::Resnet8(Resnet8::default()).build([3, 16, 16], Head::Classes(10)).unwrap();
+    for isa in Isa::available() {
+        let run = |threads, algorithm| {
+            let mut engine = Engine::with(&net, threads, isa, algorithm).unwrap();
+            train(&net, &mut engine, &[9, 5], 0.01).0
+        };
+        let (direct, one) = (run(1, Algorithm::Direct), run(1, Algorithm::Winograd));
+        let apart = distance(&one, &direct.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+        assert!(direct != one && apart < 1e-4, "{isa}: {apart}");
+        for threads in [2, 3] {
+            assert!(bits(&run(threads, Algorithm::Winograd)) == bits(&one), "{isa} with {threads} threads");
         }
     }
 }

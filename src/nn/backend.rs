@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::candle::Candle;
-use super::cpu::Engine;
+use super::cpu::{Algorithm, Engine, Isa};
 use super::interpreter::Interpreter;
 use super::net::Net;
 use crate::error::{Error, Result};
@@ -20,6 +20,9 @@ pub enum Backend {
     Auto,
     /// Our CPU engine; another device is refused.
     Cpu,
+    /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more: faster, about ten
+    /// times the rounding error.
+    Winograd,
     /// candle tensors with autograd, on any device.
     Candle,
 }
@@ -29,8 +32,11 @@ impl Backend {
     pub fn workspace(self, net: &Arc<Net>, cx: &Context, threads: usize) -> Result<Box<dyn Interpreter>> {
         match (self, cx.device.is_cpu()) {
             (Backend::Auto | Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
-            (Backend::Cpu, false) => Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")
-                .hint("use run.engine = \"auto\" or \"candle\"")),
+            (Backend::Winograd, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?)),
+            (Backend::Cpu | Backend::Winograd, false) => {
+                Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")
+                    .hint("use run.engine = \"auto\" or \"candle\""))
+            }
             (Backend::Auto | Backend::Candle, _) => Ok(Box::new(Candle::new(net.clone(), cx.device.clone(), cx.dtype))),
         }
     }

@@ -161,10 +161,10 @@ impl<'p> Call<'p> {
         Upstream { g: self.view(gy, image), y: relu.map(|node| self.view(self.value(node), image)) }
     }
 
-    fn local(&self, local: &Local<'p>, images: Range<usize>) {
+    fn local(&self, local: &Local<'p>, images: Range<usize>, scratch: *mut f32) {
         match local {
             Local::Gate(step, gy) => images.for_each(|image| self.gate(step, gy, image)),
-            Local::Conv { step, gy, add, weights } => self.conv_back(step, gy, *add, *weights, images),
+            Local::Conv { step, gy, add, weights } => self.conv_back(step, gy, *add, *weights, images, scratch),
             Local::Sums { norm, relu, gy } => images.for_each(|image| self.sums(norm, *relu, gy, image)),
             Local::Fuse { branches, relu, gy } => {
                 for image in images {
@@ -191,17 +191,25 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn conv_back(&self, step: &ConvStep, gy: &Slot, add: Option<bool>, weights: bool, images: Range<usize>) {
+    fn conv_back(
+        &self,
+        step: &ConvStep,
+        gy: &Slot,
+        add: Option<bool>,
+        weights: bool,
+        images: Range<usize>,
+        scratch: *mut f32,
+    ) {
         let g = self.at(gy, images.start);
         if weights {
             let (x, tiles) = (self.at(self.value(step.x), images.start), 0..step.conv.gradient_tiles());
             // SAFETY: a lone worker owns everything.
-            unsafe { step.conv.weight_gradient(x, g, self.mem.ptr(step.packed_grad), tiles, images.len()) }
+            unsafe { step.conv.weight_gradient(x, g, self.mem.ptr(step.packed_grad), tiles, images.len(), scratch) }
         }
         if let (Some(add), Some(gx)) = (add, self.grad(step.x)) {
             let (to, w) = (self.at(gx, images.start), self.mem.ptr(step.packed_back));
             // SAFETY: this worker's samples.
-            unsafe { step.conv.input_gradient(g, to, w, add, images.len()) }
+            unsafe { step.conv.input_gradient(g, to, w, add, images.len(), scratch) }
         }
     }
 
@@ -298,7 +306,7 @@ impl<'p> Walk<'_, 'p, '_> {
         let at_once = convs.map(|c| c.conv.images_per_pass()).max().unwrap_or(1);
         for images in blocks(self.worker.share(self.call.rows), at_once) {
             for local in &self.segment {
-                self.call.local(local, images.clone());
+                self.call.local(local, images.clone(), self.call.scratch(self.worker));
             }
         }
         self.segment.clear();
@@ -316,7 +324,16 @@ impl<'p> Walk<'_, 'p, '_> {
                 let call = self.call;
                 let (x, g) = (call.mem.ptr(call.value(step.x).region), call.mem.ptr(gy.region));
                 // SAFETY: this worker's tiles, after all samples of `gy` were written.
-                unsafe { step.conv.weight_gradient(x, g, call.mem.ptr(step.packed_grad), tiles, call.rows) }
+                unsafe {
+                    step.conv.weight_gradient(
+                        x,
+                        g,
+                        call.mem.ptr(step.packed_grad),
+                        tiles,
+                        call.rows,
+                        call.scratch(self.worker),
+                    )
+                }
             }
         }
     }

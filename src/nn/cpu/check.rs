@@ -120,7 +120,7 @@ fn try_conv(case: &Case, isa: Isa) {
     let border = s.grad_border([(case.side[0], out[0]), (case.side[1], out[1])]);
     let gym = Map { border, ..ym };
     let gxm = Map { cp: s.inputs.next_multiple_of(16), ..xm };
-    let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm));
+    let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm), super::Algorithm::Direct);
 
     let area = s.kernel * s.kernel;
     let (x_len, y_len) = (s.inputs * xm.pixels(), s.outputs * ym.pixels());
@@ -149,10 +149,10 @@ fn try_conv(case: &Case, isa: Isa) {
     let tiles = conv.gradient_tiles();
     // SAFETY: blocks of the maps' sizes with readable margins; one thread.
     unsafe {
-        conv.forward(xb.at(), yb.at(), pw.at(), true, true, n);
-        conv.input_gradient(gyb.at(), gxb.at(), pb.at(), true, n);
-        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), 0..tiles / 2, n);
-        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n);
+        conv.forward(xb.at(), yb.at(), pw.at(), true, true, n, std::ptr::null_mut());
+        conv.input_gradient(gyb.at(), gxb.at(), pb.at(), true, n, std::ptr::null_mut());
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), 0..tiles / 2, n, std::ptr::null_mut());
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n, std::ptr::null_mut());
     }
     near("output", &unpacked(&ym, &yb), &want_y);
     near("input gradient", &unpacked(&gxm, &gxb), &want_gx);

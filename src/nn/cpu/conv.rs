@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::map::Map;
 use super::simd::Isa;
 use super::tile::{self, GradPass, Pass, Run, Start};
+use super::winograd::{self, Finish, Images, Winograd};
 
 /// Packed weights that stay in the second-level cache while tiles pass, in floats.
 const BLOCK: usize = 65536;
@@ -63,6 +64,23 @@ struct Grid {
     to: Vec<u32>,
 }
 
+/// How 3×3 convolutions of stride 1 are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// The sum as it is written.
+    #[default]
+    Direct,
+    /// Winograd's F(4×4, 3×3) where it fits: fewer products, about ten times the rounding error.
+    Winograd,
+}
+
+/// The products of a convolution that Winograd's algorithm computes.
+#[derive(Debug)]
+struct Minimal {
+    forward: Winograd,
+    backward: Winograd,
+}
+
 /// A convolution in fixed memory layouts.
 #[derive(Debug)]
 pub(super) struct Conv {
@@ -74,30 +92,59 @@ pub(super) struct Conv {
     gx: Option<Map>,
     forward: Grid,
     backward: Vec<Grid>,
+    minimal: Option<Minimal>,
 }
 
 impl Conv {
     /// Lays out the products. `x`, `y`: input and output; `gy`, `gx`: their gradients (`gx` absent: not needed).
-    pub fn new(shape: Shape, isa: Isa, x: Map, y: Map, gy: Map, gx: Option<Map>) -> Self {
+    pub fn new(shape: Shape, isa: Isa, x: Map, y: Map, gy: Map, gx: Option<Map>, algorithm: Algorithm) -> Self {
         let forward = forward_grid(&shape, isa, &x, &y);
         let backward = gx.map(|gx| backward_grids(&shape, isa, &gy, &gx)).unwrap_or_default();
-        Conv { shape, isa, x, y, gy, gx, forward, backward }
+        let plain = (shape.kernel, shape.stride, shape.padding, shape.groups) == (3, 1, 1, 1);
+        let fits = plain && winograd::fits(&x, &y) && gx.is_none_or(|gx| winograd::fits(&gy, &Map { border: 1, ..gx }));
+        let minimal = (algorithm == Algorithm::Winograd && fits).then(|| Minimal {
+            forward: Winograd::new(isa, shape.inputs, shape.outputs),
+            backward: Winograd::new(isa, shape.outputs, shape.inputs),
+        });
+        Conv { shape, isa, x, y, gy, gx, forward, backward, minimal }
     }
 
     /// Floats of the packed weights for the forward product (also of their gradient), bias at the end.
     pub fn packed(&self) -> usize {
-        self.forward.packed() + self.y.cp
+        self.products() + self.y.cp
+    }
+
+    /// Floats of the packed weights without the bias.
+    fn products(&self) -> usize {
+        self.minimal.as_ref().map_or_else(|| self.forward.packed(), |m| m.forward.packed())
+    }
+
+    /// Floats of scratch that each worker needs.
+    pub fn scratch(&self) -> usize {
+        self.minimal.as_ref().map_or(0, |m| m.forward.scratch())
+    }
+
+    /// The nine weights between two channels.
+    fn window(&self, weight: &[f32], output: usize, input: usize) -> [f32; 9] {
+        let first = 9 * (output * self.shape.inputs + input);
+        std::array::from_fn(|t| weight[first + t])
     }
 
     /// Floats of the packed weights for the input's gradient.
     pub fn packed_back(&self) -> usize {
-        self.backward.iter().map(Grid::packed).sum()
+        match &self.minimal {
+            Some(m) => m.backward.packed(),
+            None => self.backward.iter().map(Grid::packed).sum(),
+        }
     }
 
     /// Packs weights `(out, in/groups, k, k)` and bias `(out)` for [`Conv::forward`].
     pub fn pack(&self, weight: &[f32], bias: Option<&[f32]>, to: &mut [f32]) {
-        self.forward.each(&self.shape, false, |at, index| to[at] = weight[index]);
-        let end = &mut to[self.forward.packed()..][..self.y.cp];
+        match &self.minimal {
+            Some(m) => m.forward.pack(|o, i| self.window(weight, o, i), to),
+            None => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index]),
+        }
+        let end = &mut to[self.products()..][..self.y.cp];
         if let Some(bias) = bias {
             end[..bias.len()].copy_from_slice(bias);
         }
@@ -107,8 +154,11 @@ impl Conv {
     /// statistics inside the convolution.
     pub fn pack_folded(&self, weight: &[f32], bias: Option<&[f32]>, [scale, shift]: [&[f32]; 2], to: &mut [f32]) {
         let window = weight.len() / self.shape.outputs.max(1);
-        self.forward.each(&self.shape, false, |at, index| to[at] = weight[index] * scale[index / window]);
-        let end = &mut to[self.forward.packed()..][..self.y.cp];
+        match &self.minimal {
+            Some(m) => m.forward.pack(|o, i| self.window(weight, o, i).map(|v| v * scale[o]), to),
+            None => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index] * scale[index / window]),
+        }
+        let end = &mut to[self.products()..][..self.y.cp];
         for (c, end) in end.iter_mut().enumerate().take(self.shape.outputs) {
             *end = shift[c] + bias.map_or(0.0, |b| scale[c] * b[c]);
         }
@@ -116,6 +166,15 @@ impl Conv {
 
     /// Packs weights for [`Conv::input_gradient`].
     pub fn pack_back(&self, weight: &[f32], to: &mut [f32]) {
+        if let Some(m) = &self.minimal {
+            // The window turned by half a circle.
+            let turned = |i: usize, o: usize| {
+                let mut g = self.window(weight, o, i);
+                g.reverse();
+                g
+            };
+            return m.backward.pack(turned, to);
+        }
         let mut rest = to;
         for grid in &self.backward {
             grid.each(&self.shape, true, |at, index| rest[at] = weight[index]);
@@ -125,12 +184,21 @@ impl Conv {
 
     /// Adds this share of the panels of a packed gradient to `grad`, all of the convolution's weights.
     pub fn unpack(&self, from: &[f32], grad: &mut [f32]) {
-        self.forward.each(&self.shape, false, |at, index| grad[index] += from[at]);
+        let Some(m) = &self.minimal else {
+            return self.forward.each(&self.shape, false, |at, index| grad[index] += from[at]);
+        };
+        m.forward.unpack(from, |o, i, g| {
+            let first = 9 * (o * self.shape.inputs + i);
+            grad[first..first + 9].iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+        });
     }
 
     /// Images that share one pass over the weights.
     pub fn images_per_pass(&self) -> usize {
-        (PASS_PIXELS / self.y.pixels().max(1)).max(1)
+        match self.minimal {
+            Some(_) => Winograd::group(&self.y),
+            None => (PASS_PIXELS / self.y.pixels().max(1)).max(1),
+        }
     }
 
     /// The output of `images` images.
@@ -138,10 +206,25 @@ impl Conv {
     /// # Safety
     /// `x` and `y` point to `images` images of these maps' sizes, `w` to [`Conv::packed`] floats; nobody else writes
     /// them or reads `y`.
-    pub unsafe fn forward(&self, x: *const f32, y: *mut f32, w: *const f32, bias: bool, relu: bool, images: usize) {
+    #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
+    pub unsafe fn forward(
+        &self,
+        x: *const f32,
+        y: *mut f32,
+        w: *const f32,
+        bias: bool,
+        relu: bool,
+        images: usize,
+        scratch: *mut f32,
+    ) {
         // SAFETY: the bias lies behind the weights.
-        let bias = if bias { unsafe { w.add(self.forward.packed()) } } else { std::ptr::null() };
-        let to = Target { at: y, image: self.y.image(), to: &self.forward.to };
+        let bias = if bias { unsafe { w.add(self.products()) } } else { std::ptr::null() };
+        if let Some(m) = &self.minimal {
+            let [x, y] = [(x.cast_mut(), &self.x), (y, &self.y)].map(|(at, map)| Images { at, map, count: images });
+            // SAFETY: passed on.
+            return unsafe { m.forward.product(x, y, w, scratch, Finish { bias, add: None, relu }) };
+        }
+        let to = Target { at: y, map: &self.y, to: &self.forward.to };
         // SAFETY: passed on.
         unsafe { self.forward.run(self.isa, (x, &self.x), to, w, End { start: None, bias, relu }, images) }
     }
@@ -155,13 +238,20 @@ impl Conv {
         x: *const f32,
         w: *const f32,
         y: Target<'_>,
-        skip: Option<Start<'_>>,
+        skip: Option<Target<'_>>,
         relu: bool,
         images: usize,
+        scratch: *mut f32,
     ) {
         // SAFETY: the bias lies behind the weights; the rest is passed on.
         unsafe {
-            let bias = w.add(self.forward.packed());
+            let bias = w.add(self.products());
+            if let Some(m) = &self.minimal {
+                let x = Images { at: x.cast_mut(), map: &self.x, count: images };
+                let end = Finish { bias, add: skip.map(|s| s.images(images)), relu };
+                return m.forward.product(x, y.images(images), w, scratch, end);
+            }
+            let skip = skip.map(|s| s.start());
             self.forward.run(self.isa, (x, &self.x), y, w, End { start: skip, bias, relu }, images);
         }
     }
@@ -170,11 +260,26 @@ impl Conv {
     ///
     /// # Safety
     /// As [`Conv::forward`], with the gradients' maps and [`Conv::packed_back`].
-    pub unsafe fn input_gradient(&self, gy: *const f32, gx: *mut f32, w: *const f32, add: bool, images: usize) {
+    pub unsafe fn input_gradient(
+        &self,
+        gy: *const f32,
+        gx: *mut f32,
+        w: *const f32,
+        add: bool,
+        images: usize,
+        scratch: *mut f32,
+    ) {
         let Some(map) = &self.gx else { return };
+        if let Some(m) = &self.minimal {
+            let gx = Images { at: gx, map, count: images };
+            let gy = Images { at: gy.cast_mut(), map: &self.gy, count: images };
+            let end = Finish { bias: std::ptr::null(), add: add.then_some(gx), relu: false };
+            // SAFETY: passed on.
+            return unsafe { m.backward.product(gy, gx, w, scratch, end) };
+        }
         let mut w = w;
         for grid in &self.backward {
-            let to = Target { at: gx, image: map.image(), to: &grid.to };
+            let to = Target { at: gx, map, to: &grid.to };
             let end = End { start: add.then(|| to.start()), bias: std::ptr::null(), relu: false };
             // SAFETY: passed on; the grids' weights follow each other.
             unsafe {
@@ -186,7 +291,10 @@ impl Conv {
 
     /// Tiles of the weight gradient: what workers share.
     pub fn gradient_tiles(&self) -> usize {
-        self.forward.panels.iter().map(|p| panel_tiles(self.isa, p)).sum()
+        match &self.minimal {
+            Some(m) => m.forward.positions(),
+            None => self.forward.panels.iter().map(|p| panel_tiles(self.isa, p)).sum(),
+        }
     }
 
     /// Adds the packed weight gradient over `images` images, these tiles of it.
@@ -200,7 +308,14 @@ impl Conv {
         gw: *mut f32,
         tiles: Range<usize>,
         images: usize,
+        scratch: *mut f32,
     ) {
+        if let Some(m) = &self.minimal {
+            let [x, gy] =
+                [(x, &self.x), (gy, &self.gy)].map(|(at, map)| Images { at: at.cast_mut(), map, count: images });
+            // SAFETY: passed on.
+            return unsafe { m.forward.weight_gradient(x, gy, gw, scratch, tiles) };
+        }
         let step = (GRAD_PIXELS / self.y.w.max(1)).clamp(1, self.y.h.max(1));
         for image in 0..images {
             for row in (0..self.y.h).step_by(step) {
@@ -264,15 +379,19 @@ fn panel_tiles(isa: Isa, panel: &Panel) -> usize {
 pub(super) struct Target<'a> {
     /// First image.
     pub at: *mut f32,
-    /// Floats between images.
-    pub image: usize,
+    /// Their layout.
+    pub map: &'a Map,
     /// Place of each output pixel in an image.
     pub to: &'a [u32],
 }
 
 impl<'a> Target<'a> {
     fn start(&self) -> Start<'a> {
-        Start { at: self.at, image: self.image, to: self.to }
+        Start { at: self.at, image: self.map.image(), to: self.to }
+    }
+
+    fn images(&self, count: usize) -> Images<'a> {
+        Images { at: self.at, map: self.map, count }
     }
 }
 
@@ -341,7 +460,7 @@ impl Grid {
                         x,
                         y: y.at.add(panel.lane),
                         x_image: x_map.image(),
-                        y_image: y.image,
+                        y_image: y.map.image(),
                         images,
                         from: &self.from,
                         to: y.to,

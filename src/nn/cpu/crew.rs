@@ -17,6 +17,11 @@ impl Worker<'_> {
         self.id == 0
     }
 
+    /// From 0, the caller's.
+    pub fn id(&self) -> usize {
+        self.id
+    }
+
     /// Whether nobody else works.
     pub fn alone(&self) -> bool {
         self.count == 1

@@ -12,7 +12,6 @@ use super::crew::Worker;
 use super::dense::{self, Rows};
 use super::plan::{ConvStep, Norm, RING, Slot, Step, WholeSum};
 use super::rows::{self, Term, View};
-use super::tile::Start;
 use super::{pool, simd::Isa};
 use crate::nn::dropout;
 use crate::nn::interpreter::Mode;
@@ -169,8 +168,8 @@ impl<'a> Call<'a> {
         for images in blocks(worker.share(self.rows), at_once) {
             for local in segment.iter() {
                 match local {
-                    Local::Conv(step) => self.conv(step, images.clone()),
-                    Local::Whole(step, into) => self.whole(step, into, images.clone()),
+                    Local::Conv(step) => self.conv(step, images.clone(), self.scratch(worker)),
+                    Local::Whole(step, into) => self.whole(step, into, images.clone(), self.scratch(worker)),
                     Local::Stats(norm) => images.clone().for_each(|image| self.stats(*norm, image)),
                     Local::Fuse { terms, relu, out, affine } => {
                         images.clone().for_each(|image| self.fuse(terms, affine, *relu, *out, image));
@@ -231,26 +230,26 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn conv(&self, step: &ConvStep, images: Range<usize>) {
+    fn conv(&self, step: &ConvStep, images: Range<usize>, scratch: *mut f32) {
         let (x, y) = (self.at(self.value(step.x), images.start), self.at(self.value(step.out), images.start));
         let w = self.mem.ptr(step.packed);
         let bias = step.bias.is_some() || self.folded(step).is_some();
         // SAFETY: see the head of this file.
-        unsafe { step.conv.forward(x, y, w, bias, step.relu, images.len()) }
+        unsafe { step.conv.forward(x, y, w, bias, step.relu, images.len(), scratch) }
         for &norm in &step.norms {
             images.clone().for_each(|image| self.stats(norm, image));
         }
     }
 
-    fn whole(&self, step: &ConvStep, into: &WholeSum, images: Range<usize>) {
+    fn whole(&self, step: &ConvStep, into: &WholeSum, images: Range<usize>, scratch: *mut f32) {
         let (x, out) = (self.at(self.value(step.x), images.start), self.value(into.out));
-        let y = Target { at: self.at(out, images.start), image: out.map.image(), to: &into.to };
+        let y = Target { at: self.at(out, images.start), map: &out.map, to: &into.to };
         let skip = into.skip.as_ref().map(|(node, to)| {
             let slot = self.value(*node);
-            Start { at: self.at(slot, images.start), image: slot.map.image(), to }
+            Target { at: self.at(slot, images.start), map: &slot.map, to }
         });
         // SAFETY: see the head of this file.
-        unsafe { step.conv.forward_into(x, self.mem.ptr(step.packed), y, skip, into.relu, images.len()) }
+        unsafe { step.conv.forward_into(x, self.mem.ptr(step.packed), y, skip, into.relu, images.len(), scratch) }
     }
 
     /// A sample's part of a batch norm's statistics.
@@ -338,6 +337,12 @@ impl<'a> Call<'a> {
             unsafe { dense::product(self.isa, rows, w, x.map.c, bias, self.mem.ptr(y.region), y.map.image(), share) }
         }
         worker.meet();
+    }
+
+    /// A worker's own scratch.
+    pub fn scratch(&self, worker: &Worker<'_>) -> *mut f32 {
+        let (region, each) = self.plan.scratch;
+        self.mem.ptr(region).wrapping_add(each * worker.id())
     }
 
     /// The samples of a vector value as rows.

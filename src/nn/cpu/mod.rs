@@ -23,8 +23,10 @@ mod pool;
 mod rows;
 mod simd;
 mod tile;
+mod winograd;
 
 use arena::{Arena, Mem, Shared};
+pub use conv::Algorithm;
 pub use peak::peak;
 use plan::{Plan, Slot};
 pub use simd::Isa;
@@ -61,15 +63,20 @@ struct Call<'a> {
 impl Engine {
     /// An engine on the best instruction set here, with `threads` workers (at least 1) inside each call.
     pub fn new(net: &Net, threads: usize) -> Result<Self> {
-        Self::with_isa(net, threads, Isa::detect())
+        Self::with(net, threads, Isa::detect(), Algorithm::default())
     }
 
     /// An engine on a chosen instruction set; refused when this machine lacks it.
     pub fn with_isa(net: &Net, threads: usize, isa: Isa) -> Result<Self> {
+        Self::with(net, threads, isa, Algorithm::default())
+    }
+
+    /// An engine on a chosen instruction set, convolving by a chosen algorithm.
+    pub fn with(net: &Net, threads: usize, isa: Isa, algorithm: Algorithm) -> Result<Self> {
         if !Isa::available().contains(&isa) {
             return Err(Error::environment(format!("this machine has no {isa}")));
         }
-        let plan = plan::plan(net, isa, threads <= 1);
+        let plan = plan::plan(net, isa, threads, algorithm);
         let (net, threads) = (net.clone(), threads.max(1));
         Ok(Engine { net, plan, isa, threads, arena: Arena::new(&[])?, capacity: 0, rows: 0, mode: Mode::Eval })
     }

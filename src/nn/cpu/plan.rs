@@ -5,7 +5,7 @@
 //! convolutions need, and so does every gradient.
 
 use super::arena::Region;
-use super::conv::{Conv, Shape};
+use super::conv::{Algorithm, Conv, Shape};
 use super::map::Map;
 use super::pool::Window;
 use super::simd::Isa;
@@ -166,24 +166,28 @@ pub(super) struct Plan {
     pub values: Vec<Option<Slot>>,
     pub grads: Vec<Option<Slot>>,
     pub sizes: Vec<Size>,
+    /// Where workers compute between two values, and the floats that each has there.
+    pub scratch: (Region, usize),
 }
 
-/// Lays out `net` for an instruction set; `alone`: for one worker, who takes sample by sample.
-pub(super) fn plan(net: &Net, isa: Isa, alone: bool) -> Plan {
-    let mut planner = Planner::new(net, isa);
+/// Lays out `net` for an instruction set and so many workers; a lone one takes sample by sample.
+pub(super) fn plan(net: &Net, isa: Isa, threads: usize, algorithm: Algorithm) -> Plan {
+    let mut planner = Planner::new(net, isa, algorithm);
     for node in 0..net.ops.len() {
         planner.op(node);
     }
-    if alone {
+    if threads <= 1 {
         planner.rings();
     }
     planner.folds();
+    planner.scratch(threads);
     planner.plan
 }
 
 struct Planner<'a> {
     net: &'a Net,
     isa: Isa,
+    algorithm: Algorithm,
     consumers: Vec<Vec<Node>>,
     visible: Vec<bool>,
     /// Whether parameters lie upstream.
@@ -213,7 +217,7 @@ fn operands(op: &Op) -> Vec<Node> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(net: &'a Net, isa: Isa) -> Self {
+    fn new(net: &'a Net, isa: Isa, algorithm: Algorithm) -> Self {
         let count = net.ops.len();
         let mut consumers = vec![Vec::new(); count];
         let mut depends = vec![false; count];
@@ -233,9 +237,10 @@ impl<'a> Planner<'a> {
             values: vec![None; count],
             grads: vec![None; count],
             sizes: Vec::new(),
+            scratch: (0, 0),
         };
         let (deferred, norm_of) = (vec![false; count], vec![None; count]);
-        Planner { net, isa, consumers, visible, depends, deferred, norm_of, plan }
+        Planner { net, isa, algorithm, consumers, visible, depends, deferred, norm_of, plan }
     }
 
     /// The only consumer of a node that nobody looks at.
@@ -368,6 +373,12 @@ impl<'a> Planner<'a> {
         }
     }
 
+    fn scratch(&mut self, threads: usize) {
+        let own = |step: &Step| if let Step::Conv(c) = step { c.conv.scratch() } else { 0 };
+        let each = self.plan.steps.iter().map(own).max().unwrap_or(0).next_multiple_of(16);
+        self.plan.scratch = (self.region(0, each * threads.max(1)), each);
+    }
+
     fn conv_step(&mut self, step: usize, change: impl FnOnce(&mut ConvStep)) {
         if let Step::Conv(conv) = &mut self.plan.steps[step] {
             change(conv);
@@ -395,7 +406,8 @@ impl<'a> Planner<'a> {
         let (Some(xs), Some(ys), Some(gy)) = (self.plan.values[x], self.plan.values[out], self.plan.grads[out]) else {
             return;
         };
-        let conv = Conv::new(shape, self.isa, xs.map, ys.map, gy.map, self.plan.grads[x].map(|g| g.map));
+        let conv =
+            Conv::new(shape, self.isa, xs.map, ys.map, gy.map, self.plan.grads[x].map(|g| g.map), self.algorithm);
         let step = ConvStep {
             x,
             out,

@@ -141,6 +141,11 @@ impl Winograd {
         }
     }
 
+    /// Images whose tiles a weight gradient sums before it adds to memory: a power of two, the same for any caller.
+    pub fn group(map: &Map) -> usize {
+        (64 / (map.h / OUT * (map.w / OUT)).max(1)).clamp(1, 8)
+    }
+
     /// Blocks of tiles that share a pass over the weights.
     fn blocks(tiles: usize) -> impl Iterator<Item = Range<usize>> {
         (0..tiles).step_by(TILES).map(move |first| first..tiles.min(first + TILES))
@@ -151,7 +156,7 @@ impl Winograd {
     /// # Safety
     /// `x` has a border of at least one; both have this product's channels; `w` holds [`Winograd::packed`] and
     /// `scratch` [`Winograd::scratch`] floats that nobody else touches.
-    pub unsafe fn product(&self, x: Images<'_>, y: Images<'_>, w: *const f32, scratch: *mut f32, end: Finish) {
+    pub unsafe fn product(&self, x: Images<'_>, y: Images<'_>, w: *const f32, scratch: *mut f32, end: Finish<'_>) {
         for tiles in Self::blocks(x.tiles()) {
             // SAFETY: the scratch holds both sides of every position.
             unsafe {
@@ -206,7 +211,9 @@ impl Winograd {
         scratch: *mut f32,
         positions: Range<usize>,
     ) {
-        for tiles in Self::blocks(x.tiles()) {
+        let group = Self::group(x.map) * x.per_image();
+        let groups = (0..x.tiles()).step_by(group).map(|first| first..x.tiles().min(first + group));
+        for tiles in groups.flat_map(|g| Self::blocks(g.len()).map(move |b| g.start + b.start..g.start + b.end)) {
             // SAFETY: the scratch holds both sides of every position.
             unsafe {
                 let m = scratch.add(POSITIONS * TILES * self.inputs);
@@ -252,11 +259,11 @@ impl Winograd {
 
 /// How outputs are finished.
 #[derive(Clone, Copy)]
-pub(super) struct Finish {
+pub(super) struct Finish<'a> {
     /// One value a channel, or null.
     pub bias: *const f32,
-    /// Whether to add to what is there.
-    pub add: bool,
+    /// Added pixel by pixel: the output's present values, or another value of the same shape.
+    pub add: Option<Images<'a>>,
     /// Whether to rectify.
     pub relu: bool,
 }
@@ -340,7 +347,8 @@ unsafe fn spread_body<S: Simd>(x: Images<'_>, tiles: Range<usize>, v: *mut f32) 
                     half[j] = spread_line::<S>(d);
                 }
                 for i in 0..IN {
-                    let line = spread_line::<S>([half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]]);
+                    let line =
+                        spread_line::<S>([half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]]);
                     for j in 0..IN {
                         S::store(v.add(((i * IN + j) * TILES + t) * cp + c), line[j]);
                     }
@@ -384,16 +392,17 @@ unsafe fn scatter_body<S: Simd>(y: Images<'_>, tiles: Range<usize>, m: *mut f32)
 
 per_isa! {
     /// `Y = Aᵀ m A` of each tile, finished.
-    gather = gather_body(m: *const f32, y: Images<'_>, tiles: Range<usize>, end: Finish)
+    gather = gather_body(m: *const f32, y: Images<'_>, tiles: Range<usize>, end: Finish<'_>)
 }
 
 #[inline(always)]
-unsafe fn gather_body<S: Simd>(m: *const f32, y: Images<'_>, tiles: Range<usize>, end: Finish) {
+unsafe fn gather_body<S: Simd>(m: *const f32, y: Images<'_>, tiles: Range<usize>, end: Finish<'_>) {
     let (row, cp) = (y.map.row(), y.map.cp);
     for (t, tile) in tiles.enumerate() {
         // SAFETY: as in `spread_body`; the bias has cp values.
         unsafe {
             let to = y.tile(tile, 0);
+            let skip = end.add.map(|s| (s.tile(tile, 0), s.map.row()));
             for c in (0..cp).step_by(16) {
                 let mut half = [[S::zero(); OUT]; IN];
                 for j in 0..IN {
@@ -405,12 +414,13 @@ unsafe fn gather_body<S: Simd>(m: *const f32, y: Images<'_>, tiles: Range<usize>
                 }
                 let bias = if end.bias.is_null() { S::zero() } else { S::load(end.bias.add(c)) };
                 for i in 0..OUT {
-                    let line = gather_line::<S>([half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]]);
+                    let line =
+                        gather_line::<S>([half[0][i], half[1][i], half[2][i], half[3][i], half[4][i], half[5][i]]);
                     for j in 0..OUT {
                         let at = to.add(i * row + j * cp + c);
                         let mut v = S::add(line[j], bias);
-                        if end.add {
-                            v = S::add(v, S::load(at));
+                        if let Some((skip, row)) = skip {
+                            v = S::add(v, S::load(skip.add(i * row + j * cp + c)));
                         }
                         S::store(at, if end.relu { S::relu(v) } else { v });
                     }
