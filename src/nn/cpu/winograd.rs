@@ -16,6 +16,8 @@ const OUT: usize = 4;
 const IN: usize = 6;
 /// Products of a tile.
 const POSITIONS: usize = IN * IN;
+/// Lanes of the widest panel.
+const LANES: usize = 32;
 /// Tiles that share one pass over the weights: four register tiles of twelve.
 pub(super) const TILES: usize = 48;
 
@@ -104,18 +106,21 @@ impl Winograd {
     /// `U = G g Gᵀ` of weights `g(lane, channel)`, packed by position.
     pub fn pack<'w>(&self, g: impl Fn(usize, usize) -> [f32; 9] + 'w, to: &mut [f32]) {
         let position = self.inputs * self.outputs;
+        let mut window = [[0.0; LANES]; 9];
         for (place, lanes, input) in self.rows() {
+            let width = lanes.len();
             for (i, lane) in lanes.enumerate() {
-                let g = g(lane, input);
-                let mut half = [[0.0; 3]; IN];
-                for c in 0..3 {
-                    let column = weights([g[c], g[3 + c], g[6 + c]]);
-                    (0..IN).for_each(|r| half[r][c] = column[r]);
-                }
-                for (r, row) in half.iter().enumerate() {
-                    for (c, value) in weights(*row).into_iter().enumerate() {
-                        to[(r * IN + c) * position + place + i] = value;
-                    }
+                g(lane, input).into_iter().zip(&mut window).for_each(|(value, tap)| tap[i] = value);
+            }
+            let mut half = [[[0.0; LANES]; IN]; 3];
+            for (c, half) in half.iter_mut().enumerate() {
+                lines([&window[c], &window[3 + c], &window[6 + c]], half, weights);
+            }
+            for r in 0..IN {
+                let mut row = [[0.0; LANES]; IN];
+                lines([&half[0][r], &half[1][r], &half[2][r]], &mut row, weights);
+                for (c, row) in row.iter().enumerate() {
+                    to[(r * IN + c) * position + place..][..width].copy_from_slice(&row[..width]);
                 }
             }
         }
@@ -125,18 +130,20 @@ impl Winograd {
     pub fn unpack(&self, from: &[f32], mut add: impl FnMut(usize, usize, [f32; 9])) {
         let position = self.inputs * self.outputs;
         for (place, lanes, input) in self.rows() {
+            let mut all = [[0.0; LANES]; POSITIONS];
+            for (p, all) in all.iter_mut().enumerate() {
+                all[..lanes.len()].copy_from_slice(&from[p * position + place..][..lanes.len()]);
+            }
+            let mut half = [[[0.0; LANES]; 3]; IN];
+            for (c, half) in half.iter_mut().enumerate() {
+                lines(std::array::from_fn::<_, IN, _>(|r| &all[r * IN + c]), half, gradient);
+            }
+            let mut window = [[[0.0; LANES]; 3]; 3];
+            for (r, window) in window.iter_mut().enumerate() {
+                lines(std::array::from_fn::<_, IN, _>(|c| &half[c][r]), window, gradient);
+            }
             for (i, lane) in lanes.enumerate() {
-                let mut half = [[0.0; IN]; 3];
-                for c in 0..IN {
-                    let column: [f32; IN] = std::array::from_fn(|r| from[(r * IN + c) * position + place + i]);
-                    let column = gradient(column);
-                    (0..3).for_each(|r| half[r][c] = column[r]);
-                }
-                let mut g = [0.0; 9];
-                for (r, row) in half.iter().enumerate() {
-                    g[3 * r..3 * r + 3].copy_from_slice(&gradient(*row));
-                }
-                add(lane, input, g);
+                add(lane, input, std::array::from_fn(|t| window[t / 3][t % 3][i]));
             }
         }
     }
@@ -266,6 +273,20 @@ pub(super) struct Finish<'a> {
     pub add: Option<Images<'a>>,
     /// Whether to rectify.
     pub relu: bool,
+}
+
+/// A transform of lines, lane by lane.
+fn lines<const N: usize, const M: usize>(
+    from: [&[f32; LANES]; N],
+    to: &mut [[f32; LANES]; M],
+    transform: impl Fn([f32; N]) -> [f32; M],
+) {
+    for i in 0..LANES {
+        let line = transform(from.map(|f| f[i]));
+        for (to, value) in to.iter_mut().zip(line) {
+            to[i] = value;
+        }
+    }
 }
 
 /// `G g`.
