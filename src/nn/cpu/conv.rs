@@ -233,6 +233,7 @@ impl Conv {
     ///
     /// # Safety
     /// As [`Conv::forward`]; both tables belong to maps of this output's pixels and channels.
+    #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
     pub unsafe fn forward_into(
         &self,
         x: *const f32,

@@ -4,6 +4,8 @@
 //! gradient is the transposed algorithm). Each of the 36 positions is a product of matrices, by the same micro-kernels
 //! as direct convolution. The price is rounding: about ten times the direct sum's error (see the tests).
 
+#![allow(clippy::needless_range_loop, reason = "the loops are unrolled over registers of equal shape")]
+
 use std::ops::Range;
 
 use super::map::Map;
