@@ -1,6 +1,6 @@
 //! Our side of `scripts/bench_vs_pytorch.sh`: `versus NET MODE BATCH THREADS SECONDS` prints one line of JSON.
 //!
-//! NET: narrow, wide (ResNet-8 16-32-64 and 64-128-256), cnn, resnet18, resnet50. MODE: train or infer. Weights and
+//! NET: narrow, wide (ResNet-8 16-32-64 and 64-128-256; `wide+winograd`), cnn, resnet18, resnet50. MODE: train or infer. Weights and
 //! images come from the hash of the golden files, so that both sides compute the same loss after twenty steps.
 
 use std::time::{Duration, Instant};

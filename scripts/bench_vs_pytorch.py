@@ -18,6 +18,7 @@ STEPS = 20
 ROWS = {
     "narrow": ("narrow", "train", 32),
     "wide": ("wide", "train", 32),
+    "wide-winograd": ("wide+winograd", "train", 32),
     "cnn": ("cnn", "train", 10),
     "narrow-eval": ("narrow", "infer", 100),
     "wide-eval": ("wide", "infer", 100),
@@ -95,7 +96,7 @@ def together(commands, env=None):
 def compare(binary, row, rounds, seconds, cores):
     net, mode, batch = ROWS[row]
     ours = lambda t: [binary, net, mode, str(batch), str(t), str(seconds)]
-    theirs = lambda t, l: [sys.executable, __file__, "--torch", net, mode, str(batch), str(t), str(seconds), l]
+    theirs = lambda t, l: [sys.executable, __file__, "--torch", net.removesuffix("+winograd"), mode, str(batch), str(t), str(seconds), l]
     ways = {
         f"ours, {cores} processes": lambda: together([ours(1)] * cores),
         f"ours, {cores} threads": lambda: together([ours(cores)]),
@@ -135,7 +136,7 @@ if __name__ == "__main__":
     else:
         parser = argparse.ArgumentParser()
         parser.add_argument("binary")
-        parser.add_argument("--rows", default="narrow,wide,cnn,narrow-eval,wide-eval")
+        parser.add_argument("--rows", default="narrow,wide,wide-winograd,cnn,narrow-eval,wide-eval")
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--seconds", type=float, default=2.0)
         parser.add_argument("--cores", type=int, default=min(2, os.cpu_count()))
