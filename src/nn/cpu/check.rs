@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 
-use super::conv::{Conv, Shape};
+use super::conv::{Algorithm, Conv, Shape};
 use super::dense::{self, Rows};
 use super::map::Map;
 use super::simd::Isa;
@@ -64,6 +64,18 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+/// Windows that overlap in rows of a length that the tile for them takes.
+fn overlapping() -> impl Strategy<Value = Case> {
+    let numbers = (1..21usize, 1..40usize, 1..4usize, 1..4usize);
+    (numbers, 1..7usize, 1..4usize, 0..2usize, any::<bool>()).prop_map(
+        |((inputs, outputs, eights, padding), height, images, extra, raw)| {
+            let shape = Shape { inputs, outputs, kernel: 3, stride: 1, padding, groups: 1 };
+            let side = [height + 2, 8 * eights + 2 - 2 * padding];
+            Case { shape, side, images, extra, raw }
+        },
+    )
+}
+
 /// Calls `f(output index, input index, weight index)` for every product of a sample.
 fn products(s: &Shape, x: [usize; 2], y: [usize; 2], mut f: impl FnMut(usize, usize, usize)) {
     let (per_in, per_out) = (s.inputs / s.groups, s.outputs / s.groups);
@@ -109,7 +121,19 @@ fn unpacked(map: &Map, block: &Block) -> Vec<f32> {
     all
 }
 
-fn try_conv(case: &Case, isa: Isa) {
+/// Root mean square of the error over that of the values; at most `limit`.
+fn apart(what: &str, got: &[f32], want: &[f64], limit: f64) -> f64 {
+    let (error, size) = got.iter().zip(want).fold((0.0, 0.0), |(e, s), (g, w)| {
+        let off = f64::from(*g) - w;
+        (e + off * off, s + w * w)
+    });
+    let apart = (error / size).sqrt();
+    assert!(apart <= limit, "{what}: {apart:.1e} apart, at most {limit:.0e}");
+    apart
+}
+
+/// Gives the relative errors of output, input gradient and weight gradient.
+fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
     let (s, n) = (case.shape, case.images);
     let out = case.side.map(|side| (side + 2 * s.padding - s.kernel) / s.stride + 1);
     let mut xm = Map::new(&[s.inputs, case.side[0], case.side[1]], s.padding + case.extra);
@@ -120,7 +144,9 @@ fn try_conv(case: &Case, isa: Isa) {
     let border = s.grad_border([(case.side[0], out[0]), (case.side[1], out[1])]);
     let gym = Map { border, ..ym };
     let gxm = Map { cp: s.inputs.next_multiple_of(16), ..xm };
-    let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm), super::Algorithm::Direct);
+    let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm), algorithm);
+    assert_eq!(conv.scratch() > 0, algorithm == Algorithm::Winograd, "{case:?}: which algorithm runs");
+    let mut scratch = Block::new(&vec![0.0; conv.scratch()]);
 
     let area = s.kernel * s.kernel;
     let (x_len, y_len) = (s.inputs * xm.pixels(), s.outputs * ym.pixels());
@@ -149,16 +175,26 @@ fn try_conv(case: &Case, isa: Isa) {
     let tiles = conv.gradient_tiles();
     // SAFETY: blocks of the maps' sizes with readable margins; one thread.
     unsafe {
-        conv.forward(xb.at(), yb.at(), pw.at(), true, true, n, std::ptr::null_mut());
-        conv.input_gradient(gyb.at(), gxb.at(), pb.at(), true, n, std::ptr::null_mut());
-        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), 0..tiles / 2, n, std::ptr::null_mut());
-        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n, std::ptr::null_mut());
+        conv.forward(xb.at(), yb.at(), pw.at(), true, true, n, scratch.at());
+        conv.input_gradient(gyb.at(), gxb.at(), pb.at(), true, n, scratch.at());
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), 0..tiles / 2, n, scratch.at());
+        conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n, scratch.at());
     }
-    near("output", &unpacked(&ym, &yb), &want_y);
-    near("input gradient", &unpacked(&gxm, &gxb), &want_gx);
+    scratch.values();
     let mut grad = vec![0.25; w.len()];
     conv.unpack(gw.values(), &mut grad);
-    near("weight gradient", &grad, &want_gw);
+    let results = [
+        ("output", unpacked(&ym, &yb), want_y),
+        ("input gradient", unpacked(&gxm, &gxb), want_gx),
+        ("weight gradient", grad, want_gw),
+    ];
+    results.map(|(what, got, want)| {
+        // Long sums round by more than the bound for one value.
+        if algorithm == Algorithm::Direct && s.inputs <= 64 {
+            near(what, &got, &want);
+        }
+        apart(what, &got, &want, 2e-5)
+    })
 }
 
 /// A fully connected layer to try.
@@ -194,12 +230,42 @@ fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
     near("weight gradient", &gw, &want_gw);
 }
 
+/// What the README says of Winograd's rounding, beside the direct sum's: `-- --nocapture` prints both.
+#[test]
+#[allow(clippy::print_stderr, reason = "the errors are the result")]
+fn winograd_equals_plain_sums_to_its_rounding() {
+    let show = |errors: [f64; 3]| errors.map(|e| format!("{e:.1e}")).join(" ");
+    for (inputs, outputs, side) in [(64, 96, [8, 4]), (80, 64, [4, 12]), (256, 64, [8, 8])] {
+        let shape = Shape { inputs, outputs, kernel: 3, stride: 1, padding: 1, groups: 1 };
+        for (extra, isa) in Isa::available().into_iter().enumerate() {
+            let case = Case { shape, side, images: 9, extra: extra % 2, raw: false };
+            let direct = try_conv(&case, isa, Algorithm::Direct);
+            let winograd = try_conv(&case, isa, Algorithm::Winograd);
+            eprintln!(
+                "{inputs} -> {outputs}, {isa}: output, dx, dw: direct {}, Winograd {}",
+                show(direct),
+                show(winograd)
+            );
+            assert!(winograd.iter().all(|e| *e < 1e-5), "{winograd:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn convolutions_equal_plain_loops_and_stay_inside_their_operands(case in cases()) {
-        Isa::available().into_iter().for_each(|isa| try_conv(&case, isa));
+        for isa in Isa::available() {
+            try_conv(&case, isa, Algorithm::Direct);
+        }
+    }
+
+    #[test]
+    fn overlapping_windows_equal_plain_loops(case in overlapping()) {
+        for isa in Isa::available() {
+            try_conv(&case, isa, Algorithm::Direct);
+        }
     }
 
     #[test]

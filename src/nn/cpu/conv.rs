@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::map::Map;
+use super::plan::RING;
 use super::simd::Isa;
+use super::taps::{self, Lines};
 use super::tile::{self, GradPass, Pass, Run, Start};
 use super::winograd::{self, Finish, Images, Winograd};
 
@@ -62,6 +64,8 @@ struct Grid {
     panels: Vec<Panel>,
     from: Vec<u32>,
     to: Vec<u32>,
+    /// Where neighbouring windows overlap and the instruction set gains by it.
+    lines: Option<Lines>,
 }
 
 /// How 3×3 convolutions of stride 1 are computed.
@@ -279,7 +283,8 @@ impl Conv {
             return unsafe { m.backward.product(gy, gx, w, scratch, end) };
         }
         let mut w = w;
-        for grid in &self.backward {
+        // Pixels that no window reaches keep what is there.
+        for grid in self.backward.iter().filter(|g| !add || !g.taps.is_empty()) {
             let to = Target { at: gx, map, to: &grid.to };
             let end = End { start: add.then(|| to.start()), bias: std::ptr::null(), relu: false };
             // SAFETY: passed on; the grids' weights follow each other.
@@ -294,7 +299,7 @@ impl Conv {
     pub fn gradient_tiles(&self) -> usize {
         match &self.minimal {
             Some(m) => m.forward.positions(),
-            None => self.forward.panels.iter().map(|p| panel_tiles(self.isa, p)).sum(),
+            None => self.forward.panels.iter().map(|p| self.forward.tiles(self.isa, p)).sum(),
         }
     }
 
@@ -318,61 +323,93 @@ impl Conv {
             return unsafe { m.forward.weight_gradient(x, gy, gw, scratch, tiles) };
         }
         let step = (GRAD_PIXELS / self.y.w.max(1)).clamp(1, self.y.h.max(1));
-        for image in 0..images {
+        let group = 1 << (GRAD_PIXELS / self.y.pixels().max(1)).clamp(1, RING).ilog2();
+        for image in (0..images).step_by(group) {
             for row in (0..self.y.h).step_by(step) {
                 let rows = step.min(self.y.h - row);
                 // SAFETY: pixel (row, 0) of the image, window base inside the border.
                 unsafe {
                     let x = x.add(image * self.x.image() + self.forward.from[row * self.y.w] as usize);
                     let gy = gy.add(image * self.gy.image() + self.gy.at(row, 0));
-                    self.gradient_block(x, gy, gw, tiles.clone(), rows);
+                    let block = self.gradient_block(x, gy, gw, [group.min(images - image), rows]);
+                    self.gradient_tiles_of(&block, tiles.clone());
                 }
             }
         }
     }
 
-    /// `rows` rows of pixels of one image.
-    unsafe fn gradient_block(&self, x: *const f32, gy: *const f32, gw: *mut f32, tiles: Range<usize>, rows: usize) {
+    /// What all tiles have in common that look at these rows of pixels of these images.
+    fn gradient_block(&self, x: *const f32, y: *const f32, w: *mut f32, [images, rows]: [usize; 2]) -> GradPass {
+        GradPass {
+            x,
+            y,
+            images,
+            image_step: [self.x.image(), self.gy.image()],
+            rows,
+            columns: self.y.w,
+            x_step: [self.shape.stride * self.x.row(), self.shape.stride * self.x.cp],
+            y_step: [self.gy.row(), self.gy.cp],
+            w,
+            offset: 0,
+            len: 0,
+            vectors: 0,
+        }
+    }
+
+    unsafe fn gradient_tiles_of(&self, block: &GradPass, tiles: Range<usize>) {
         let mut tile = 0;
         for panel in &self.forward.panels {
-            let count = panel_tiles(self.isa, panel);
-            if tile + count <= tiles.start || tile >= tiles.end {
-                tile += count;
-                continue;
-            }
-            let height = tile::grad_rows(self.isa, panel.vectors);
-            let mut k = 0;
-            for run in &panel.runs {
-                for first in (0..run.len).step_by(height) {
-                    if tiles.contains(&tile) {
-                        let pass = GradPass {
-                            x,
-                            // SAFETY: the panel's lanes lie in the pixel; its rows in the packed gradient.
-                            y: unsafe { gy.add(panel.lane) },
-                            rows,
-                            columns: self.y.w,
-                            x_step: [self.shape.stride * self.x.row(), self.shape.stride * self.x.cp],
-                            y_step: [self.gy.row(), self.gy.cp],
-                            // SAFETY: as above.
-                            w: unsafe { gw.add(panel.weights + (k + first) * 16 * panel.vectors) },
-                            offset: run.offset + first as isize,
-                            len: height.min(run.len - first),
-                            vectors: panel.vectors,
-                        };
-                        // SAFETY: windows lie inside the bordered input, the arena's slack follows it.
-                        unsafe { tile::grad_pass(self.isa, &pass) }
+            let count = self.forward.tiles(self.isa, panel);
+            if tile < tiles.end && tile + count > tiles.start {
+                let own = tiles.start.max(tile) - tile..tiles.end.min(tile + count) - tile;
+                // SAFETY: the panel's lanes lie in the pixel, its rows in the packed gradient.
+                let (y, w) = unsafe { (block.y.add(panel.lane), block.w.add(panel.weights)) };
+                let pass = GradPass { y, w, vectors: panel.vectors, ..*block };
+                // SAFETY: windows lie inside the bordered input, the arena's slack follows it.
+                unsafe {
+                    match self.forward.lines_of(panel) {
+                        Some(lines) => lines_gradient(self.isa, lines, &pass, own),
+                        None => runs_gradient(self.isa, &panel.runs, &pass, own),
                     }
-                    tile += 1;
                 }
-                k += run.len;
             }
+            tile += count;
         }
     }
 }
 
-fn panel_tiles(isa: Isa, panel: &Panel) -> usize {
-    let height = tile::grad_rows(isa, panel.vectors);
-    panel.runs.iter().map(|run| run.len.div_ceil(height)).sum()
+/// These tiles of a panel whose windows overlap.
+unsafe fn lines_gradient(isa: Isa, lines: &Lines, pass: &GradPass, tiles: Range<usize>) {
+    let (a_row, tap) = (lines.channels / taps::GRAD_CHANNELS, 16 * pass.vectors * lines.channels);
+    for tile in tiles {
+        let (row, channel) = (tile / a_row, tile % a_row * taps::GRAD_CHANNELS);
+        // SAFETY: passed on; the tile's first weight lies in the packed gradient.
+        unsafe {
+            let w = pass.w.add(3 * row * tap + 16 * pass.vectors * channel);
+            let offset = lines.rows[row] + channel as isize;
+            taps::grad_pass(isa, &GradPass { w, offset, ..*pass }, tap);
+        }
+    }
+}
+
+/// These tiles of any panel.
+unsafe fn runs_gradient(isa: Isa, runs: &[Run], pass: &GradPass, tiles: Range<usize>) {
+    let height = tile::grad_rows(isa, pass.vectors);
+    let (mut tile, mut k) = (0, 0);
+    for run in runs {
+        for first in (0..run.len).step_by(height) {
+            if tiles.contains(&tile) {
+                // SAFETY: passed on; the tile's first weight lies in the packed gradient.
+                unsafe {
+                    let w = pass.w.add((k + first) * 16 * pass.vectors);
+                    let (offset, len) = (run.offset + first as isize, height.min(run.len - first));
+                    tile::grad_pass(isa, &GradPass { w, offset, len, ..*pass });
+                }
+            }
+            tile += 1;
+        }
+        k += run.len;
+    }
 }
 
 /// Where a product goes.
@@ -405,6 +442,22 @@ struct End<'a> {
 }
 
 impl Grid {
+    /// How this panel's windows overlap, where its weight gradient can use that.
+    fn lines_of(&self, panel: &Panel) -> Option<&Lines> {
+        self.lines
+            .as_ref()
+            .filter(|l| panel.vectors == taps::GRAD_VECTORS && l.channels.is_multiple_of(taps::GRAD_CHANNELS))
+    }
+
+    /// Tiles of a panel's weight gradient.
+    fn tiles(&self, isa: Isa, panel: &Panel) -> usize {
+        if let Some(lines) = self.lines_of(panel) {
+            return 3 * lines.channels / taps::GRAD_CHANNELS;
+        }
+        let height = tile::grad_rows(isa, panel.vectors);
+        panel.runs.iter().map(|run| run.len.div_ceil(height)).sum()
+    }
+
     fn packed(&self) -> usize {
         self.panels.last().map_or(0, |p| p.weights + p.channels.len() * self.taps.len() * 16 * p.vectors)
     }
@@ -450,7 +503,7 @@ impl Grid {
     ) {
         for panel in &self.panels {
             let mut k = 0;
-            let count = panel.blocks.len().max(1);
+            let count = if self.lines.is_some() { 1 } else { panel.blocks.len().max(1) };
             for block in 0..count {
                 let runs = panel.blocks.get(block).map_or(&[][..], Vec::as_slice);
                 // SAFETY: offsets of images, lanes and packed rows inside the regions that the caller vouches for.
@@ -472,7 +525,10 @@ impl Grid {
                         start: start.map(|s| Start { at: s.at.add(panel.lane), ..s }),
                         relu: end.relu && block + 1 == count,
                     };
-                    tile::pass(isa, &pass);
+                    match &self.lines {
+                        Some(lines) => taps::pass(isa, &pass, lines),
+                        None => tile::pass(isa, &pass),
+                    }
                 }
                 k += runs.iter().map(|r| r.len).sum::<usize>();
             }
@@ -495,7 +551,16 @@ fn forward_grid(shape: &Shape, isa: Isa, x: &Map, y: &Map) -> Grid {
             to.push(y.at(oy, ox) as u32);
         }
     }
-    Grid { taps, panels, from, to }
+    let lines = (shape.stride == 1).then(|| lines(isa, shape, &places, [x, y])).flatten();
+    Grid { taps, panels, from, to, lines }
+}
+
+/// How windows overlap, where the kernel for that can be used. `places` are those of the taps.
+fn lines(isa: Isa, shape: &Shape, places: &[isize], [from, to]: [&Map; 2]) -> Option<Lines> {
+    let fits = taps::pixels(isa).is_some_and(|p| to.w.is_multiple_of(p)) && (shape.kernel, shape.groups) == (3, 1);
+    let &[a, _, _, b, _, _, c, _, _] = places else { return None };
+    let channels = from.c;
+    fits.then_some(Lines { rows: [a, b, c], channels, columns: to.w, pitch: [from.cp, to.cp] })
 }
 
 /// One grid for each residue of the input pixel modulo the stride.
@@ -527,7 +592,8 @@ fn backward_grid(shape: &Shape, isa: Isa, gy: &Map, gx: &Map, (py, px): (usize, 
             to.push(gx.at(y, x) as u32);
         }
     }
-    Grid { taps, panels, from, to }
+    let lines = (shape.stride == 1).then(|| lines(isa, shape, &places, [gy, gx])).flatten();
+    Grid { taps, panels, from, to, lines }
 }
 
 /// Channels on the other side that the groups of these lanes touch.

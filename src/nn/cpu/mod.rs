@@ -22,6 +22,7 @@ mod plan;
 mod pool;
 mod rows;
 mod simd;
+mod taps;
 mod tile;
 mod winograd;
 

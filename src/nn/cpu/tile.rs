@@ -190,11 +190,16 @@ unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(
 }
 
 /// One panel's weight gradient over some rows of pixels.
+#[derive(Clone, Copy)]
 pub(super) struct GradPass {
     /// Window base of the first pixel.
     pub x: *const f32,
     /// Output gradient of the first pixel, at the panel's first channel.
     pub y: *const f32,
+    /// Images.
+    pub images: usize,
+    /// Floats between images of the input and of the output gradient.
+    pub image_step: [usize; 2],
     /// Rows of pixels.
     pub rows: usize,
     /// Pixels in a row.
@@ -250,24 +255,26 @@ unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(p: &GradPass) {
     // SAFETY: the contract of `grad_pass`.
     unsafe {
         let mut acc = [[S::zero(); NV]; MR];
-        for row in 0..p.rows {
-            let mut x = p.x.add(row * p.x_step[0]).offset(p.offset);
-            let mut y = p.y.add(row * p.y_step[0]);
-            for _ in 0..p.columns {
-                let mut dy = [S::zero(); NV];
-                for v in 0..NV {
-                    dy[v] = S::load(y.add(16 * v));
-                }
-                S::prefetch(x.wrapping_add(PIXELS_AHEAD * p.x_step[1]));
-                (0..NV).for_each(|v| S::prefetch(y.wrapping_add(PIXELS_AHEAD * p.y_step[1] + 16 * v)));
-                for i in 0..MR {
-                    let value = S::splat(*x.add(i));
+        for image in 0..p.images {
+            for row in 0..p.rows {
+                let mut x = p.x.add(image * p.image_step[0] + row * p.x_step[0]).offset(p.offset);
+                let mut y = p.y.add(image * p.image_step[1] + row * p.y_step[0]);
+                for _ in 0..p.columns {
+                    let mut dy = [S::zero(); NV];
                     for v in 0..NV {
-                        acc[i][v] = S::fma(value, dy[v], acc[i][v]);
+                        dy[v] = S::load(y.add(16 * v));
                     }
+                    S::prefetch(x.wrapping_add(PIXELS_AHEAD * p.x_step[1]));
+                    (0..NV).for_each(|v| S::prefetch(y.wrapping_add(PIXELS_AHEAD * p.y_step[1] + 16 * v)));
+                    for i in 0..MR {
+                        let value = S::splat(*x.add(i));
+                        for v in 0..NV {
+                            acc[i][v] = S::fma(value, dy[v], acc[i][v]);
+                        }
+                    }
+                    x = x.add(p.x_step[1]);
+                    y = y.add(p.y_step[1]);
                 }
-                x = x.add(p.x_step[1]);
-                y = y.add(p.y_step[1]);
             }
         }
         for (i, row) in acc.iter().enumerate() {

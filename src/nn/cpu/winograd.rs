@@ -248,6 +248,8 @@ impl Winograd {
                 unsafe {
                     let w = gw.add((position * self.outputs + lane) * self.inputs + first * 16 * vectors);
                     let pass = GradPass {
+                        images: 1,
+                        image_step: [0, 0],
                         x: v.add(position * TILES * self.inputs),
                         y: m.add(position * TILES * self.outputs + lane),
                         rows: 1,
