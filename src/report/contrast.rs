@@ -104,7 +104,11 @@ impl Outcomes {
             ("all three stages, centralised", "centralised-from-p/align"),
         ];
         let known = sides.iter().filter_map(|(name, key)| Some(format!("{name} {:.1} %", self.mean(key)?)));
-        let mut text = format!("Regime: {}.\n", known.collect::<Vec<_>>().join(" · "));
+        let known: Vec<String> = known.collect();
+        if known.len() < 2 {
+            return String::new();
+        }
+        let mut text = format!("Regime: {}.\n", known.join(" · "));
         let (Some(teacher), Some(all)) = (self.mean("fedllava/teacher"), self.mean("fedllava/align")) else {
             return text;
         };
