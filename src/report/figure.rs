@@ -13,7 +13,7 @@ use crate::fsx;
 use crate::run::directory::read_json;
 
 /// Colours of the light page and, beside them, of the dark one. Series differ in marker too.
-const PAGE: [(RGBColor, &str); 8] = [
+const PAGE: [(RGBColor, &str); 9] = [
     (RGBColor(0x1B, 0x1F, 0x24), "#E6EDF3"),
     (RGBColor(0xD0, 0xD7, 0xDE), "#3D444D"),
     (RGBColor(0xFE, 0xFE, 0xFE), "#0D1117"),
@@ -22,12 +22,13 @@ const PAGE: [(RGBColor, &str); 8] = [
     (RGBColor(0xBC, 0x4C, 0x00), "#F0883E"),
     (RGBColor(0x1A, 0x7F, 0x37), "#3FB950"),
     (RGBColor(0x82, 0x50, 0xDF), "#BC8CFF"),
+    (RGBColor(0xCF, 0x22, 0x2E), "#FF7B72"),
 ];
 const INK: RGBColor = PAGE[0].0;
 const GRID: RGBColor = PAGE[1].0;
 const PAPER: RGBColor = PAGE[2].0;
 const HEAT: RGBColor = PAGE[3].0;
-const SERIES: [RGBColor; 5] = [PAGE[4].0, PAGE[5].0, PAGE[6].0, PAGE[7].0, PAGE[0].0];
+const SERIES: [RGBColor; 6] = [PAGE[4].0, PAGE[5].0, PAGE[6].0, PAGE[7].0, PAGE[0].0, PAGE[8].0];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
