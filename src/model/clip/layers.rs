@@ -116,9 +116,9 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
+        let x = fused::add(x, &self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
         let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
-        Ok((x + self.fc2.forward(&inner)?)?)
+        Ok(fused::add(&x, &self.fc2.forward(&inner)?)?)
     }
 }
 
