@@ -5,6 +5,7 @@
 //! the weight is trained (composed operations, which candle differentiates).
 
 use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
 
 use super::fused;
 use super::graph::with_backward;
@@ -46,6 +47,25 @@ impl Linear {
             None => self.product(&flat).at(|| self.place(x))?,
         };
         Ok(y.reshape(shape)?)
+    }
+
+    /// [`forward`](Self::forward) and then `f` on the whole result in place, in pieces side by side, where it lies on a
+    /// CPU in f32 and no graph is recorded; otherwise nothing.
+    pub fn forward_then(&self, x: &Tensor, f: fn(&mut [f32])) -> Result<Option<Tensor>> {
+        const PIECE: usize = 1 << 14;
+        let (mut shape, (outputs, inputs)) = (x.dims().to_vec(), self.weight.dims2()?);
+        let fits = shape.pop() == Some(inputs) && plain(&[x, &self.weight]) && self.weight.is_contiguous();
+        if !fits || !serves(usize::MAX, inputs, outputs) {
+            return Ok(None);
+        }
+        shape.push(outputs);
+        let x = x.contiguous()?;
+        let mut y = products(&View::of(&x)?, inputs, &[self.view()?.matrix()]).swap_remove(0);
+        match rayon::current_num_threads() {
+            1 => f(&mut y),
+            _ => y.par_chunks_mut(PIECE).for_each(f),
+        }
+        Ok(Some(Tensor::from_vec(y, shape, x.device())?))
     }
 
     /// The weight `(out, in)`.

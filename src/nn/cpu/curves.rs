@@ -7,14 +7,15 @@ use super::simd::{Isa, Simd, per_isa};
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     let x = x.max(-87.0);
-    // Adding and taking away 1.5·2²³ rounds to the nearest whole number.
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // Adding and taking away 1.5·2²³ rounds to the nearest whole number, which is then in the lowest bits of the sum.
+    let t = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = t - 12_582_912.0;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
     let mut p = 1.987_569_2e-4_f32;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         p = p * r + c;
     }
-    (p * r * r + r + 1.0) * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    (p * r * r + r + 1.0) * f32::from_bits(t.to_bits().wrapping_add(127) << 23)
 }
 
 /// `1 / (1 + e⁻ˣ)`, by the exponential of a number that is not positive.

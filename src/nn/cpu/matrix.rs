@@ -24,8 +24,8 @@ pub fn serves(rows: usize, inputs: usize, outputs: usize) -> bool {
 /// Outputs of a block of work.
 const BLOCK: usize = 64;
 
-/// Outputs that share one pass over a panel.
-const OUTPUTS: usize = 8;
+/// Columns of a panel that stay in the first-level cache while a block's outputs pass.
+const SLICE: usize = 384;
 
 /// Rows of a whole panel: three registers.
 const PANEL: usize = 48;
@@ -58,6 +58,7 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 /// One block of work: which product, where it is written, its outputs.
+#[derive(Clone, Copy)]
 struct Task<'a> {
     matrix: Matrix<'a>,
     to: Out,
@@ -79,7 +80,7 @@ pub fn products(x: &[f32], inputs: usize, matrices: &[Matrix<'_>]) -> Vec<Vec<f3
         let outputs = matrix.outputs();
         assert!(matrix.inputs == inputs && matrix.weight.len() == outputs * inputs, "a matrix of other columns");
         assert!(matrix.bias.is_none_or(|b| b.len() == outputs), "a bias of another length");
-        let mut result = vec![0.0f32; rows * outputs];
+        let mut result: Vec<f32> = Vec::with_capacity(rows * outputs);
         let to = Out(result.as_mut_ptr());
         results.push(result);
         let block = |from| Task { matrix, to, outputs, from, until: outputs.min(from + BLOCK) };
@@ -89,7 +90,7 @@ pub fn products(x: &[f32], inputs: usize, matrices: &[Matrix<'_>]) -> Vec<Vec<f3
         return results;
     }
     let isa = Isa::detect();
-    let panels = if rows > FEW { panels(x, inputs) } else { Vec::new() };
+    let panels = if rows > FEW { panels(x, inputs) } else { Aligned::zeros(0) };
     let run = |task: &Task| match rows > FEW {
         true => wide(isa, &panels, rows, task),
         false => thin(isa, x, rows, task),
@@ -97,6 +98,10 @@ pub fn products(x: &[f32], inputs: usize, matrices: &[Matrix<'_>]) -> Vec<Vec<f3
     match rayon::current_num_threads() {
         1 => tasks.iter().for_each(run),
         _ => tasks.par_iter().for_each(run),
+    }
+    for (result, matrix) in results.iter_mut().zip(matrices) {
+        // SAFETY: the tasks wrote every output of every row.
+        unsafe { result.set_len(rows * matrix.outputs()) };
     }
     results
 }
@@ -111,7 +116,11 @@ pub fn product_here(x: &[f32], matrix: Matrix<'_>, y: &mut [f32]) {
     match rows {
         0 => {}
         1..=FEW => thin(isa, x, rows, &task),
-        _ => wide(isa, &panels(x, inputs), rows, &task),
+        _ => {
+            let panels = panels(x, inputs);
+            let block = |from| Task { from, until: outputs.min(from + BLOCK), ..task };
+            (0..outputs).step_by(BLOCK).for_each(|from| wide(isa, &panels, rows, &block(from)));
+        }
     }
 }
 
@@ -133,8 +142,8 @@ fn thin(isa: Isa, x: &[f32], rows: usize, task: &Task) {
     unsafe { dense::product(isa, x, weight, inputs, bias, task.to.0, task.outputs, task.from..task.until) }
 }
 
-fn wide(isa: Isa, panels: &[f32], rows: usize, task: &Task) {
-    let mut at = 0;
+fn wide(isa: Isa, panels: &Aligned, rows: usize, task: &Task) {
+    let (panels, mut at) = (panels.get(), 0);
     for first in (0..rows).step_by(PANEL) {
         let count = PANEL.min(rows - first);
         let lanes = count.next_multiple_of(16);
@@ -148,33 +157,77 @@ fn wide(isa: Isa, panels: &[f32], rows: usize, task: &Task) {
     }
 }
 
+/// Values that begin on a cache line: a register then never reads from two.
+struct Aligned {
+    values: Vec<f32>,
+    from: usize,
+}
+
+impl Aligned {
+    fn zeros(n: usize) -> Self {
+        let values = vec![0.0f32; n + 16];
+        let from = values.as_ptr().align_offset(64).min(16);
+        Aligned { values, from }
+    }
+
+    fn get(&self) -> &[f32] {
+        &self.values[self.from..]
+    }
+
+    fn values(&mut self) -> &mut [f32] {
+        let (from, n) = (self.from, self.values.len() - 16);
+        &mut self.values[from..from + n]
+    }
+}
+
 /// Rows in panels: `inputs` groups of up to [`PANEL`] values, one of each row, padded with zeros to whole registers.
-fn panels(x: &[f32], inputs: usize) -> Vec<f32> {
+fn panels(x: &[f32], inputs: usize) -> Aligned {
     const STRIPE: usize = 64;
     let rows = x.len() / inputs;
     let padded = rows / PANEL * PANEL + (rows % PANEL).next_multiple_of(16);
-    let mut out = vec![0.0f32; padded * inputs];
+    let mut out = Aligned::zeros(padded * inputs);
+    let isa = Isa::detect();
     let turn = |(x, panel): (&[f32], &mut [f32])| {
         let lanes = panel.len() / inputs;
+        // Whole squares by registers; what is left by itself.
+        let (rows, whole) = (x.len() / inputs / 16 * 16, inputs / 16 * 16);
+        for r in (0..rows).step_by(16) {
+            // SAFETY: `isa` was detected; sixteen rows from r on and `whole` columns are in `x` and in the panel.
+            unsafe { squares(isa, &x[r * inputs..], inputs, &mut panel[r..], lanes, whole) }
+        }
         for from in (0..inputs).step_by(STRIPE) {
             for (r, row) in x.chunks_exact(inputs).enumerate() {
-                let stripe = &row[from..inputs.min(from + STRIPE)];
-                let to = panel[from * lanes..].chunks_exact_mut(lanes);
-                stripe.iter().zip(to).for_each(|(v, group)| group[r] = *v);
+                let until = inputs.min(from + STRIPE);
+                let from = if r < rows { whole.clamp(from, until) } else { from };
+                let to = panel[from * lanes..].chunks_mut(lanes);
+                row[from..until].iter().zip(to).for_each(|(v, group)| group[r] = *v);
             }
         }
     };
     let size = PANEL * inputs;
     match rayon::current_num_threads() {
-        1 => x.chunks(size).zip(out.chunks_mut(size)).for_each(turn),
-        _ => x.par_chunks(size).zip(out.par_chunks_mut(size)).for_each(turn),
+        1 => x.chunks(size).zip(out.values().chunks_mut(size)).for_each(turn),
+        _ => x.par_chunks(size).zip(out.values().par_chunks_mut(size)).for_each(turn),
     }
     out
 }
 
 per_isa! {
-    /// Outputs `from..until` of `count` rows that lie in a panel of `lanes` (16, 32 or 48) rows. Contract: `to` has
-    /// `count` rows of the matrix' outputs, `panel` `lanes` values for each of its columns.
+    /// The first `columns` (whole sixteens) of sixteen rows of `x`, turned. Contract: `x` and `to` hold them.
+    squares = squares_body(x: &[f32], inputs: usize, to: &mut [f32], lanes: usize, columns: usize)
+}
+
+#[inline(always)]
+unsafe fn squares_body<S: Simd>(x: &[f32], inputs: usize, to: &mut [f32], lanes: usize, columns: usize) {
+    for i in (0..columns).step_by(16) {
+        // SAFETY: the contract of `squares`.
+        unsafe { S::turn(x.as_ptr().add(i), inputs, to.as_mut_ptr().add(i * lanes), lanes) };
+    }
+}
+
+per_isa! {
+    /// Outputs `from..until`, at most [`BLOCK`], of `count` rows that lie in a panel of `lanes` (16, 32 or 48) rows.
+    /// Contract: `to` has `count` rows of the matrix' outputs, `panel` `lanes` values for each of its columns.
     block = block_body(panel: &[f32], lanes: usize, m: Matrix<'_>, to: *mut f32, count: usize, from: usize, until: usize)
 }
 
@@ -188,75 +241,156 @@ unsafe fn block_body<S: Simd>(
     from: usize,
     until: usize,
 ) {
-    let outputs = m.outputs();
-    let whole = S::ISA == Isa::Avx512;
-    let mut o = from;
-    while o < until {
-        let step = if until - o >= OUTPUTS { OUTPUTS } else { 1 };
-        let mut scratch = [0.0f32; OUTPUTS * PANEL];
-        // SAFETY: outputs o.. exist, the panel has `lanes` values a column, the scratch room for the tile.
-        unsafe {
-            let (w, s) = (m.weight.as_ptr().add(o * m.inputs), scratch.as_mut_ptr());
-            match (step, lanes / 16) {
-                (OUTPUTS, 3) if whole => tile::<S, OUTPUTS, 3>(panel.as_ptr(), lanes, w, m.inputs, s, lanes),
-                (OUTPUTS, 2) if whole => tile::<S, OUTPUTS, 2>(panel.as_ptr(), lanes, w, m.inputs, s, lanes),
-                (OUTPUTS, vectors) => {
-                    // Two or three registers a vector: narrower tiles fit the sixteen there are.
-                    for v in 0..vectors {
-                        let (panel, s) = (panel.as_ptr().add(16 * v), s.add(16 * v));
-                        tile::<S, 4, 1>(panel, lanes, w, m.inputs, s, lanes);
-                        tile::<S, 4, 1>(panel, lanes, w.add(4 * m.inputs), m.inputs, s.add(4 * lanes), lanes);
-                    }
-                }
-                (_, vectors) => {
-                    for v in 0..vectors {
-                        tile::<S, 1, 1>(panel.as_ptr().add(16 * v), lanes, w, m.inputs, s.add(16 * v), lanes);
-                    }
-                }
-            }
+    let mut sums = Sums([0.0f32; BLOCK * PANEL]);
+    let sums = &mut sums.0;
+    if let Some(bias) = m.bias {
+        for (sums, bias) in sums.chunks_exact_mut(lanes).zip(&bias[from..until]) {
+            sums.fill(*bias);
         }
-        let mut add = [0.0f32; OUTPUTS];
-        if let Some(bias) = m.bias {
-            add[..step].copy_from_slice(&bias[o..o + step]);
-        }
-        for r in 0..count {
-            for j in 0..step {
-                // SAFETY: row r < count and output o + j < until of `to`.
-                unsafe { *to.add(r * outputs + o + j) = scratch[j * lanes + r] + add[j] };
-            }
-        }
-        o += step;
     }
+    for slice in (0..m.inputs).step_by(SLICE) {
+        let columns = SLICE.min(m.inputs - slice);
+        let mut o = from;
+        while o < until {
+            // SAFETY: outputs o.. and columns slice.. exist, and `sums` has a row of `lanes` for each output.
+            unsafe {
+                let (w, x) = (m.weight.as_ptr().add(o * m.inputs + slice), panel.as_ptr().add(slice * lanes));
+                let s = sums.as_mut_ptr().add((o - from) * lanes);
+                o += tiles::<S>(x, lanes, columns, w, m.inputs, s, until - o);
+            }
+        }
+    }
+    // SAFETY: `sums` holds the block, `to` its place.
+    unsafe { place::<S>(sums, lanes, to.add(from), m.outputs(), count, until - from) }
 }
 
-/// `O` outputs of `16·V` rows: `out[j][lane] = Σ_i w[j][i] · panel[i][lane]`, in the order of i.
+/// A block's sums, `lanes` for each output.
+#[repr(align(64))]
+struct Sums([f32; BLOCK * PANEL]);
+
+/// The next tile of outputs, of at most `left`; gives how many.
+#[inline(always)]
+unsafe fn tiles<S: Simd>(
+    x: *const f32,
+    lanes: usize,
+    columns: usize,
+    w: *const f32,
+    stride: usize,
+    sums: *mut f32,
+    left: usize,
+) -> usize {
+    let vectors = lanes / 16;
+    // SAFETY: the caller's operands hold the tile.
+    unsafe {
+        match (S::ISA, vectors) {
+            (Isa::Avx512, 3) if left >= 8 => tile::<S, 8, 3>(x, 48, columns, w, stride, sums),
+            (Isa::Avx512, 2) if left >= 8 => tile::<S, 8, 2>(x, 32, columns, w, stride, sums),
+            // Two registers or more a vector: narrower tiles fit the sixteen there are.
+            _ if left >= 4 => {
+                (0..vectors).for_each(|v| tile::<S, 4, 1>(x.add(16 * v), lanes, columns, w, stride, sums.add(16 * v)));
+                return 4;
+            }
+            _ => {
+                (0..vectors).for_each(|v| tile::<S, 1, 1>(x.add(16 * v), lanes, columns, w, stride, sums.add(16 * v)));
+                return 1;
+            }
+        }
+    }
+    8
+}
+
+/// `O` outputs of `16·V` rows: `sums[j][lane] += Σ_i w[j][i] · x[i][lane]`, in the order of i.
 #[inline(always)]
 unsafe fn tile<S: Simd, const O: usize, const V: usize>(
-    panel: *const f32,
+    x: *const f32,
     lanes: usize,
+    columns: usize,
     w: *const f32,
-    inputs: usize,
-    out: *mut f32,
     stride: usize,
+    sums: *mut f32,
 ) {
-    // SAFETY: the caller's panel has `inputs` groups of `lanes` values, `w` O rows, `out` O rows of `stride`.
+    // SAFETY: `x` has `columns` groups of `lanes` values, `w` O rows, `sums` O rows of `lanes`.
     unsafe {
         let mut acc = [[S::zero(); V]; O];
-        for i in 0..inputs {
-            let mut xs = [S::zero(); V];
-            for (v, x) in xs.iter_mut().enumerate() {
-                *x = S::load(panel.add(i * lanes + 16 * v));
+        for (j, row) in acc.iter_mut().enumerate() {
+            for (v, sum) in row.iter_mut().enumerate() {
+                *sum = S::load(sums.add(j * lanes + 16 * v));
             }
-            for (j, row) in acc.iter_mut().enumerate() {
-                let weight = S::splat(*w.add(j * inputs + i));
-                for (sum, &x) in row.iter_mut().zip(&xs) {
-                    *sum = S::fma(weight, x, *sum);
-                }
+        }
+        // A pointer to each row, and four columns a turn: otherwise addresses cost as much as products.
+        let (mut x, mut rows) = (x, [w; O]);
+        for (j, row) in rows.iter_mut().enumerate() {
+            *row = w.add(j * stride);
+        }
+        for _ in 0..columns / 4 {
+            for i in 0..4 {
+                column::<S, O, V>(x.add(i * lanes), &rows, i, &mut acc);
             }
+            x = x.add(4 * lanes);
+            for row in &mut rows {
+                *row = row.add(4);
+            }
+        }
+        for i in 0..columns % 4 {
+            column::<S, O, V>(x.add(i * lanes), &rows, i, &mut acc);
         }
         for (j, row) in acc.iter().enumerate() {
             for (v, &sum) in row.iter().enumerate() {
-                S::store(out.add(j * stride + 16 * v), sum);
+                S::store(sums.add(j * lanes + 16 * v), sum);
+            }
+        }
+    }
+}
+
+/// One column's products.
+#[inline(always)]
+unsafe fn column<S: Simd, const O: usize, const V: usize>(
+    x: *const f32,
+    rows: &[*const f32; O],
+    i: usize,
+    acc: &mut [[S::V; V]; O],
+) {
+    // SAFETY: the caller's panel and rows hold the column.
+    unsafe {
+        let mut xs = [S::zero(); V];
+        for (v, x16) in xs.iter_mut().enumerate() {
+            *x16 = S::load(x.add(16 * v));
+        }
+        for (row, w) in acc.iter_mut().zip(rows) {
+            let weight = S::splat(*w.add(i));
+            for (sum, &x16) in row.iter_mut().zip(&xs) {
+                *sum = S::fma(weight, x16, *sum);
+            }
+        }
+    }
+}
+
+/// Writes `outputs` rows of `lanes` sums as `count` rows of outputs, `stride` apart.
+#[inline(always)]
+unsafe fn place<S: Simd>(sums: &[f32], lanes: usize, to: *mut f32, stride: usize, count: usize, outputs: usize) {
+    let whole = outputs / 16 * 16;
+    for first in (0..count).step_by(16) {
+        let rows = 16.min(count - first);
+        for o in (0..whole).step_by(16) {
+            // SAFETY: sixteen outputs from `o` on and `rows` rows from `first` on have their place; the square holds
+            // what has none.
+            unsafe {
+                let (from, at) = (sums.as_ptr().add(o * lanes + first), to.add(first * stride + o));
+                if rows == 16 {
+                    S::turn(from, lanes, at, stride);
+                } else {
+                    let mut square = [0.0f32; 256];
+                    S::turn(from, lanes, square.as_mut_ptr(), 16);
+                    for r in 0..rows {
+                        std::ptr::copy_nonoverlapping(square.as_ptr().add(16 * r), at.add(r * stride), 16);
+                    }
+                }
+            }
+        }
+        for r in first..first + rows {
+            for o in whole..outputs {
+                // SAFETY: as above.
+                unsafe { *to.add(r * stride + o) = sums[o * lanes + r] };
             }
         }
     }
@@ -301,7 +435,7 @@ mod tests {
             (16, 40, 3),
             (40, 65, 72),
             (48, 16, 9),
-            (113, 70, 150),
+            (113, 200, 150),
         ] {
             let (x, w, b) = (wave(rows * inputs, 0.7), wave(outputs * inputs, 0.9), wave(outputs, 0.4));
             for bias in [None, Some(b.as_slice())] {
@@ -314,10 +448,13 @@ mod tests {
                 near(&here, &want, &what);
                 for isa in Isa::available() {
                     let mut y = vec![9.0; rows * outputs];
-                    let task = Task { matrix: m, to: Out(y.as_mut_ptr()), outputs, from: 0, until: outputs };
-                    match rows > FEW {
-                        true => wide(isa, &panels(&x, inputs), rows, &task),
-                        false => thin(isa, &x, rows, &task),
+                    for from in (0..outputs).step_by(BLOCK) {
+                        let until = outputs.min(from + BLOCK);
+                        let task = Task { matrix: m, to: Out(y.as_mut_ptr()), outputs, from, until };
+                        match rows > FEW {
+                            true => wide(isa, &panels(&x, inputs), rows, &task),
+                            false => thin(isa, &x, rows, &task),
+                        }
                     }
                     near(&y, &want, &format!("{what} {isa}"));
                 }
