@@ -100,8 +100,8 @@ fn floor(read: f64) {
     let sum: f32 = values
         .par_chunks(1 << 16)
         .map(|chunk| {
-            let mut lanes = [0.0f32; 64];
-            for piece in chunk.as_chunks::<64>().0 {
+            let mut lanes = [0.0f32; 32];
+            for piece in chunk.as_chunks::<32>().0 {
                 lanes.iter_mut().zip(piece).for_each(|(l, v)| *l += v);
             }
             lanes.iter().sum::<f32>()

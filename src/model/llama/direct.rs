@@ -12,7 +12,7 @@ use super::cache::LayerCache;
 use crate::error::{Error, Result};
 use crate::model::view::{View, plain};
 use crate::nn::cpu::curves;
-use crate::nn::cpu::matrix::{Matrix, mix, product_here, products};
+use crate::nn::cpu::matrix::{FEW, Matrix, mix, product_here, products};
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
@@ -154,13 +154,24 @@ impl Group<'_> {
         product_here(&q, Matrix { weight: self.keys.at(row, kv), inputs: dim, bias: None }, &mut scores);
         let (values, mut out) = (self.values.at(row, kv), vec![0.0f32; self.size * new * dim]);
         let first = self.pads.get(row).copied().unwrap_or(0);
+        let few = self.size * new <= FEW;
         for (i, (scores, out)) in scores.chunks_exact_mut(all).zip(out.chunks_exact_mut(dim)).enumerate() {
             let last = self.past + i % new + 1;
             // Padding sees nothing, and nobody looks at it.
-            if first < last {
-                curves::softmax(&mut scores[first..last], scale);
-                mix(&scores[first..last], &values[first * dim..last * dim], out);
+            let seen = first.min(last)..last;
+            curves::softmax(&mut scores[seen.clone()], scale);
+            if few {
+                mix(&scores[seen.clone()], &values[seen.start * dim..last * dim], out);
             }
+            scores[..seen.start].fill(0.0);
+            scores[last..].fill(0.0);
+        }
+        if !few {
+            let mut turned = vec![0.0f32; all * dim];
+            for (t, value) in values.chunks_exact(dim).enumerate() {
+                value.iter().enumerate().for_each(|(i, v)| turned[i * all + t] = *v);
+            }
+            product_here(&scores, Matrix { weight: &turned, inputs: all, bias: None }, &mut out);
         }
         out
     }

@@ -44,6 +44,9 @@ pub fn sum(values: &[f32]) -> f32 {
 
 /// Softmax of scaled scores, in place.
 pub fn softmax(scores: &mut [f32], scale: f32) {
+    if scores.is_empty() {
+        return;
+    }
     // SAFETY: `detect` names an instruction set of this machine.
     unsafe { softmax_kernel(Isa::detect(), scores, scale) }
 }

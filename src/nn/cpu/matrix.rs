@@ -5,6 +5,8 @@
 //! Every output is one sum in one order that depends on neither its neighbours nor the number of threads; outputs are
 //! shared out in blocks over the current rayon pool.
 
+use std::cell::Cell;
+
 use rayon::prelude::*;
 
 use super::dense::{self, Rows};
@@ -90,7 +92,7 @@ pub fn products(x: &[f32], inputs: usize, matrices: &[Matrix<'_>]) -> Vec<Vec<f3
         return results;
     }
     let isa = Isa::detect();
-    let panels = if rows > FEW { panels(x, inputs) } else { Aligned::zeros(0) };
+    let panels = if rows > FEW { panels(x, inputs) } else { Aligned::take(0) };
     let run = |task: &Task| match rows > FEW {
         true => wide(isa, &panels, rows, task),
         false => thin(isa, x, rows, task),
@@ -157,35 +159,50 @@ fn wide(isa: Isa, panels: &Aligned, rows: usize, task: &Task) {
     }
 }
 
-/// Values that begin on a cache line: a register then never reads from two.
+thread_local! {
+    /// The last panels of a thread, for the next: fresh memory costs a page fault a page.
+    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Values that begin on a cache line: a register then never reads from two. They hold anything finite or not.
 struct Aligned {
     values: Vec<f32>,
     from: usize,
+    len: usize,
 }
 
 impl Aligned {
-    fn zeros(n: usize) -> Self {
-        let values = vec![0.0f32; n + 16];
+    fn take(len: usize) -> Self {
+        let mut values = SPARE.take();
+        if values.len() < len + 16 {
+            values = vec![0.0f32; len + 16];
+        }
         let from = values.as_ptr().align_offset(64).min(16);
-        Aligned { values, from }
+        Aligned { values, from, len }
     }
 
     fn get(&self) -> &[f32] {
-        &self.values[self.from..]
+        &self.values[self.from..self.from + self.len]
     }
 
-    fn values(&mut self) -> &mut [f32] {
-        let (from, n) = (self.from, self.values.len() - 16);
-        &mut self.values[from..from + n]
+    fn get_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.from..self.from + self.len]
     }
 }
 
-/// Rows in panels: `inputs` groups of up to [`PANEL`] values, one of each row, padded with zeros to whole registers.
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        SPARE.set(std::mem::take(&mut self.values));
+    }
+}
+
+/// Rows in panels: `inputs` groups of up to [`PANEL`] values, one of each row, to whole registers; lanes of no row hold
+/// anything, and nobody reads their sums.
 fn panels(x: &[f32], inputs: usize) -> Aligned {
     const STRIPE: usize = 64;
     let rows = x.len() / inputs;
     let padded = rows / PANEL * PANEL + (rows % PANEL).next_multiple_of(16);
-    let mut out = Aligned::zeros(padded * inputs);
+    let mut out = Aligned::take(padded * inputs);
     let isa = Isa::detect();
     let turn = |(x, panel): (&[f32], &mut [f32])| {
         let lanes = panel.len() / inputs;
@@ -206,8 +223,8 @@ fn panels(x: &[f32], inputs: usize) -> Aligned {
     };
     let size = PANEL * inputs;
     match rayon::current_num_threads() {
-        1 => x.chunks(size).zip(out.values().chunks_mut(size)).for_each(turn),
-        _ => x.par_chunks(size).zip(out.values().par_chunks_mut(size)).for_each(turn),
+        1 => x.chunks(size).zip(out.get_mut().chunks_mut(size)).for_each(turn),
+        _ => x.par_chunks(size).zip(out.get_mut().par_chunks_mut(size)).for_each(turn),
     }
     out
 }
