@@ -93,7 +93,8 @@ fn llava(model: &Llava, read: f64) -> Result<()> {
     Ok(())
 }
 
-/// Reads an array as large as the weights that a token needs: tokens a second if nothing but that took time.
+/// Reads an array as large as the weights that a token needs: tokens a second if nothing but that took time. The loop
+/// is built for the target's baseline; where that is slower than the memory, decoding can be faster than this.
 fn floor(read: f64) {
     let values = vec![1.0f32; (read / 4.0) as usize];
     let clock = Clock::start();
