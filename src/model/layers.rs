@@ -5,12 +5,14 @@
 //! the weight is trained (composed operations, which candle differentiates).
 
 use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
 
 use super::fused;
 use super::graph::with_backward;
-use super::thin;
+use super::view::{View, plain};
 use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
+use crate::nn::cpu::matrix::{Matrix, products, serves};
 
 /// `x Wᵀ + b`; weight `(out, in)`, bias `(out)`.
 #[derive(Clone, Debug)]
@@ -47,6 +49,25 @@ impl Linear {
         Ok(y.reshape(shape)?)
     }
 
+    /// [`forward`](Self::forward) and then `f` on the whole result in place, in pieces side by side, where it lies on a
+    /// CPU in f32 and no graph is recorded; otherwise nothing.
+    pub fn forward_then(&self, x: &Tensor, f: fn(&mut [f32])) -> Result<Option<Tensor>> {
+        const PIECE: usize = 1 << 14;
+        let (mut shape, (outputs, inputs)) = (x.dims().to_vec(), self.weight.dims2()?);
+        let fits = shape.pop() == Some(inputs) && plain(&[x, &self.weight]) && self.weight.is_contiguous();
+        if !fits || !serves(usize::MAX, inputs, outputs) {
+            return Ok(None);
+        }
+        shape.push(outputs);
+        let x = x.contiguous()?;
+        let mut y = products(&View::of(&x)?, inputs, &[self.view()?.matrix()]).swap_remove(0);
+        match rayon::current_num_threads() {
+            1 => f(&mut y),
+            _ => y.par_chunks_mut(PIECE).for_each(f),
+        }
+        Ok(Some(Tensor::from_vec(y, shape, x.device())?))
+    }
+
     /// The weight `(out, in)`.
     pub fn weight(&self) -> &Tensor {
         &self.weight
@@ -67,19 +88,49 @@ impl Linear {
         if self.weight.track_op() {
             return Ok(x.matmul(&self.weight.t()?)?);
         }
+        let value = self.value(&x.detach())?;
         if !x.track_op() {
-            return match thin::product(x, &self.weight)? {
-                Some(y) => Ok(y),
-                None => Ok(x.matmul(&self.weight.t()?)?),
-            };
+            return Ok(value);
         }
-        let value = x.detach().matmul(&self.weight.t()?)?;
         let weight = self.weight.clone();
         with_backward(x, &value, move |grad| grad.matmul(&weight))
     }
 
+    /// `x Wᵀ` without a graph.
+    fn value(&self, x: &Tensor) -> Result<Tensor> {
+        let ((rows, inputs), (outputs, width)) = (x.dims2()?, self.weight.dims2()?);
+        let whole = inputs == width && self.weight.is_contiguous();
+        if !whole || !plain(&[x, &self.weight]) || !serves(rows, inputs, outputs) {
+            return Ok(x.matmul(&self.weight.t()?)?);
+        }
+        let x = x.contiguous()?;
+        let weight = View::of(&self.weight)?;
+        let y = products(&View::of(&x)?, inputs, &[Matrix { weight: &weight, inputs, bias: None }]).swap_remove(0);
+        Ok(Tensor::from_vec(y, (rows, outputs), x.device())?)
+    }
+
+    /// Its numbers where they lie on a CPU in f32.
+    pub fn view(&self) -> Result<LinearView<'_>> {
+        let bias = self.bias.as_ref().map(View::of).transpose()?;
+        Ok(LinearView { weight: View::of(&self.weight)?, inputs: self.weight.dim(1)?, bias })
+    }
+
     fn place(&self, x: &Tensor) -> String {
         format!("linear layer with weight {:?} on {:?}", self.weight.dims(), x.dims())
+    }
+}
+
+/// A [`Linear`]'s numbers, held for reading.
+pub struct LinearView<'a> {
+    weight: View<'a>,
+    inputs: usize,
+    bias: Option<View<'a>>,
+}
+
+impl LinearView<'_> {
+    /// As the kernels take it.
+    pub fn matrix(&self) -> Matrix<'_> {
+        Matrix { weight: &self.weight, inputs: self.inputs, bias: self.bias.as_deref() }
     }
 }
 
@@ -118,6 +169,22 @@ impl RmsNorm {
     /// The same layer without a tie to the graph; storage is shared.
     pub fn frozen(&self) -> Self {
         RmsNorm { weight: self.weight.detach(), eps: self.eps }
+    }
+
+    /// Of rows that lie on a CPU in f32, without a graph.
+    pub fn rows(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let weight = View::of(&self.weight)?;
+        let mut y = x.to_vec();
+        let (width, eps) = (weight.len().max(1), self.eps as f32);
+        let one = |row: &mut [f32]| {
+            let squares = row.iter().map(|v| v * v);
+            let mut lanes = [0.0f32; 16];
+            squares.enumerate().for_each(|(i, v)| lanes[i % 16] += v);
+            let scale = 1.0 / (lanes.iter().sum::<f32>() / width as f32 + eps).sqrt();
+            row.iter_mut().zip(weight.iter()).for_each(|(v, w)| *v = *v * scale * w);
+        };
+        y.chunks_exact_mut(width).for_each(one);
+        Ok(y)
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

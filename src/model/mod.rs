@@ -11,7 +11,7 @@ pub mod llava;
 pub mod mlp;
 pub mod resnet;
 pub mod sample;
-pub mod thin;
+pub mod view;
 pub mod weights;
 
 use serde::{Deserialize, Serialize};

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::model::fused;
 pub use crate::model::layers::Linear;
 use crate::model::weights::{Init, Scope};
+use crate::nn::cpu::curves;
 
 /// Layer normalisation over the last dimension.
 pub struct LayerNorm {
@@ -116,9 +117,17 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
-        let x = (x + self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
-        let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
-        Ok((x + self.fc2.forward(&inner)?)?)
+        let x = fused::add(x, &self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
+        let normed = self.norm2.forward(&x)?;
+        let direct = match self.activation {
+            Activation::QuickGelu => self.fc1.forward_then(&normed, curves::quick_gelu)?,
+            Activation::Gelu => None,
+        };
+        let inner = match direct {
+            Some(inner) => inner,
+            None => self.activation.forward(&self.fc1.forward(&normed)?)?,
+        };
+        Ok(fused::add(&x, &self.fc2.forward(&inner)?)?)
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::config::VisionConfig;
-use super::layers::{Encoder, LayerNorm, Shape};
+use super::layers::{Encoder, LayerNorm, Linear, Shape};
 use crate::error::{Error, Result};
 use crate::model::weights::{Init, Scope};
 
@@ -109,7 +109,7 @@ impl VisionTower {
             .permute([0, 2, 4, 1, 3, 5])?
             .reshape((n * grid * grid, channels * side * side))?;
         let kernel = self.patch.reshape((c.hidden_size, channels * side * side))?;
-        let patches = patches.matmul(&kernel.t()?)?.reshape((n, grid * grid, c.hidden_size))?;
+        let patches = Linear::new(kernel, None).forward(&patches)?.reshape((n, grid * grid, c.hidden_size))?;
         let class = self.class.reshape((1, 1, c.hidden_size))?.broadcast_as((n, 1, c.hidden_size))?;
         let tokens = Tensor::cat(&[&class.contiguous()?, &patches], 1)?.broadcast_add(&self.position)?;
         self.pre_norm.forward(&tokens)

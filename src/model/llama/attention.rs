@@ -1,5 +1,7 @@
 //! Grouped-query attention (Ainslie et al., 2023) with rotary positions and a key-value cache.
 
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{D, DType, Device, Tensor};
 
 use super::LlamaConfig;
@@ -17,8 +19,11 @@ const HIDDEN: f32 = -1e30;
 pub(super) struct Positions {
     /// Rotations of the new tokens.
     pub turns: Turns,
-    /// 0 or [`HIDDEN`], f32 `(rows or 1, 1, 1, new, all)`; none when a single token may see everything.
-    pub mask: Option<Tensor>,
+    /// Tokens before the new ones.
+    pub past: usize,
+    /// Tokens of padding at the start of each row; empty where there is none.
+    pub pads: Vec<usize>,
+    mask: Arc<OnceLock<Option<Tensor>>>,
 }
 
 impl Positions {
@@ -36,32 +41,45 @@ impl Positions {
         let positions: Vec<Vec<u32>> =
             pads.iter().map(|&pad| (past..past + new).map(|p| p.saturating_sub(pad) as u32).collect()).collect();
         let turns = Turns::new(frequencies, &positions, dtype, device)?;
-        if new == 1 && !ragged {
-            return Ok(Positions { turns, mask: None });
+        Ok(Positions { turns, past, pads: if ragged { pads.to_vec() } else { Vec::new() }, mask: Arc::default() })
+    }
+
+    /// 0 or [`HIDDEN`], f32 `(rows or 1, 1, 1, new, all)`; none when a single token may see everything. Made once.
+    fn mask(&self, new: usize, device: &Device) -> Result<Option<&Tensor>> {
+        if self.mask.get().is_none() {
+            let made = self.made_mask(new, device)?;
+            let _ = self.mask.set(made);
         }
-        let all = past + new;
+        Ok(self.mask.get().and_then(Option::as_ref))
+    }
+
+    fn made_mask(&self, new: usize, device: &Device) -> Result<Option<Tensor>> {
+        if new == 1 && self.pads.is_empty() {
+            return Ok(None);
+        }
+        let pads = if self.pads.is_empty() { &[0][..] } else { &self.pads };
+        let all = self.past + new;
         let mut mask = vec![HIDDEN; pads.len() * new * all];
         for (row, &pad) in mask.chunks_mut((new * all).max(1)).zip(pads) {
             for (i, line) in row.chunks_mut(all.max(1)).enumerate() {
-                line[..=past + i].fill(0.0);
+                line[..=self.past + i].fill(0.0);
                 line[..pad.min(all)].fill(HIDDEN);
             }
         }
-        let mask = Tensor::from_vec(mask, (pads.len(), 1, 1, new, all), device)?;
-        Ok(Positions { turns, mask: Some(mask) })
+        Ok(Some(Tensor::from_vec(mask, (pads.len(), 1, 1, new, all), device)?))
     }
 }
 
 /// One layer's attention.
 #[derive(Clone, Debug)]
 pub(super) struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    o: Linear,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) o: Linear,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Attention {
@@ -98,7 +116,7 @@ impl Attention {
             Some((cache, past, capacity)) => cache.append(past, capacity, &k, &v)?,
             None => (k, v.contiguous()?),
         };
-        let mixed = self.mix(&q, &k, &v, at.mask.as_ref())?;
+        let mixed = self.mix(&q, &k, &v, at.mask(new, x.device())?)?;
         let joined = mixed.transpose(1, 2)?.reshape((rows, new, self.heads * self.head_dim))?;
         self.o.forward(&joined)
     }

@@ -7,6 +7,7 @@
 mod attention;
 mod cache;
 pub mod config;
+mod direct;
 pub mod karpathy;
 mod protobuf;
 mod rope;
@@ -99,6 +100,14 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, at: &Positions, cache: Option<(&mut LayerCache, usize, usize)>) -> Result<Tensor> {
+        if direct::serves(self, x) {
+            return direct::forward(self, x, at, cache);
+        }
+        self.composed(x, at, cache)
+    }
+
+    /// From candle's operations.
+    fn composed(&self, x: &Tensor, at: &Positions, cache: Option<(&mut LayerCache, usize, usize)>) -> Result<Tensor> {
         let x = (x + self.attention.forward(&self.before_attention.forward(x)?, at, cache)?)?;
         let y = self.mlp.forward(&self.before_mlp.forward(&x)?)?;
         Ok((x + y)?)

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::config::number;
 use crate::error::{Error, Result};
+use crate::model::view::View;
 
 /// How the frequencies are stretched for longer texts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -148,6 +149,26 @@ impl Turns {
         let axis = if rows == 1 { 0 } else { 1 };
         let flat = |t: &Tensor| if rows == 1 { t.squeeze(axis)?.squeeze(0) } else { t.squeeze(axis) };
         Ok(candle_nn::rotary_emb::rope(&x.contiguous()?, &flat(&self.cos)?, &flat(&self.sin)?)?)
+    }
+
+    /// Turns heads that lie token by token on a CPU in f32, `(rows, tokens, heads, head_dim)`, in place.
+    pub(super) fn turn(&self, x: &mut [f32], head_dim: usize, heads: usize) -> Result<()> {
+        let (cos, sin) = (View::of(&self.cos)?, View::of(&self.sin)?);
+        let half = head_dim / 2;
+        for (token, x) in x.chunks_exact_mut((heads * head_dim).max(1)).enumerate() {
+            // One row of positions serves all rows.
+            let at = token * half % cos.len().max(1);
+            let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+            for head in x.chunks_exact_mut(head_dim) {
+                let (low, high) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (low[i], high[i]);
+                    low[i] = a * cos[i] - b * sin[i];
+                    high[i] = b * cos[i] + a * sin[i];
+                }
+            }
+        }
+        Ok(())
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

@@ -97,14 +97,7 @@ unsafe fn dots<S: Simd, const R: usize, const O: usize>(
         }
         for (k, row) in acc.iter().enumerate() {
             for (j, &lanes) in row.iter().enumerate() {
-                let mut parts = [0.0f32; 16];
-                S::store(parts.as_mut_ptr(), lanes);
-                for half in [8, 4, 2, 1] {
-                    for l in 0..half {
-                        parts[l] += parts[l + half];
-                    }
-                }
-                let mut sum = parts[0];
+                let mut sum = S::fold(lanes);
                 for i in whole..inputs {
                     sum += *x0.add(k * x.stride + i) * *w.add(j * inputs + i);
                 }

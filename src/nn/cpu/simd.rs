@@ -73,6 +73,29 @@ pub(super) trait Simd: Copy {
     unsafe fn gate(g: Self::V, y: Self::V) -> Self::V;
     /// The greater of `v` and `best`, NaN before all, with the mark of the one that it is; equal ones keep `best`.
     unsafe fn greater(v: Self::V, mark: Self::V, best: Self::V, marks: Self::V) -> (Self::V, Self::V);
+    /// The sum of all lanes: halves are added lane by lane, eight, four, two, one.
+    #[inline(always)]
+    unsafe fn fold(v: Self::V) -> f32 {
+        let mut parts = [0.0f32; 16];
+        // SAFETY: sixteen writable values.
+        unsafe { Self::store(parts.as_mut_ptr(), v) };
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                parts[l] += parts[l + half];
+            }
+        }
+        parts[0]
+    }
+    /// Sixteen rows of sixteen values become columns; `stride` and `to_stride` floats lie between rows.
+    #[inline(always)]
+    unsafe fn turn(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..16 {
+            for j in 0..16 {
+                // SAFETY: the caller's rows hold sixteen values.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * stride + j) };
+            }
+        }
+    }
     /// Asks for the cache line at an address, which may lie outside of any operand.
     fn prefetch(at: *const f32);
 }
@@ -165,6 +188,17 @@ mod x86 {
 
     use super::{Isa, Simd};
 
+    /// Eight, four, two, one: the order of [`Simd::fold`].
+    #[inline(always)]
+    unsafe fn fold_eight(v: __m256) -> f32 {
+        // SAFETY: AVX is enabled by the caller.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
     /// Two 256-bit registers.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx2;
@@ -250,6 +284,11 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn fold(v: Self::V) -> f32 {
+            // SAFETY: see above.
+            unsafe { fold_eight(_mm256_add_ps(v[0], v[1])) }
+        }
+        #[inline(always)]
         fn prefetch(at: *const f32) {
             // SAFETY: a prefetch touches nothing and never faults; every x86-64 has it.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -319,6 +358,47 @@ mod x86 {
             unsafe {
                 let wins = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, best) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
                 (_mm512_mask_mov_ps(best, wins, v), _mm512_mask_mov_ps(marks, wins, mark))
+            }
+        }
+        #[inline(always)]
+        unsafe fn fold(v: Self::V) -> f32 {
+            // SAFETY: see above.
+            unsafe {
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+                fold_eight(_mm256_add_ps(_mm512_castps512_ps256(v), high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn turn(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            // SAFETY: see above. Pairs of rows, then of pairs, then 128-bit quarters change places.
+            unsafe {
+                let mut a = [_mm512_setzero_ps(); 16];
+                let mut b = a;
+                for (i, row) in a.iter_mut().enumerate() {
+                    *row = _mm512_loadu_ps(from.add(i * stride));
+                }
+                for i in 0..8 {
+                    b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+                    b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+                }
+                let low = |x, y| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+                let high = |x, y| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+                for i in (0..16).step_by(4) {
+                    a[i] = low(b[i], b[i + 2]);
+                    a[i + 1] = high(b[i], b[i + 2]);
+                    a[i + 2] = low(b[i + 1], b[i + 3]);
+                    a[i + 3] = high(b[i + 1], b[i + 3]);
+                }
+                for i in 0..4 {
+                    b[i] = _mm512_shuffle_f32x4::<0x88>(a[i], a[4 + i]);
+                    b[4 + i] = _mm512_shuffle_f32x4::<0xdd>(a[i], a[4 + i]);
+                    b[8 + i] = _mm512_shuffle_f32x4::<0x88>(a[8 + i], a[12 + i]);
+                    b[12 + i] = _mm512_shuffle_f32x4::<0xdd>(a[8 + i], a[12 + i]);
+                }
+                for i in 0..8 {
+                    _mm512_storeu_ps(to.add(i * to_stride), _mm512_shuffle_f32x4::<0x88>(b[i], b[8 + i]));
+                    _mm512_storeu_ps(to.add((8 + i) * to_stride), _mm512_shuffle_f32x4::<0xdd>(b[i], b[8 + i]));
+                }
             }
         }
         #[inline(always)]

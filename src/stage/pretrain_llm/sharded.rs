@@ -40,3 +40,50 @@ pub fn gradients(objective: &Objective, step: Step, projections: &Params, cx: &C
     ordered(cx.threads, rows.div_ceil(SHARD), rows, |_| Ok(()), one, fold)?;
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::key::Key;
+    use crate::mllm::objective::{Sample, StudentProjection};
+    use crate::model::llava::Llava;
+
+    fn wave(n: usize, step: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * step).sin()).collect()
+    }
+
+    fn near(got: &[f32], want: &[f32], what: &str) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        let most = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        assert!(most > 1e-4, "{what}: all gradients vanish");
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() < 2e-5 * most, "{what}: {g} and {w}");
+        }
+    }
+
+    /// Ten rows are two whole shards and a half, with answers of unequal length: an unweighted mean would be wrong.
+    #[test]
+    fn shards_add_up_to_the_gradients_of_the_whole_batch_for_any_threads() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/default");
+        let llava = Llava::open(&folder, &Context::cpu(1)).unwrap();
+        let objective = Objective::new(&llava, [3, 2, 2], StudentProjection::Linear, true).unwrap();
+        let projections = objective.init(Key::from_seed(2)).unwrap();
+        let sample = |i: usize| llava.sample("What is it?", &"a red star ".repeat(1 + i * i % 7)).unwrap();
+        let samples: Vec<Sample> = (0..10).map(sample).collect();
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let (map, tower) = (wave(10 * 12, 0.37), Tensor::from_vec(wave(10 * 108, 0.11), (10, 9, 12), &Device::Cpu));
+        let step = Step { samples: &samples, map: &map, tower: Some(&tower.unwrap()), a: 0.6 };
+        let whole = objective.gradients(step, &projections).unwrap();
+        let parts = gradients(&objective, step, &projections, &Context::cpu(1)).unwrap();
+        assert!((parts.loss - whole.loss).abs() < 1e-5, "{} and {}", parts.loss, whole.loss);
+        near(&parts.map, &whole.map, "map");
+        for entry in objective.layout().entries() {
+            near(&parts.projections[entry.range()], &whole.projections[entry.range()], &entry.name);
+        }
+        assert_eq!(gradients(&objective, step, &projections, &Context::cpu(3)).unwrap(), parts);
+    }
+}
