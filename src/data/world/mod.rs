@@ -118,6 +118,13 @@ impl World {
         self.captioned(Universe::Clip, n)
     }
 
+    /// The same world with sentences that say number, colour, texture and shape, nothing else and nothing untrue. The
+    /// pictures are the same.
+    pub fn plain_spoken(&self) -> World {
+        let said = WorldConfig { caption_noise: 0.0, caption_dropout: 0.0, caption_detail: 0.0, ..self.config.clone() };
+        World { config: said, ..self.clone() }
+    }
+
     /// The first `n` images for LLaVA's training, drawn as CLIP's are.
     pub fn llava_training(&self, n: usize) -> Captioned {
         self.captioned(Universe::Llava, n)

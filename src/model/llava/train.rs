@@ -1,5 +1,5 @@
-//! Training projector and language model together on what images are said to show (Liu et al., *Visual instruction
-//! tuning*, 2023, from scratch instead of from a trained Llama); the tower is frozen.
+//! Training tower, projector and language model together on what images are said to show (Liu et al., *Visual
+//! instruction tuning*, 2023, from scratch instead of from a trained CLIP and a trained Llama).
 
 use std::collections::BTreeMap;
 
@@ -40,14 +40,14 @@ impl Default for TrainConfig {
 
 /// One step's images and what is said of them.
 pub struct Lesson<'a> {
-    /// What the tower sees, `(n, image tokens, layers · width)`.
-    pub features: Tensor,
+    /// Preprocessed, `(n, 3, side, side)`.
+    pub pixels: Tensor,
     /// `n` texts.
     pub samples: Vec<&'a Sample>,
 }
 
-/// Trains `vars`, the variables of `llava`'s projector and language model, on the lesson of each step. Gives the loss
-/// of each step in nats per answer token.
+/// Trains `vars`, the variables of `llava`, on the lesson of each step. Gives the loss of each step in nats per answer
+/// token.
 pub fn train<'a>(
     llava: &Llava,
     vars: &BTreeMap<String, Var>,
@@ -84,19 +84,21 @@ pub fn gradients(
     cx: &Context,
 ) -> Result<(f32, BTreeMap<String, Vec<f32>>)> {
     let n = lesson.samples.len();
-    if n == 0 || shard == 0 || lesson.features.dim(0)? != n {
-        return Err(Error::defect(format!("LLaVA training: features {:?} for {n} texts", lesson.features.dims())));
+    if n == 0 || shard == 0 || lesson.pixels.dim(0)? != n {
+        return Err(Error::defect(format!("LLaVA training: pixels {:?} for {n} texts", lesson.pixels.dims())));
     }
     let answers = |samples: &[&Sample]| samples.iter().map(|s| s.ids.len() - s.from).sum::<usize>() as f64;
     let all = answers(&lesson.samples);
     let one = |_: &mut (), i: usize| {
         let (at, rows) = (i * shard, shard.min(n - i * shard));
         let samples = &lesson.samples[at..at + rows];
-        let images = llava.projector().forward(&lesson.features.narrow(0, at, rows)?)?;
+        let images = llava.image_features(&lesson.pixels.narrow(0, at, rows)?)?;
         let loss = (llava.answer_loss(samples, &images)? * (answers(samples) / all))?;
         let grads = loss.backward()?;
         let flat = |(name, var): (&String, &Var)| match grads.get(var) {
             Some(grad) => Ok((name.clone(), grad.flatten_all()?.to_vec1::<f32>()?)),
+            // The tower's last norm stands behind what a LLaVA reads.
+            None if name.contains("post_layernorm") => Ok((name.clone(), vec![0.0; var.elem_count()])),
             None => Err(Error::defect(format!("LLaVA training: {name} gets no gradient"))),
         };
         Ok((loss.to_scalar::<f32>()?, vars.iter().map(flat).collect::<Result<Vec<_>>>()?))
