@@ -320,6 +320,16 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_spoken_world_shows_the_same_and_says_all_of_it_truly() {
+        let world = world(Mode::HeldOut, 10);
+        let (own, plain) = (world.llava_training(300), world.plain_spoken().llava_training(300));
+        assert_eq!((&own.pixels, &own.truth), (&plain.pixels, &plain.truth));
+        let f1 = |c: &Captioned| agreement(c.captions.iter().map(|c| c.text.as_str()).zip(&c.truth)).0.f1();
+        assert_eq!(f1(&plain), 1.0);
+        assert!(f1(&own) < 0.95, "{}", f1(&own));
+    }
+
+    #[test]
     fn a_full_shift_parts_the_backgrounds_and_none_leaves_them_together() {
         let seen = |background| {
             let shift = Shift { background, ..Shift::default() };
