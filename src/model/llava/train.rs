@@ -186,3 +186,20 @@ fn gradients(
     ordered(threads, n.div_ceil(shard), n, |_| Ok(()), one, fold)?;
     Ok((total, sums))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rare_words_weigh_more_than_common_ones_and_what_is_always_said_nothing() {
+        let sample = |ids: &[u32]| Sample { ids: [&[9, 9], ids].concat(), from: 2 };
+        let said = said(&[sample(&[0, 1, 1]), sample(&[0, 2]), sample(&[0, 2]), sample(&[0, 1, 3])], 10);
+        // Of four texts two have word 1, two word 2, one word 3.
+        let (half, quarter) = (2f32.ln(), 4f32.ln());
+        assert_eq!(said[0][..4], [0.0, 1.0, 0.0, 0.0]);
+        assert_eq!(said[1][..4], [0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(said[3][..4], [0.0, half / (half + quarter), 0.0, quarter / (half + quarter)]);
+        assert!(said.iter().all(|row| row[9] == 0.0));
+    }
+}
