@@ -8,6 +8,7 @@ use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::{Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::candle::Candle;
+use fedllava::nn::cohort::Cohort;
 use fedllava::nn::cpu::{Algorithm, Engine, Isa};
 use fedllava::nn::{Interpreter, Mode, Net};
 
@@ -219,4 +220,50 @@ fn no_rows_change_nothing_and_wrong_sizes_are_refused() {
     engine.forward(&before, &images(&net, 2, 1), &[2], mode).unwrap();
     assert!(engine.backward(&before, &[(net.logits, &[0.0; 3])], &mut grads).is_err());
     assert!(engine.backward(&before, &[(1, &[0.0; 3])], &mut grads).is_err(), "node 1 is no tap");
+}
+
+/// Three clients with 32, 13 and no rows, side by side, against each alone on candle; then a step each.
+#[test]
+fn clients_side_by_side_get_what_each_gets_alone() {
+    let net = Arc::new(narrow(8));
+    let (p, rows, mode) = (net.layout.len(), [32, 13, 0], Mode::Train(Key::from_seed(5)));
+    let own = |k: usize| -> Vec<f32> { params(&net).iter().map(|v| v * (1.0 + 0.1 * k as f32)).collect() };
+    let start: Vec<f32> = (0..3).flat_map(own).collect();
+    let x = images(&net, 45, 77);
+    let sample = x.len() / 45;
+
+    let engines = (0..3).map(|_| Engine::new(&net, 1).unwrap()).collect();
+    let mut cohort = Cohort::new(&net, engines);
+    let (mut logits, mut grads, mut after) = (Vec::new(), vec![0.0; 3 * p], start.clone());
+    cohort.forward(&start, &x, &rows, mode).unwrap();
+    cohort.read(net.logits, &mut logits).unwrap();
+    let seeds: Vec<f32> = [(0, 32), (32, 13)]
+        .iter()
+        .flat_map(|&(first, rows)| seed(&logits[first * 10..][..rows * 10], net.outputs()))
+        .collect();
+    cohort.backward(&start, &[(net.logits, &seeds)], &mut grads).unwrap();
+    cohort.update_buffers(&mut after).unwrap();
+
+    for (k, (first, rows)) in [(0, 32), (32, 13)].into_iter().enumerate() {
+        let mut alone = Candle::new(net.clone(), Device::Cpu, DType::F32);
+        let (params, mut one) = (&start[k * p..][..p], Vec::new());
+        let (mut gradient, mut buffers) = (vec![0.0; p], params.to_vec());
+        alone.forward(params, &x[first * sample..][..rows * sample], &[rows], mode).unwrap();
+        alone.read(net.logits, &mut one).unwrap();
+        let seed = &seeds[first * 10..][..rows * 10];
+        alone.backward(params, &[(net.logits, seed)], &mut gradient).unwrap();
+        alone.update_buffers(&mut buffers).unwrap();
+        let pairs = [
+            (&logits[first * 10..][..rows * 10], &one),
+            (&grads[k * p..][..p], &gradient),
+            (&after[k * p..][..p], &buffers),
+        ];
+        for (together, alone) in pairs {
+            assert!(distance(together, alone) < 1e-4, "client {k}: {}", distance(together, alone));
+        }
+    }
+    assert!(grads[2 * p..].iter().all(|g| *g == 0.0), "a client without rows has no gradient");
+    assert_eq!(bits(&after[2 * p..]), bits(&start[2 * p..]), "nor new buffers");
+    assert!(cohort.forward(&start, &x, &[32, 13], mode).is_err(), "rows of two clients for three");
+    assert!(cohort.forward(&start, &x, &[32, 13, 1], mode).is_err(), "one image too few");
 }

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod batch;
 pub mod candle;
+pub mod cohort;
 pub mod cpu;
 pub mod dropout;
 pub mod interpreter;

@@ -179,7 +179,9 @@ impl Experiment {
             rows.push(json!({ "a": o.a, "b": o.b, "exact": o.exact, "near": o.near, "examples": o.examples }));
         }
         if rows.is_empty() {
-            cx.events.on(Event::Note("no duplicates between the sets"));
+            let names: Vec<&str> =
+                others.iter().map(|o| o.0).chain(["server", "validation", "clients", "test"]).collect();
+            cx.events.on(Event::Note(&format!("no duplicates between {}", names.join(", "))));
         }
         Ok(json!({ "bits": overlap::NEAR, "of": 256, "overlaps": rows }))
     }

@@ -104,7 +104,11 @@ impl Outcomes {
             ("all three stages, centralised", "centralised-from-p/align"),
         ];
         let known = sides.iter().filter_map(|(name, key)| Some(format!("{name} {:.1} %", self.mean(key)?)));
-        let mut text = format!("Regime: {}.\n", known.collect::<Vec<_>>().join(" · "));
+        let known: Vec<String> = known.collect();
+        if known.len() < 2 {
+            return String::new();
+        }
+        let mut text = format!("Regime: {}.\n", known.join(" · "));
         let (Some(teacher), Some(all)) = (self.mean("fedllava/teacher"), self.mean("fedllava/align")) else {
             return text;
         };
@@ -143,6 +147,13 @@ impl Outcomes {
     fn error(&self, seeds: usize) -> String {
         let (n, worst) = (self.test_images.max(1) as f64, 50.0);
         let one = worst / n.sqrt();
+        if seeds < 2 {
+            return format!(
+                "Differences in points of accuracy, of one seed: no interval. Each accuracy is of {} test images, whose \
+                 binomial standard error is at most {one:.1} points; run more seeds before believing any.\n",
+                self.test_images
+            );
+        }
         format!(
             "Differences in points of accuracy, by seed; the interval is Student's t over {seeds} seeds. It holds the \
              test sets' error too: each seed draws {} test images of its own, whose binomial standard error is at most \

@@ -83,7 +83,7 @@ fn svg(images: &Captioned, pictures: &[&[u8]], columns: usize) -> Result<String>
             "<image x=\"{left}\" y=\"{top}\" width=\"{side}\" height=\"{side}\" href=\"data:image/png;base64,{data}\"/>\n"
         );
         let (class, mark) = if caption.wrong.is_some() { (" class=\"wrong\"", "✗ ") } else { ("", "") };
-        for (row, words) in wrap(&format!("{mark}{}", caption.text), 26).iter().take(lines).enumerate() {
+        for (row, words) in wrap(&format!("{mark}{}", caption.text), 24).iter().take(lines).enumerate() {
             let y = top + side + line * (row + 1);
             out += &format!("<text x=\"{left}\" y=\"{y}\"{class}>{words}</text>\n");
         }

@@ -557,7 +557,7 @@ fn forward_grid(shape: &Shape, isa: Isa, x: &Map, y: &Map) -> Grid {
 
 /// How windows overlap, where the kernel for that can be used. `places` are those of the taps.
 fn lines(isa: Isa, shape: &Shape, places: &[isize], [from, to]: [&Map; 2]) -> Option<Lines> {
-    let fits = taps::pixels(isa).is_some_and(|p| to.w.is_multiple_of(p)) && (shape.kernel, shape.groups) == (3, 1);
+    let fits = taps::fits(isa, to.w) && (shape.kernel, shape.groups) == (3, 1);
     let &[a, _, _, b, _, _, c, _, _] = places else { return None };
     let channels = from.c;
     fits.then_some(Lines { rows: [a, b, c], channels, columns: to.w, pitch: [from.cp, to.cp] })

@@ -131,22 +131,25 @@ unsafe fn input_gradient_body<S: Simd>(
 ) {
     for block in (0..inputs).step_by(BLOCK) {
         let width = BLOCK.min(inputs - block);
-        for o in (0..outputs).step_by(4) {
-            let fresh = o == 0 && !add;
+        let mut o = 0;
+        while o < outputs {
+            let step = [8, 4, 2].into_iter().find(|n| outputs - o >= *n).unwrap_or(1);
             for r in 0..gy.count {
+                let fresh = o == 0 && !add;
                 // SAFETY: row r and columns block.. exist in `gx`; outputs o.. in `gy` and `w`.
                 unsafe {
                     let g = gy.at.add(r * gy.stride + o);
                     let to = gx.add(r * gx_stride + block);
                     let w = w.as_ptr().add(o * inputs + block);
-                    match outputs - o {
-                        1 => axpy::<S, 1>(g, w, inputs, to, width, fresh),
+                    match step {
+                        8 => axpy::<S, 8>(g, w, inputs, to, width, fresh),
+                        4 => axpy::<S, 4>(g, w, inputs, to, width, fresh),
                         2 => axpy::<S, 2>(g, w, inputs, to, width, fresh),
-                        3 => axpy::<S, 3>(g, w, inputs, to, width, fresh),
-                        _ => axpy::<S, 4>(g, w, inputs, to, width, fresh),
+                        _ => axpy::<S, 1>(g, w, inputs, to, width, fresh),
                     }
                 }
             }
+            o += step;
         }
     }
 }

@@ -191,7 +191,9 @@ impl<'a> Call<'a> {
         match step {
             Step::MaxPool { x, out, window, index } => {
                 let (x, out) = pair(*x, *out);
-                pool::max(*window, x, out, (self.sample_mut(index, image), &index.map));
+                let index = (self.sample_mut(index, image), &index.map);
+                // SAFETY: the machine has the instruction set.
+                unsafe { pool::max(self.isa, *window, x, out, index) }
             }
             Step::AvgPool { x, out, window } => {
                 let (x, out) = pair(*x, *out);

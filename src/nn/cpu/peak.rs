@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::simd::{Isa, Simd, per_isa};
 
-/// Multiply-adds of a round: sixteen chains of sixteen lanes.
+/// Independent multiply-adds in a row, of sixteen lanes each; half as many where a value takes two registers.
 const CHAINS: usize = 12;
 const ROUNDS: usize = 20_000;
 

@@ -1,6 +1,7 @@
 //! Pooling, option-A shortcuts and dropout on one sample.
 
 use super::map::Map;
+use super::simd::{Simd, per_isa};
 
 /// A pooling window's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -24,23 +25,37 @@ impl Window {
     }
 }
 
-/// Maximum over windows; `index` receives the winning tap.
-pub(super) fn max(
+per_isa! {
+    /// Maximum over windows; `index` receives the winning tap.
+    max = max_body(window: Window, x: (&[f32], &Map), out: (&mut [f32], &Map), index: (&mut [f32], &Map))
+}
+
+#[inline(always)]
+unsafe fn max_body<S: Simd>(
     window: Window,
     (x, xm): (&[f32], &Map),
     (out, om): (&mut [f32], &Map),
     (index, im): (&mut [f32], &Map),
 ) {
-    let cp = om.cp;
-    for oy in 0..om.h {
-        for ox in 0..om.w {
-            let (best, which) = (&mut out[om.at(oy, ox)..][..cp], &mut index[im.at(oy, ox)..][..cp]);
-            best.fill(f32::NEG_INFINITY);
-            for (tap, from) in window.taps(xm, oy, ox) {
-                for ((best, which), &v) in best.iter_mut().zip(&mut *which).zip(&x[from..from + cp]) {
-                    let wins = v > *best || v.is_nan();
-                    *best = if wins { v } else { *best };
-                    *which = if wins { tap as f32 } else { *which };
+    let inside = |at: usize, tap: usize, side: usize| {
+        (at * window.stride + tap).checked_sub(window.padding).filter(|p| *p < side)
+    };
+    for pixel in 0..om.pixels() {
+        let (oy, ox) = (pixel / om.w, pixel % om.w);
+        let (best, which) = (&mut out[om.at(oy, ox)..][..om.cp], &mut index[im.at(oy, ox)..][..om.cp]);
+        best.fill(f32::NEG_INFINITY);
+        for tap in 0..window.kernel * window.kernel {
+            let places = (inside(oy, tap / window.kernel, xm.h), inside(ox, tap % window.kernel, xm.w));
+            let (Some(y), Some(x0)) = places else { continue };
+            let from = &x[xm.at(y, x0)..][..om.cp];
+            for c in (0..om.cp).step_by(16) {
+                // SAFETY: whole blocks of sixteen channels of slices of `cp` channels.
+                unsafe {
+                    let (b, w) = (best.as_mut_ptr().add(c), which.as_mut_ptr().add(c));
+                    let mark = S::splat(tap as f32);
+                    let (value, mark) = S::greater(S::load(from.as_ptr().add(c)), mark, S::load(b), S::load(w));
+                    S::store(b, value);
+                    S::store(w, mark);
                 }
             }
         }

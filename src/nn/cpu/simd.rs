@@ -71,6 +71,8 @@ pub(super) trait Simd: Copy {
     unsafe fn relu(v: Self::V) -> Self::V;
     /// `g` where `y` is positive, else 0.
     unsafe fn gate(g: Self::V, y: Self::V) -> Self::V;
+    /// The greater of `v` and `best`, NaN before all, with the mark of the one that it is; equal ones keep `best`.
+    unsafe fn greater(v: Self::V, mark: Self::V, best: Self::V, marks: Self::V) -> (Self::V, Self::V);
     /// Asks for the cache line at an address, which may lie outside of any operand.
     fn prefetch(at: *const f32);
 }
@@ -141,6 +143,14 @@ impl Simd for Portable {
             *x = if 0.0 > *x { 0.0 } else { *x };
         }
         v
+    }
+    #[inline(always)]
+    unsafe fn greater(v: Self::V, mark: Self::V, mut best: Self::V, mut marks: Self::V) -> (Self::V, Self::V) {
+        for i in 0..16 {
+            let wins = v[i] > best[i] || v[i].is_nan();
+            (best[i], marks[i]) = if wins { (v[i], mark[i]) } else { (best[i], marks[i]) };
+        }
+        (best, marks)
     }
     #[inline(always)]
     fn prefetch(_: *const f32) {}
@@ -224,6 +234,22 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn greater(v: Self::V, mark: Self::V, best: Self::V, marks: Self::V) -> (Self::V, Self::V) {
+            // SAFETY: see above.
+            unsafe {
+                let wins = |i: usize| {
+                    let (more, nan) =
+                        (_mm256_cmp_ps::<_CMP_GT_OQ>(v[i], best[i]), _mm256_cmp_ps::<_CMP_UNORD_Q>(v[i], v[i]));
+                    _mm256_or_ps(more, nan)
+                };
+                let wins = [wins(0), wins(1)];
+                let pick = |a: Self::V, b: Self::V| {
+                    [_mm256_blendv_ps(a[0], b[0], wins[0]), _mm256_blendv_ps(a[1], b[1], wins[1])]
+                };
+                (pick(best, v), pick(marks, mark))
+            }
+        }
+        #[inline(always)]
         fn prefetch(at: *const f32) {
             // SAFETY: a prefetch touches nothing and never faults; every x86-64 has it.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -286,6 +312,14 @@ mod x86 {
         unsafe fn relu(v: Self::V) -> Self::V {
             // SAFETY: see above. MAXPS returns its second operand when one is NaN.
             unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
+        }
+        #[inline(always)]
+        unsafe fn greater(v: Self::V, mark: Self::V, best: Self::V, marks: Self::V) -> (Self::V, Self::V) {
+            // SAFETY: see above.
+            unsafe {
+                let wins = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, best) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                (_mm512_mask_mov_ps(best, wins, v), _mm512_mask_mov_ps(marks, wins, mark))
+            }
         }
         #[inline(always)]
         fn prefetch(at: *const f32) {

@@ -19,15 +19,15 @@ pub(super) struct Lines {
     pub rows: [isize; 3],
     /// Channels read of each pixel.
     pub channels: usize,
-    /// Output pixels of a row, a multiple of [`pixels`].
+    /// Output pixels of a row, one that [`fits`].
     pub columns: usize,
     /// Floats between neighbouring pixels of input and output.
     pub pitch: [usize; 2],
 }
 
-/// Neighbouring pixels that a tile computes; none: the instruction set has too few registers to gain.
-pub(super) fn pixels(isa: Isa) -> Option<usize> {
-    (isa == Isa::Avx512).then_some(8)
+/// Whether rows of so many output pixels can be cut into tiles, and the instruction set has enough registers to gain.
+pub(super) fn fits(isa: Isa, columns: usize) -> bool {
+    isa == Isa::Avx512 && [8, 10, 7].iter().any(|p| columns.is_multiple_of(*p))
 }
 
 per_isa! {
@@ -38,12 +38,19 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn pass_body<S: Simd>(p: &Pass<'_>, lines: &Lines) {
-    // SAFETY: the caller's contract. The first branch is decided when compiling.
+    let whole = |p: usize| lines.columns.is_multiple_of(p);
+    // SAFETY: the caller's contract. The first branch is decided when compiling: `fits` names no other instruction set.
     unsafe {
-        match (p.vectors, lines.columns.is_multiple_of(16)) {
-            (1, true) => walk::<S, 16, 1>(p, lines),
-            (1, false) => walk::<S, 8, 1>(p, lines),
-            _ => walk::<S, 8, 2>(p, lines),
+        match p.vectors {
+            _ if S::ISA != Isa::Avx512 => {}
+            1 if whole(16) => walk::<S, 16, 1>(p, lines),
+            1 if whole(14) => walk::<S, 14, 1>(p, lines),
+            1 if whole(10) => walk::<S, 10, 1>(p, lines),
+            1 if whole(8) => walk::<S, 8, 1>(p, lines),
+            1 => walk::<S, 7, 1>(p, lines),
+            _ if whole(8) => walk::<S, 8, 2>(p, lines),
+            _ if whole(10) => walk::<S, 10, 2>(p, lines),
+            _ => walk::<S, 7, 2>(p, lines),
         }
     }
 }
@@ -168,6 +175,9 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn grad_body<S: Simd>(p: &GradPass, tap: usize) {
+    if S::ISA != Isa::Avx512 {
+        return;
+    }
     // SAFETY: the caller's contract; the row's outer windows reach one pixel beyond the outputs on each side.
     unsafe {
         let mut acc = [[[S::zero(); GRAD_VECTORS]; GRAD_CHANNELS]; 3];

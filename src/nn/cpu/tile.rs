@@ -132,7 +132,7 @@ fn fetch_ahead<S: Simd, const MR: usize, const NV: usize>(p: &Pass<'_>, x: &[*co
     let next = last.offset + last.len as isize + ((MR - 1) * pitch) as isize;
     for i in 0..MR {
         (0..NV).for_each(|v| S::prefetch(y[i].wrapping_add(16 * v)));
-        (0..pitch).step_by(16).for_each(|lane| S::prefetch(x[i].wrapping_offset(next + lane as isize)));
+        (0..pitch.min(last.len)).step_by(16).for_each(|lane| S::prefetch(x[i].wrapping_offset(next + lane as isize)));
     }
 }
 
