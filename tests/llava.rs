@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use fedllava::data::captions::Captions;
-use fedllava::data::world::{PIXELS, SIDE, World, WorldConfig};
+use fedllava::data::world::{Attribute, PIXELS, SIDE, World, WorldConfig};
 use fedllava::exec::Context;
 use fedllava::key::{Key, Purpose};
 use fedllava::mllm::captioner::LlavaCaptioner;
@@ -182,6 +182,10 @@ fn the_shipped_captions_are_of_the_shipped_pool_and_say_what_the_pictures_show()
     assert!(!said_of[..4].contains(&said_of[4]), "{said_of:?}");
     let judged = fedllava::stage::demo_captions::judge(&world, &root("data/demo-captions.jsonl"), 0).unwrap();
     assert!(judged.all.f1() > 0.6, "{:?}", judged.all);
+    // Of ten shapes one is right by chance; one of five textures; one of ten colours.
+    let f1 = |what| judged.each.iter().find(|(a, _)| *a == what).unwrap().1.f1();
+    let (shape, texture, colour) = (f1(Attribute::Shape), f1(Attribute::Texture), f1(Attribute::Colour));
+    assert!(shape > 0.28 && texture > 0.6 && colour > 0.9, "{shape} {texture} {colour}");
     let revision = Llava::open(&root("data/demo-llava"), &Context::cpu(1)).unwrap().revision().unwrap();
     for (i, pixels) in own.iter().enumerate() {
         let Some(record) = records.iter().find(|r| r.image == format!("world-{i:06}")) else { continue };

@@ -20,7 +20,7 @@ pub struct TrainDemoModels {
     /// Where the CLIP goes.
     #[arg(long, default_value = "data/demo-clip")]
     out: PathBuf,
-    /// Where the LLaVA goes; its tower is the CLIP's.
+    /// Where the LLaVA goes.
     #[arg(long, default_value = "data/demo-llava")]
     llava: PathBuf,
     /// Train one of them.
@@ -61,7 +61,7 @@ pub fn train(t: &TrainDemoModels, config: &str, quiet: bool) -> Result<()> {
         let mut llava = DemoLlavaConfig::default();
         llava.images = t.images.unwrap_or(llava.images);
         llava.epochs = t.epochs.unwrap_or(llava.epochs);
-        let loss = train_llava(&llava, &world(llava.seed)?, &t.out, &t.llava, &cx)?;
+        let loss = train_llava(&llava, &world(llava.seed)?, &t.llava, &cx)?;
         say(&format!(
             "{}: loss {loss:.4} nats a token; `fedllava demo --recaption` writes its captions",
             t.llava.display()
