@@ -58,6 +58,8 @@ struct Golden {
     net: Net,
     batch: usize,
     train: bool,
+    /// Salt of the images' noise.
+    images: u32,
     tensors: BTreeMap<String, Vec<f32>>,
 }
 
@@ -78,7 +80,8 @@ fn golden(name: &str) -> Golden {
         let config: ModelConfig = serde_json::from_str(&meta["config"]).unwrap();
         config.build(shape, Head::Classes(tensors["logits"].len() / batch)).unwrap()
     };
-    Golden { net, batch, train: meta["train"] == "1", tensors }
+    let images = meta.get("images").map_or(7777, |salt| salt.parse().unwrap());
+    Golden { net, batch, train: meta["train"] == "1", images, tensors }
 }
 
 /// As `sample` in make.py.
@@ -107,7 +110,7 @@ fn check(case: &Golden, engine: &mut dyn Interpreter, tolerance: f64, who: &str)
         assert!(d < tolerance, "{who} {}: {what} is off by {d:.1e}", net.name);
     };
     let mut params = params(net);
-    let x = noise(case.batch * net.input_shape().iter().product::<usize>(), 7777);
+    let x = noise(case.batch * net.input_shape().iter().product::<usize>(), case.images);
     let mode = if case.train { Mode::Train(Key::from_seed(1)) } else { Mode::Eval };
     engine.forward(&params, &x, &[case.batch], mode).unwrap();
     let mut value = Vec::new();

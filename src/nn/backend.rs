@@ -15,12 +15,12 @@ use crate::exec::Context;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// Our engine on a CPU, candle elsewhere.
+    /// `winograd` on a CPU, candle elsewhere.
     #[default]
     Auto,
-    /// Our CPU engine; another device is refused.
+    /// Our CPU engine with direct convolution alone; another device is refused.
     Cpu,
-    /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more: faster, about ten
+    /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more: faster, up to ten
     /// times the rounding error.
     Winograd,
     /// candle tensors with autograd, on any device.
@@ -31,8 +31,10 @@ impl Backend {
     /// A workspace for one worker, which may use `threads` threads of its own without changing a byte.
     pub fn workspace(self, net: &Arc<Net>, cx: &Context, threads: usize) -> Result<Box<dyn Interpreter>> {
         match (self, cx.device.is_cpu()) {
-            (Backend::Auto | Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
-            (Backend::Winograd, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?)),
+            (Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
+            (Backend::Auto | Backend::Winograd, true) => {
+                Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?))
+            }
             (Backend::Cpu | Backend::Winograd, false) => {
                 Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")
                     .hint("use run.engine = \"auto\" or \"candle\""))

@@ -125,7 +125,7 @@ pub fn lines(title: &str, x: &Axis<'_>, y: &str, lines: &[Line]) -> Result<Strin
         for (i, line) in lines.iter().enumerate() {
             one_line(area, line, i, &px, &py)?;
             let at = (width - right + 24, top + 20 + 26 * i as i32);
-            area.draw(&marker(i, at, SERIES[i % 5])).map_err(failed)?;
+            area.draw(&marker(i, at, SERIES[i % SERIES.len()])).map_err(failed)?;
             area.draw(&Text::new(line.name.clone(), (at.0 + 14, at.1 - 8), font(14))).map_err(failed)?;
         }
         Ok(())
@@ -133,7 +133,7 @@ pub fn lines(title: &str, x: &Axis<'_>, y: &str, lines: &[Line]) -> Result<Strin
 }
 
 fn one_line(area: &Area<'_>, line: &Line, i: usize, px: &dyn Fn(f64) -> i32, py: &dyn Fn(f64) -> i32) -> Result<()> {
-    let colour = SERIES[i % 5];
+    let colour = SERIES[i % SERIES.len()];
     let beside = if line.joined { 0 } else { 9 * i as i32 - 13 };
     let points: Vec<(i32, i32)> = line.points.iter().map(|(x, y)| (px(*x) + beside, py(*y))).collect();
     if line.joined {
