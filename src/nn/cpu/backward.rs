@@ -9,11 +9,10 @@ use super::Call;
 use super::arena::Shared;
 use super::crew::Worker;
 use super::dense::{self, Rows};
-use super::forward::blocks;
+use super::forward::{Affine, blocks};
 use super::plan::{ConvStep, Norm, Slot, Step};
 use super::pool;
 use super::rows::{self, Gate, NormGrad, Term, Upstream};
-use crate::nn::interpreter::Mode;
 use crate::nn::net::{Node, ParamId};
 
 /// Batch norm's input gradient: scale, offset and slope of each channel.
@@ -45,6 +44,12 @@ enum Local<'p> {
         gy: &'p Slot,
         add: Option<bool>,
         weights: bool,
+    },
+    /// A rectified batch norm whose value was not kept.
+    Again {
+        terms: &'p [(Node, Option<usize>)],
+        affine: [Affine; 1],
+        out: Node,
     },
     /// The sums that a batch norm needs of the whole batch.
     Sums {
@@ -134,6 +139,12 @@ impl<'p> Call<'p> {
         unsafe { self.mem.get(norm.state, at, len) }
     }
 
+    /// What forward multiplied a batch norm's input with and added to it.
+    fn scale_and_shift(&self, norm: &Norm) -> (&'p [f32], &'p [f32]) {
+        let cp = self.value(norm.x).map.cp;
+        (self.state(norm, 3 * cp, cp), self.state(norm, 4 * cp, cp))
+    }
+
     /// What the input gradient needs; the first worker adds the gradients of γ and β.
     fn norm_gradient(&self, norm: &Norm, keep: bool, grads: Shared<'_>) -> Coefficients {
         let map = &self.value(norm.x).map;
@@ -143,7 +154,7 @@ impl<'p> Call<'p> {
         // SAFETY: written before the last barrier, only read now.
         let partial: &[f64] = unsafe { self.mem.doubles(norm.partial, 0, self.rows * 2 * cp) };
         let total = (map.pixels() * self.rows) as f64;
-        let training = matches!(self.mode, Mode::Train(_));
+        let training = self.training();
         let mut out = [vec![0.0; cp], vec![0.0; cp], vec![0.0; cp]];
         let entries = self.net.layout.entries();
         for c in 0..map.c {
@@ -171,9 +182,7 @@ impl<'p> Call<'p> {
             None => Gate::Open,
             Some(Relu::Of(node)) => Gate::Output(self.view(self.value(node), image)),
             Some(Relu::After(norm)) => {
-                let z = self.value(norm.x);
-                let [scale, shift] = [3, 4].map(|part| self.state(norm, part * z.map.cp, z.map.cp));
-                Gate::Term(Term { z: self.view(z, image), affine: Some((scale, shift)) })
+                Gate::Term(Term { z: self.view(self.value(norm.x), image), affine: Some(self.scale_and_shift(norm)) })
             }
         };
         Upstream { g: self.view(gy, image), gate }
@@ -183,6 +192,7 @@ impl<'p> Call<'p> {
         match local {
             Local::Gate(step, gy) => images.for_each(|image| self.gate(step, gy, image)),
             Local::Conv { step, gy, add, weights } => self.conv_back(step, gy, *add, *weights, images, scratch),
+            Local::Again { terms, affine, out } => images.for_each(|image| self.fuse(terms, affine, true, *out, image)),
             Local::Sums { norm, relu, gy } => images.for_each(|image| self.sums(norm, *relu, gy, image)),
             Local::Fuse { branches, relu, gy } => {
                 for image in images {
@@ -361,10 +371,27 @@ impl<'p> Walk<'_, 'p, '_> {
         if step.relu || step.bias.is_some() {
             self.segment.push(Local::Gate(step, gy));
         }
+        self.again(step.x);
         let add = self.call.grad(step.x).map(|_| self.visit(step.x));
         self.segment.push(Local::Conv { step, gy, add, weights: self.worker.alone() });
         self.waiting.push((step, gy));
         self.ran.push(step);
+    }
+
+    /// Computes a value that was not kept before it is read.
+    fn again(&mut self, node: Node) {
+        if self.call.value(node).ring.is_none() {
+            return;
+        }
+        for step in &self.call.plan.steps {
+            if let Step::Fuse { terms, out, .. } = step
+                && let (&[(_, Some(norm))], true) = (terms.as_slice(), *out == node)
+            {
+                let (scale, shift) = self.call.scale_and_shift(&self.call.plan.norms[norm]);
+                let affine = [Some((scale.to_vec(), shift.to_vec()))];
+                self.segment.push(Local::Again { terms, affine, out: node });
+            }
+        }
     }
 
     fn bias_gradient(&self, step: &ConvStep, bias: ParamId, cp: usize) {

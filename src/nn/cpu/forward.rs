@@ -10,7 +10,7 @@ use super::Call;
 use super::conv::Target;
 use super::crew::Worker;
 use super::dense::{self, Rows};
-use super::plan::{ConvStep, Norm, RING, Slot, Step, WholeSum};
+use super::plan::{ConvStep, Norm, Slot, Step, WholeSum, block_of};
 use super::rows::{self, Term, View};
 use super::{pool, simd::Isa};
 use crate::nn::dropout;
@@ -18,7 +18,7 @@ use crate::nn::interpreter::Mode;
 use crate::nn::net::{BN_EPS, Node, ParamId};
 
 /// Scale and shift of each channel, where batch norm stands before a term.
-type Affine = Option<(Vec<f32>, Vec<f32>)>;
+pub(super) type Affine = Option<(Vec<f32>, Vec<f32>)>;
 
 /// What goes sample by sample.
 enum Local<'p> {
@@ -35,15 +35,10 @@ enum Local<'p> {
     Sample(&'p Step),
 }
 
-/// Cuts a share of the samples into blocks of at most `at_once` (and of a ring).
+/// Cuts a share of the samples into the blocks of a segment whose convolutions take `at_once`.
 pub(super) fn blocks(share: Range<usize>, at_once: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = prev_power_of_two(at_once.clamp(1, RING));
+    let size = block_of(at_once);
     share.clone().step_by(size).map(move |first| first..share.end.min(first + size))
-}
-
-/// The largest power of two not above `n` ≥ 1; blocks of such a size do not wrap around a ring.
-fn prev_power_of_two(n: usize) -> usize {
-    1 << n.ilog2()
 }
 
 impl<'a> Call<'a> {
@@ -64,17 +59,22 @@ impl<'a> Call<'a> {
         self.plan.values[node].as_ref().expect("the plan stores every operand")
     }
 
+    /// Whether batch norms take the batch's statistics.
+    pub fn training(&self) -> bool {
+        matches!(self.mode, Mode::Train(_))
+    }
+
     /// One sample of a slot, to read.
     pub fn sample(&self, slot: &Slot, image: usize) -> &'a [f32] {
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get(slot.region, slot.at(image), slot.map.image()) }
+        unsafe { self.mem.get(slot.region, slot.at(image, self.training()), slot.map.image()) }
     }
 
     /// One sample of a slot, to write.
     #[allow(clippy::mut_from_ref, reason = "the arena is shared by workers under the contract of Mem")]
     pub fn sample_mut(&self, slot: &Slot, image: usize) -> &'a mut [f32] {
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get_mut(slot.region, slot.at(image), slot.map.image()) }
+        unsafe { self.mem.get_mut(slot.region, slot.at(image, self.training()), slot.map.image()) }
     }
 
     /// The first float of a sample.
@@ -142,7 +142,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 Step::Fuse { terms, relu, out, .. } => {
-                    if step.ends_segment() && matches!(self.mode, Mode::Train(_)) {
+                    if step.ends_segment() && self.training() {
                         self.run(worker, &mut segment);
                         worker.meet();
                     }
@@ -256,7 +256,7 @@ impl<'a> Call<'a> {
 
     /// A sample's part of a batch norm's statistics.
     fn stats(&self, norm: usize, image: usize) {
-        if matches!(self.mode, Mode::Train(_)) {
+        if self.training() {
             let norm = &self.plan.norms[norm];
             let z = self.value(norm.x);
             // SAFETY: the sample's own part; the machine has the instruction set.
@@ -267,7 +267,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn fuse(&self, terms: &[(Node, Option<usize>)], affine: &[Affine], relu: bool, out: Node, image: usize) {
+    /// One sample of a sum.
+    pub fn fuse(&self, terms: &[(Node, Option<usize>)], affine: &[Affine], relu: bool, out: Node, image: usize) {
         let slot = self.value(out);
         let term = |i: usize| Term {
             z: self.view(self.value(terms[i].0), image),

@@ -152,9 +152,7 @@ impl Conv {
             let copied = self.copies().then(|| self.copy_gradients(block, y, panels().map(|p| p.0.lane), scratch));
             for first in channels {
                 let x = match copied {
-                    Some((_, free)) => {
-                        self.copy_inputs(block, x.after(first), overlap::GROUP.min(self.x.cp - first), free)
-                    }
+                    Some((_, free)) => self.copy_inputs(block, x.after(first), free),
                     None => x.after(first),
                 };
                 for (i, (panel, own, lines)) in panels().enumerate() {
@@ -189,29 +187,33 @@ impl Conv {
         lanes: impl Iterator<Item = usize>,
         scratch: *mut f32,
     ) -> (Pixels, *mut f32) {
-        let mut to = scratch;
-        let (size, row) = ([block.rows, self.y.w, overlap::LANES], self.y.w * overlap::LANES);
+        let (mut to, row) = (scratch, self.y.w * overlap::LANES);
         for lane in lanes {
             for image in 0..block.images {
                 // SAFETY: the caller's contract.
                 unsafe {
-                    let at = from.at.add(image * from.pitch[0] + lane);
-                    to = overlap::copy((at, from.pitch[1], from.pitch[2]), (to, overlap::LANES), size);
+                    let from = from.at.add(image * from.pitch[0] + lane);
+                    let pitch = [self.gy.row(), self.gy.cp];
+                    let rows = overlap::Rows { from, pitch, count: [block.rows, self.y.w, overlap::VECTORS], to };
+                    overlap::copy(self.isa, &rows);
+                    to = rows.end();
                 }
             }
         }
         (Pixels { at: scratch, pitch: [block.rows * row, row, overlap::LANES] }, to)
     }
 
-    /// Copies `len` channels of the inputs under a block.
-    unsafe fn copy_inputs(&self, block: &Block, from: Pixels, len: usize, scratch: *mut f32) -> Pixels {
+    /// Copies a group of channels of the inputs under a block.
+    unsafe fn copy_inputs(&self, block: &Block, from: Pixels, scratch: *mut f32) -> Pixels {
         let [high, wide] = self.under(block.rows);
         let (mut to, row) = (scratch, wide * overlap::GROUP);
         for image in 0..block.images {
             // SAFETY: the caller's contract.
             unsafe {
-                let at = from.at.add(image * from.pitch[0]);
-                to = overlap::copy((at, self.x.row(), from.pitch[2]), (to, overlap::GROUP), [high, wide, len]);
+                let from = from.at.add(image * from.pitch[0]);
+                let rows = overlap::Rows { from, pitch: [self.x.row(), self.x.cp], count: [high, wide, 1], to };
+                overlap::copy(self.isa, &rows);
+                to = rows.end();
             }
         }
         Pixels { at: scratch, pitch: [high * row, self.shape.stride * row, overlap::GROUP] }

@@ -17,6 +17,8 @@ pub(super) const GROUP: usize = 16;
 pub(super) const LANES: usize = 16 * VECTORS;
 /// Pixels that are asked for before they are used.
 const AHEAD: usize = 10;
+/// The same of a copy.
+const COPY_AHEAD: usize = 16;
 
 /// Where pixels lie.
 #[derive(Clone, Copy, Debug)]
@@ -55,27 +57,47 @@ pub(super) struct Tile {
     pub tap: usize,
 }
 
-/// Copies `len` floats from each of `pixels` places `pitch` apart, row by row, to places `to_pitch` apart; returns
-/// where the next copy would go.
-///
-/// # Safety
-/// All of them lie in their regions.
-pub(super) unsafe fn copy(
-    (mut from, row, pitch): (*const f32, usize, usize),
-    (mut to, to_pitch): (*mut f32, usize),
-    [rows, pixels, len]: [usize; 3],
-) -> *mut f32 {
-    for _ in 0..rows {
+/// Pixels of some rows, to be copied side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// The first.
+    pub from: *const f32,
+    /// Floats from one row to the next, and from one pixel to the next.
+    pub pitch: [usize; 2],
+    /// Rows, pixels in a row, and vectors of sixteen floats of a pixel.
+    pub count: [usize; 3],
+    /// Where they go.
+    pub to: *mut f32,
+}
+
+impl Rows {
+    /// Where the next copy would go.
+    pub fn end(&self) -> *mut f32 {
+        self.to.wrapping_add(16 * self.count.iter().product::<usize>())
+    }
+}
+
+per_isa! {
+    /// Copies pixels. Contract: all of them lie in their regions, vectors included.
+    copy = copy_body(p: &Rows)
+}
+
+#[inline(always)]
+unsafe fn copy_body<S: Simd>(p: &Rows) {
+    let ([rows, pixels, vectors], mut to) = (p.count, p.to);
+    for row in 0..rows {
         for pixel in 0..pixels {
             // SAFETY: the caller's contract.
             unsafe {
-                std::ptr::copy_nonoverlapping(from.add(pixel * pitch), to, len);
-                to = to.add(to_pitch);
+                let from = p.from.add(row * p.pitch[0] + pixel * p.pitch[1]);
+                for v in 0..vectors {
+                    S::prefetch(from.wrapping_add(COPY_AHEAD * p.pitch[1] + 16 * v));
+                    S::store(to, S::load(from.add(16 * v)));
+                    to = to.add(16);
+                }
             }
         }
-        from = from.wrapping_add(row);
     }
-    to
 }
 
 /// Accumulators: `[tap][channel][vector]`.

@@ -11,22 +11,34 @@ use super::pool::Window;
 use super::simd::Isa;
 use crate::nn::net::{Net, Node, Op, ParamId};
 
-/// Samples that a ring holds: the most that one block of a segment has.
+/// Samples of the largest block of a segment.
 pub(super) const RING: usize = 8;
+
+/// Samples of a block of a segment whose convolutions take so many at once: a power of two, so that blocks do not wrap
+/// around a ring.
+pub(super) fn block_of(at_once: usize) -> usize {
+    1 << at_once.clamp(1, RING).ilog2()
+}
 
 /// Where a value or gradient lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub map: Map,
     pub region: Region,
-    /// Room for [`RING`] samples only, used by one block after the other.
-    pub ring: bool,
+    /// Of a ring, used by one block after the other: the samples of a block in training. It has room for [`RING`].
+    pub ring: Option<usize>,
 }
 
 impl Slot {
     /// First float of a sample in the region.
-    pub fn at(&self, image: usize) -> usize {
-        self.map.image() * if self.ring { image % RING } else { image }
+    pub fn at(&self, image: usize, training: bool) -> usize {
+        let place = match self.ring {
+            Some(block) if training => image % block,
+            // Without batch statistics a segment is longer than in training, and so may be its blocks.
+            Some(_) => image % RING,
+            None => image,
+        };
+        self.map.image() * place
     }
 }
 
@@ -261,7 +273,7 @@ impl<'a> Planner<'a> {
     }
 
     fn slot(&mut self, map: Map) -> Slot {
-        Slot { map, region: self.region(map.image(), 0), ring: false }
+        Slot { map, region: self.region(map.image(), 0), ring: None }
     }
 
     /// Gives a node its value and, when parameters lie upstream, its gradient.
@@ -322,24 +334,44 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The gradient between a convolution and its batch norm lives for one block of samples when backward takes both
-    /// in one segment: it needs no room for the batch, and stays in the cache.
+    /// What lives for one block of samples needs no room for the batch, and stays in the cache: the gradient between a
+    /// convolution and its batch norm when backward takes both in one segment, and a rectified batch norm that only
+    /// one convolution of its segment reads; backward computes that again from the batch norm's input.
     fn rings(&mut self) {
         let steps = &self.plan.steps;
-        let mut rings = Vec::new();
+        let segments: Vec<usize> = steps
+            .iter()
+            .scan(0, |segment, step| {
+                *segment += usize::from(step.ends_segment());
+                Some(*segment)
+            })
+            .collect();
+        let conv = |s: &Step| if let Step::Conv(c) = s { Some(c.conv.images_per_pass()) } else { None };
+        let block = |segment: usize| {
+            let own = steps.iter().zip(&segments).filter(|s| *s.1 == segment);
+            block_of(own.filter_map(|s| conv(s.0)).max().unwrap_or(1))
+        };
+        let (mut values, mut grads) = (Vec::new(), Vec::new());
         for (i, step) in steps.iter().enumerate() {
-            let Step::Fuse { terms, .. } = step else { continue };
+            let Step::Fuse { terms, relu, out, .. } = step else { continue };
             for &(node, _) in terms.iter().filter(|t| t.1.is_some() && self.only(t.0).is_some()) {
                 let conv = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node));
-                if conv.is_some_and(|c| !steps[c + 1..i].iter().any(Step::ends_segment)) {
-                    rings.push(node);
+                if let Some(c) = conv.filter(|&c| segments[c] + 1 == segments[i]) {
+                    grads.push((node, block(segments[c])));
                 }
             }
+            let reader = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.x == *out));
+            let again = *relu && matches!(terms.as_slice(), [(_, Some(_))]);
+            if again && self.only(*out).is_some() && reader.is_some_and(|r| segments[r] == segments[i]) {
+                values.push((*out, block(segments[i])));
+            }
         }
-        for node in rings {
-            if let Some(slot) = &mut self.plan.grads[node] {
-                slot.ring = true;
-                self.plan.sizes[slot.region] = Size { per_image: 0, fixed: RING * slot.map.image() };
+        for (slots, rings) in [(&mut self.plan.values, values), (&mut self.plan.grads, grads)] {
+            for (node, block) in rings {
+                if let Some(slot) = &mut slots[node] {
+                    slot.ring = Some(block);
+                    self.plan.sizes[slot.region] = Size { per_image: 0, fixed: RING * slot.map.image() };
+                }
             }
         }
     }
