@@ -408,7 +408,7 @@ impl<'p> Walk<'_, 'p, '_> {
     fn fuse(&mut self, terms: &'p [(Node, Option<usize>)], relu: bool, out: Node) {
         let Some(gy) = self.upstream(out) else { return };
         let norms: Vec<Option<&'p Norm>> = terms.iter().map(|t| t.1.map(|n| &self.call.plan.norms[n])).collect();
-        let relu = relu.then(|| match norms.as_slice() {
+        let relu = relu.then_some(match norms.as_slice() {
             &[Some(norm)] => Relu::After(norm),
             _ => Relu::Of(out),
         });

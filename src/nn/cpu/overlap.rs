@@ -115,6 +115,11 @@ unsafe fn add_body<S: Simd>(p: &Tile) {
     // SAFETY: the caller's contract.
     unsafe {
         let mut acc = [[[S::zero(); VECTORS]; CHANNELS]; 3];
+        for t in 0..3 {
+            for c in 0..CHANNELS * VECTORS {
+                S::prefetch(p.w.wrapping_add(t * p.tap + 16 * c));
+            }
+        }
         let [images, rows, columns] = p.count;
         for image in 0..images {
             for row in 0..rows {
