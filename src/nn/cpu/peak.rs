@@ -1,4 +1,4 @@
-//! What this core can do at best, measured now.
+//! What this core can do at best, measured now: products, and reading.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -48,4 +48,52 @@ pub fn peak(isa: Isa, tries: usize) -> f64 {
         flop / start.elapsed().as_secs_f64() / 1e9
     };
     (0..tries).map(once).fold(0.0, f64::max)
+}
+
+per_isa! {
+    /// Eight sums of sixteen lanes each, then all together.
+    sweep_kernel = sweep_body(values: &[f32], out: &mut f32)
+}
+
+#[inline(always)]
+unsafe fn sweep_body<S: Simd>(values: &[f32], out: &mut f32) {
+    const SUMS: usize = 8;
+    let (whole, rest) = values.as_chunks::<{ 16 * SUMS }>();
+    // SAFETY: a chunk holds the vectors that are loaded from it.
+    unsafe {
+        let mut acc = [S::zero(); SUMS];
+        for chunk in whole {
+            for (i, sum) in acc.iter_mut().enumerate() {
+                *sum = S::add(*sum, S::load(chunk.as_ptr().add(16 * i)));
+            }
+        }
+        *out = S::fold(acc[1..].iter().fold(acc[0], |s, &v| S::add(s, v))) + rest.iter().sum::<f32>();
+    }
+}
+
+/// The sum of values by the widest loads that this machine has: how fast they can be read.
+pub fn sweep(values: &[f32]) -> f32 {
+    let mut out = 0.0;
+    // SAFETY: `detect` names an instruction set of this machine.
+    unsafe { sweep_kernel(Isa::detect(), values, &mut out) };
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_reads_every_value_once_on_every_instruction_set() {
+        for len in [0, 1, 127, 128, 1000] {
+            // Whole numbers, whose sums are exact.
+            let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            for isa in Isa::available() {
+                let mut sum = -1.0;
+                // SAFETY: the instruction set is one of this machine's.
+                unsafe { sweep_kernel(isa, &values, &mut sum) };
+                assert_eq!(sum, values.iter().sum::<f32>(), "{len} on {isa}");
+            }
+        }
+    }
 }
