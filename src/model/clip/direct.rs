@@ -1,8 +1,8 @@
 //! A tower's layers on a CPU in f32 where no graph is recorded.
 //!
 //! The same arithmetic as the composed layers (a test holds both together), on plain slices: a thread takes a few images
-//! through all layers at a time, so that what lies between two products stays near it and threads never wait for each
-//! other. Images too few to go round are taken together, and the products are shared out.
+//! at a time through a layer, so that what lies between two products stays near it and threads wait for each other once
+//! a layer. Images too few to go round are taken together, and the products are shared out.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -38,17 +38,16 @@ pub(super) fn forward(layers: &[Layer], x: &Tensor, causal: bool) -> Result<Tens
     let contiguous = x.contiguous()?;
     let mut values = View::of(&contiguous)?.to_vec();
     let views = layers.iter().map(Views::of).collect::<Result<Vec<_>>>()?;
-    let through = |x: &mut [f32], spread| views.iter().for_each(|v| v.layer(x, t, causal, spread));
     let threads = rayon::current_num_threads();
     // Fewer rows than this sum in another order; whether they do must not depend on the threads.
-    if t <= FEW || (threads > 1 && n < 2 * threads) {
-        through(&mut values, Spread::Pool);
-    } else {
-        let groups = n.div_ceil((TOKENS / t).max(1)).next_multiple_of(threads).min(n);
-        let size = n.div_ceil(groups) * t * width;
-        match threads {
-            1 => values.chunks_mut(size).for_each(|x| through(x, Spread::Here)),
-            _ => values.par_chunks_mut(size).for_each(|x| through(x, Spread::Here)),
+    let together = t <= FEW || (threads > 1 && n < 2 * threads);
+    let groups = n.div_ceil((TOKENS / t).max(1)).next_multiple_of(threads).min(n);
+    let size = n.div_ceil(groups) * t * width;
+    for view in &views {
+        match (together, threads) {
+            (true, _) => view.layer(&mut values, t, causal, Spread::Pool),
+            (_, 1) => values.chunks_mut(size).for_each(|x| view.layer(x, t, causal, Spread::Here)),
+            _ => values.par_chunks_mut(size).for_each(|x| view.layer(x, t, causal, Spread::Here)),
         }
     }
     Ok(Tensor::from_vec(values, (n, t, width), &Device::Cpu)?)

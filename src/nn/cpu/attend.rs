@@ -3,10 +3,12 @@
 //! Keys are turned once into panels; queries and values are read where they lie. Each score and each output is one sum
 //! in the order of the columns and of the keys. What no query of the eight may see is not computed.
 
+use std::ptr::null;
+
 use super::block::{Columns, tiles};
 use super::curves;
 use super::dense::Rows;
-use super::panels::{PANEL, lanes, places, turn_body};
+use super::panels::{lanes, places, turn_body};
 use super::simd::{Isa, Simd, per_isa};
 use super::spare::Spare;
 
@@ -113,7 +115,7 @@ unsafe fn score<S: Simd>(q: Rows, keys: &[f32], dim: usize, all: usize, most: us
     let pitch = lanes(all);
     let (mut panel, mut lane) = (keys.as_ptr(), 0);
     for p in places(all).take_while(|p| p.first < most) {
-        let x = Columns { at: panel, step: p.lanes, vectors: p.lanes / 16, columns: dim };
+        let x = Columns { at: panel, step: p.lanes, vectors: p.lanes / 16, columns: dim, ahead: null() };
         let mut i = 0;
         while i < q.count {
             // SAFETY: the panel has its lanes for each column; lanes before and of this panel are within the pitch.
@@ -133,13 +135,13 @@ unsafe fn score<S: Simd>(q: Rows, keys: &[f32], dim: usize, all: usize, most: us
 #[inline(always)]
 unsafe fn mix<S: Simd>(p: *const f32, pitch: usize, v: Rows, dim: usize, out: &mut [f32]) {
     let (count, whole) = (out.len() / dim, dim / 16 * 16);
-    for at in (0..whole).step_by(PANEL.min(32)) {
+    for at in (0..whole).step_by(32) {
         let vectors = ((whole - at) / 16).min(2);
         let mut i = 0;
         while i < count {
             // SAFETY: rows of `v` and of `out` have `dim` values, of which `16·vectors` begin at `at`.
             unsafe {
-                let x = Columns { at: v.at.add(at), step: v.stride, vectors, columns: v.count };
+                let x = Columns { at: v.at.add(at), step: v.stride, vectors, columns: v.count, ahead: null() };
                 let sums = out.as_mut_ptr().add(i * dim + at);
                 i += tiles::<S>(x, p.add(i * pitch), pitch, sums, dim, count - i);
             }

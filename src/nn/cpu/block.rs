@@ -17,8 +17,9 @@ struct Sums([f32; BLOCK * PANEL]);
 
 per_isa! {
     /// Outputs `from..until`, at most [`BLOCK`], of the rows of a panel. Contract: `panel` has the place's lanes for each
-    /// column of the matrix; `to` has its rows of the matrix' outputs (initialised for [`After::Add`]).
-    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: *mut f32, after: After, from: usize, until: usize)
+    /// column of the matrix; `to` has its rows of the matrix' outputs (initialised for [`After::Add`]). `ahead` is null or
+    /// where weights lie that are needed next, half as many as the block's.
+    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: *mut f32, after: After, from: usize, until: usize, ahead: *const f32)
 }
 
 #[inline(always)]
@@ -30,6 +31,7 @@ unsafe fn block_body<S: Simd>(
     after: After,
     from: usize,
     until: usize,
+    ahead: *const f32,
 ) {
     let (outputs, lanes) = (m.outputs(), place.lanes);
     // The outputs' lines come while the sums are made: otherwise every store waits for memory.
@@ -49,7 +51,11 @@ unsafe fn block_body<S: Simd>(
         while o < until {
             // SAFETY: outputs o.. and columns slice.. exist, and `sums` has a row of `lanes` for each output.
             unsafe {
-                let x = Columns { at: panel.as_ptr().add(slice * lanes), step: lanes, vectors: lanes / 16, columns };
+                let at = panel.as_ptr().add(slice * lanes);
+                // Eight outputs ask for four rows.
+                let rows = ahead.wrapping_add((o - from) / 2 * m.inputs + 4 * slice);
+                let ahead = if ahead.is_null() { ahead } else { rows };
+                let x = Columns { at, step: lanes, vectors: lanes / 16, columns, ahead };
                 let w = m.weight.as_ptr().add(o * m.inputs + slice);
                 o += tiles::<S>(x, w, m.inputs, sums.as_mut_ptr().add((o - from) * lanes), lanes, until - o);
             }
@@ -70,6 +76,8 @@ pub(super) struct Columns {
     pub step: usize,
     pub vectors: usize,
     pub columns: usize,
+    /// Asked for meanwhile, a line for four columns: any address, or null.
+    pub ahead: *const f32,
 }
 
 /// The next tile of outputs, of at most `left`; gives how many. Weights lie `stride` apart, sums `pitch`.
@@ -135,10 +143,13 @@ unsafe fn tile<S: Simd, const O: usize, const V: usize>(
         }
         // A pointer to each row, and four columns a turn: otherwise addresses cost as much as products.
         let (mut at, mut rows) = (x.at, [w; O]);
+        let mut ahead = if x.ahead.is_null() { w } else { x.ahead };
         for (j, row) in rows.iter_mut().enumerate() {
             *row = w.add(j * stride);
         }
         for _ in 0..x.columns / 4 {
+            S::prefetch(ahead);
+            ahead = ahead.wrapping_add(16);
             for i in 0..4 {
                 column::<S, O, V>(at.wrapping_add(i * x.step), &rows, i, &mut acc);
             }

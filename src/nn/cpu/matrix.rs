@@ -203,11 +203,15 @@ fn share(isa: Isa, x: &[f32], inputs: usize, tasks: &[Task<'_>], spread: Spread)
 
 /// A task for the rows of `panels`, the first of which is row `first`.
 fn wide(isa: Isa, panels: &Panels, first: usize, task: &Task<'_>) {
-    for (place, panel) in panels.each() {
+    let inputs = task.matrix.inputs;
+    for (i, (place, panel)) in panels.each().enumerate() {
+        // The first two panels ask for the next block's weights, half each: they come from far.
+        let next = task.matrix.weight.as_ptr().wrapping_add((task.until + i * BLOCK / 2) * inputs);
+        let ahead = if i < 2 && task.until < task.outputs { next } else { std::ptr::null() };
         // SAFETY: `isa` is this machine's; the panel has the place's lanes, `to` all rows; tasks write disjoint blocks.
         unsafe {
             let to = task.to.0.add(first * task.outputs);
-            block(isa, panel, place, task.matrix, to, task.after, task.from, task.until)
+            block(isa, panel, place, task.matrix, to, task.after, task.from, task.until, ahead)
         };
     }
 }
