@@ -12,12 +12,21 @@ use super::dense::{self, Rows};
 use super::forward::blocks;
 use super::plan::{ConvStep, Norm, Slot, Step};
 use super::pool;
-use super::rows::{self, NormGrad, Upstream};
+use super::rows::{self, Gate, NormGrad, Term, Upstream};
 use crate::nn::interpreter::Mode;
 use crate::nn::net::{Node, ParamId};
 
 /// Batch norm's input gradient: scale, offset and slope of each channel.
 type Coefficients = [Vec<f32>; 3];
+
+/// A rectified sum.
+#[derive(Clone, Copy)]
+enum Relu<'p> {
+    /// Known by its value.
+    Of(Node),
+    /// Of one batch norm alone: its input tells as much.
+    After(&'p Norm),
+}
 
 /// A term of a fused pass that wants its gradient.
 struct Branch<'p> {
@@ -40,12 +49,12 @@ enum Local<'p> {
     /// The sums that a batch norm needs of the whole batch.
     Sums {
         norm: &'p Norm,
-        relu: Option<Node>,
+        relu: Option<Relu<'p>>,
         gy: &'p Slot,
     },
     Fuse {
         branches: Vec<Branch<'p>>,
-        relu: Option<Node>,
+        relu: Option<Relu<'p>>,
         gy: &'p Slot,
     },
     Sample {
@@ -157,8 +166,17 @@ impl<'p> Call<'p> {
         out
     }
 
-    fn upstream<'v>(&'v self, gy: &'v Slot, relu: Option<Node>, image: usize) -> Upstream<'v> {
-        Upstream { g: self.view(gy, image), y: relu.map(|node| self.view(self.value(node), image)) }
+    fn upstream<'v>(&'v self, gy: &'v Slot, relu: Option<Relu<'_>>, image: usize) -> Upstream<'v> {
+        let gate = match relu {
+            None => Gate::Open,
+            Some(Relu::Of(node)) => Gate::Output(self.view(self.value(node), image)),
+            Some(Relu::After(norm)) => {
+                let z = self.value(norm.x);
+                let [scale, shift] = [3, 4].map(|part| self.state(norm, part * z.map.cp, z.map.cp));
+                Gate::Term(Term { z: self.view(z, image), affine: Some((scale, shift)) })
+            }
+        };
+        Upstream { g: self.view(gy, image), gate }
     }
 
     fn local(&self, local: &Local<'p>, images: Range<usize>, scratch: *mut f32) {
@@ -213,7 +231,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn sums(&self, norm: &Norm, relu: Option<Node>, gy: &Slot, image: usize) {
+    fn sums(&self, norm: &Norm, relu: Option<Relu<'_>>, gy: &Slot, image: usize) {
         let z = self.value(norm.x);
         let mean = self.state(norm, 0, z.map.cp);
         // SAFETY: this worker's samples.
@@ -223,7 +241,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn branch(&self, branch: &Branch<'_>, relu: Option<Node>, gy: &Slot, image: usize) {
+    fn branch(&self, branch: &Branch<'_>, relu: Option<Relu<'_>>, gy: &Slot, image: usize) {
         let Some(gx) = self.grad(branch.node) else { return };
         let norm = branch.norm.as_ref().map(|(n, [scale, offset, slope])| NormGrad {
             z: self.view(self.value(n.x), image),
@@ -283,7 +301,7 @@ impl<'p> Walk<'_, 'p, '_> {
         match step {
             Step::Conv(conv) => self.conv(conv),
             Step::Stats { .. } => {}
-            Step::Fuse { terms, relu, out, .. } => self.fuse(terms, relu.then_some(*out), *out),
+            Step::Fuse { terms, relu, out, .. } => self.fuse(terms, *relu, *out),
             Step::Linear { x, out, weight, bias } => self.linear(*x, *out, *weight, *bias),
             Step::MaxPool { x, out, .. }
             | Step::AvgPool { x, out, .. }
@@ -360,9 +378,13 @@ impl<'p> Walk<'_, 'p, '_> {
         }
     }
 
-    fn fuse(&mut self, terms: &'p [(Node, Option<usize>)], relu: Option<Node>, out: Node) {
+    fn fuse(&mut self, terms: &'p [(Node, Option<usize>)], relu: bool, out: Node) {
         let Some(gy) = self.upstream(out) else { return };
         let norms: Vec<Option<&'p Norm>> = terms.iter().map(|t| t.1.map(|n| &self.call.plan.norms[n])).collect();
+        let relu = relu.then(|| match norms.as_slice() {
+            &[Some(norm)] => Relu::After(norm),
+            _ => Relu::Of(out),
+        });
         for norm in norms.iter().flatten() {
             self.segment.push(Local::Sums { norm, relu, gy });
         }

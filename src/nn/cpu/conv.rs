@@ -3,16 +3,13 @@
 use std::ops::Range;
 
 use super::map::Map;
-use super::plan::RING;
 use super::simd::Isa;
 use super::taps::{self, Lines};
-use super::tile::{self, GradPass, Pass, Run, Start};
+use super::tile::{self, Pass, Run, Start};
 use super::winograd::{self, Finish, Images, Winograd};
 
 /// Packed weights that stay in the second-level cache while tiles pass, in floats.
 const BLOCK: usize = 65536;
-/// Pixels of a weight gradient's block: the accumulators are added to memory after about so many.
-const GRAD_PIXELS: usize = 128;
 /// Pixels that share one pass over all panels.
 const PASS_PIXELS: usize = 512;
 
@@ -44,28 +41,28 @@ impl Shape {
 
 /// Sixteen to sixty-four lanes of output channels and what they read.
 #[derive(Debug)]
-struct Panel {
-    lane: usize,
-    vectors: usize,
+pub(super) struct Panel {
+    pub lane: usize,
+    pub vectors: usize,
     /// Channels read.
     channels: Range<usize>,
     /// Start of the packed weights.
-    weights: usize,
+    pub weights: usize,
     /// What the window reads.
-    runs: Vec<Run>,
+    pub runs: Vec<Run>,
     /// The same, cut into blocks whose weights fit a cache.
     blocks: Vec<Vec<Run>>,
 }
 
 /// One product over one grid of output pixels.
 #[derive(Debug)]
-struct Grid {
+pub(super) struct Grid {
     taps: Vec<(usize, usize)>,
-    panels: Vec<Panel>,
-    from: Vec<u32>,
+    pub panels: Vec<Panel>,
+    pub from: Vec<u32>,
     to: Vec<u32>,
     /// Where neighbouring windows overlap and the instruction set gains by it.
-    lines: Option<Lines>,
+    pub lines: Option<Lines>,
 }
 
 /// How 3×3 convolutions of stride 1 are computed.
@@ -80,23 +77,23 @@ pub enum Algorithm {
 
 /// The products of a convolution that Winograd's algorithm computes.
 #[derive(Debug)]
-struct Minimal {
-    forward: Winograd,
+pub(super) struct Minimal {
+    pub forward: Winograd,
     backward: Winograd,
 }
 
 /// A convolution in fixed memory layouts.
 #[derive(Debug)]
 pub(super) struct Conv {
-    shape: Shape,
-    isa: Isa,
-    x: Map,
-    y: Map,
-    gy: Map,
+    pub shape: Shape,
+    pub isa: Isa,
+    pub x: Map,
+    pub y: Map,
+    pub gy: Map,
     gx: Option<Map>,
-    forward: Grid,
+    pub forward: Grid,
     backward: Vec<Grid>,
-    minimal: Option<Minimal>,
+    pub minimal: Option<Minimal>,
 }
 
 impl Conv {
@@ -125,7 +122,7 @@ impl Conv {
 
     /// Floats of scratch that each worker needs.
     pub fn scratch(&self) -> usize {
-        self.minimal.as_ref().map_or(0, |m| m.forward.scratch())
+        self.minimal.as_ref().map_or_else(|| self.gradient_scratch(), |m| m.forward.scratch())
     }
 
     /// The nine weights between two channels.
@@ -294,122 +291,6 @@ impl Conv {
             }
         }
     }
-
-    /// Tiles of the weight gradient: what workers share.
-    pub fn gradient_tiles(&self) -> usize {
-        match &self.minimal {
-            Some(m) => m.forward.positions(),
-            None => self.forward.panels.iter().map(|p| self.forward.tiles(self.isa, p)).sum(),
-        }
-    }
-
-    /// Adds the packed weight gradient over `images` images, these tiles of it.
-    ///
-    /// # Safety
-    /// As [`Conv::forward`]; `gw` is a region of [`Conv::packed`] floats whose tiles nobody else touches.
-    pub unsafe fn weight_gradient(
-        &self,
-        x: *const f32,
-        gy: *const f32,
-        gw: *mut f32,
-        tiles: Range<usize>,
-        images: usize,
-        scratch: *mut f32,
-    ) {
-        if let Some(m) = &self.minimal {
-            let [x, gy] =
-                [(x, &self.x), (gy, &self.gy)].map(|(at, map)| Images { at: at.cast_mut(), map, count: images });
-            // SAFETY: passed on.
-            return unsafe { m.forward.weight_gradient(x, gy, gw, scratch, tiles) };
-        }
-        let step = (GRAD_PIXELS / self.y.w.max(1)).clamp(1, self.y.h.max(1));
-        let group = 1 << (GRAD_PIXELS / self.y.pixels().max(1)).clamp(1, RING).ilog2();
-        for image in (0..images).step_by(group) {
-            for row in (0..self.y.h).step_by(step) {
-                let rows = step.min(self.y.h - row);
-                // SAFETY: pixel (row, 0) of the image, window base inside the border.
-                unsafe {
-                    let x = x.add(image * self.x.image() + self.forward.from[row * self.y.w] as usize);
-                    let gy = gy.add(image * self.gy.image() + self.gy.at(row, 0));
-                    let block = self.gradient_block(x, gy, gw, [group.min(images - image), rows]);
-                    self.gradient_tiles_of(&block, tiles.clone());
-                }
-            }
-        }
-    }
-
-    /// What all tiles have in common that look at these rows of pixels of these images.
-    fn gradient_block(&self, x: *const f32, y: *const f32, w: *mut f32, [images, rows]: [usize; 2]) -> GradPass {
-        GradPass {
-            x,
-            y,
-            images,
-            image_step: [self.x.image(), self.gy.image()],
-            rows,
-            columns: self.y.w,
-            x_step: [self.shape.stride * self.x.row(), self.shape.stride * self.x.cp],
-            y_step: [self.gy.row(), self.gy.cp],
-            w,
-            offset: 0,
-            len: 0,
-            vectors: 0,
-        }
-    }
-
-    unsafe fn gradient_tiles_of(&self, block: &GradPass, tiles: Range<usize>) {
-        let mut tile = 0;
-        for panel in &self.forward.panels {
-            let count = self.forward.tiles(self.isa, panel);
-            if tile < tiles.end && tile + count > tiles.start {
-                let own = tiles.start.max(tile) - tile..tiles.end.min(tile + count) - tile;
-                // SAFETY: the panel's lanes lie in the pixel, its rows in the packed gradient.
-                let (y, w) = unsafe { (block.y.add(panel.lane), block.w.add(panel.weights)) };
-                let pass = GradPass { y, w, vectors: panel.vectors, ..*block };
-                // SAFETY: windows lie inside the bordered input, the arena's slack follows it.
-                unsafe {
-                    match self.forward.lines_of(panel) {
-                        Some(lines) => lines_gradient(self.isa, lines, &pass, own),
-                        None => runs_gradient(self.isa, &panel.runs, &pass, own),
-                    }
-                }
-            }
-            tile += count;
-        }
-    }
-}
-
-/// These tiles of a panel whose windows overlap.
-unsafe fn lines_gradient(isa: Isa, lines: &Lines, pass: &GradPass, tiles: Range<usize>) {
-    let (a_row, tap) = (lines.channels / taps::GRAD_CHANNELS, 16 * pass.vectors * lines.channels);
-    for tile in tiles {
-        let (row, channel) = (tile / a_row, tile % a_row * taps::GRAD_CHANNELS);
-        // SAFETY: passed on; the tile's first weight lies in the packed gradient.
-        unsafe {
-            let w = pass.w.add(3 * row * tap + 16 * pass.vectors * channel);
-            let offset = lines.rows[row] + channel as isize;
-            taps::grad_pass(isa, &GradPass { w, offset, ..*pass }, tap);
-        }
-    }
-}
-
-/// These tiles of any panel.
-unsafe fn runs_gradient(isa: Isa, runs: &[Run], pass: &GradPass, tiles: Range<usize>) {
-    let height = tile::grad_rows(isa, pass.vectors);
-    let (mut tile, mut k) = (0, 0);
-    for run in runs {
-        for first in (0..run.len).step_by(height) {
-            if tiles.contains(&tile) {
-                // SAFETY: passed on; the tile's first weight lies in the packed gradient.
-                unsafe {
-                    let w = pass.w.add((k + first) * 16 * pass.vectors);
-                    let (offset, len) = (run.offset + first as isize, height.min(run.len - first));
-                    tile::grad_pass(isa, &GradPass { w, offset, len, ..*pass });
-                }
-            }
-            tile += 1;
-        }
-        k += run.len;
-    }
 }
 
 /// Where a product goes.
@@ -442,22 +323,6 @@ struct End<'a> {
 }
 
 impl Grid {
-    /// How this panel's windows overlap, where its weight gradient can use that.
-    fn lines_of(&self, panel: &Panel) -> Option<&Lines> {
-        self.lines
-            .as_ref()
-            .filter(|l| panel.vectors == taps::GRAD_VECTORS && l.channels.is_multiple_of(taps::GRAD_CHANNELS))
-    }
-
-    /// Tiles of a panel's weight gradient.
-    fn tiles(&self, isa: Isa, panel: &Panel) -> usize {
-        if let Some(lines) = self.lines_of(panel) {
-            return 3 * lines.channels / taps::GRAD_CHANNELS;
-        }
-        let height = tile::grad_rows(isa, panel.vectors);
-        panel.runs.iter().map(|run| run.len.div_ceil(height)).sum()
-    }
-
     fn packed(&self) -> usize {
         self.panels.last().map_or(0, |p| p.weights + p.channels.len() * self.taps.len() * 16 * p.vectors)
     }
@@ -551,16 +416,29 @@ fn forward_grid(shape: &Shape, isa: Isa, x: &Map, y: &Map) -> Grid {
             to.push(y.at(oy, ox) as u32);
         }
     }
-    let lines = (shape.stride == 1).then(|| lines(isa, shape, &places, [x, y])).flatten();
+    let lines = lines(isa, shape, &taps, &places, x, (y.w, shape.stride, y.cp));
     Grid { taps, panels, from, to, lines }
 }
 
-/// How windows overlap, where the kernel for that can be used. `places` are those of the taps.
-fn lines(isa: Isa, shape: &Shape, places: &[isize], [from, to]: [&Map; 2]) -> Option<Lines> {
-    let fits = taps::fits(isa, to.w) && (shape.kernel, shape.groups) == (3, 1);
-    let &[a, _, _, b, _, _, c, _, _] = places else { return None };
-    let channels = from.c;
-    fits.then_some(Lines { rows: [a, b, c], channels, columns: to.w, pitch: [from.cp, to.cp] })
+/// How windows overlap, where there is a kernel for that: taps `(row, column)`, each reading at its place of `from`;
+/// rows of so many `columns`, windows `step` pixels and outputs `pitch` floats apart.
+fn lines(
+    isa: Isa,
+    shape: &Shape,
+    taps: &[(usize, usize)],
+    places: &[isize],
+    from: &Map,
+    (columns, step, pitch): (usize, usize, usize),
+) -> Option<Lines> {
+    let width = taps.iter().take_while(|t| t.0 == taps[0].0).count();
+    let height = taps.len() / width.max(1);
+    let side_by_side = |row: &[isize]| row.windows(2).all(|p| p[1] - p[0] == from.cp as isize);
+    let known = shape.groups == 1 && height <= 3 && taps::KINDS.contains(&(width, step)) && taps::fits(isa, columns);
+    if !known || !places.chunks(width).all(side_by_side) {
+        return None;
+    }
+    let rows = std::array::from_fn(|r| places.get(r * width).copied().unwrap_or(0));
+    Some(Lines { rows, height, kind: (width, step), channels: from.c, columns, pitch: [from.cp, pitch] })
 }
 
 /// One grid for each residue of the input pixel modulo the stride.
@@ -592,7 +470,8 @@ fn backward_grid(shape: &Shape, isa: Isa, gy: &Map, gx: &Map, (py, px): (usize, 
             to.push(gx.at(y, x) as u32);
         }
     }
-    let lines = (shape.stride == 1).then(|| lines(isa, shape, &places, [gy, gx])).flatten();
+    let columns = (px..gx.w).step_by(shape.stride).count();
+    let lines = lines(isa, shape, &taps, &places, gy, (columns, 1, shape.stride * gx.cp));
     Grid { taps, panels, from, to, lines }
 }
 

@@ -295,7 +295,7 @@ impl<'a> Call<'a> {
         let map = &self.value(norm.x).map;
         let [gamma, beta, mean, var] = norm.params.map(|id| self.param(id));
         let (mut scale, mut shift) = (vec![0.0; map.cp], vec![0.0; map.cp]);
-        let mut state = vec![0.0; 3 * map.cp];
+        let mut state = vec![0.0; 5 * map.cp];
         for c in 0..map.c {
             let (mean, biased, unbiased) = match self.mode {
                 Mode::Train(_) => self.moments(norm, c),
@@ -307,10 +307,11 @@ impl<'a> Call<'a> {
             state[c] = mean as f32;
             state[map.cp + c] = inverse as f32;
             state[2 * map.cp + c] = unbiased as f32;
+            (state[3 * map.cp + c], state[4 * map.cp + c]) = (scale[c], shift[c]);
         }
         if keep {
             // SAFETY: only the first worker writes the state, and nobody reads it before the next barrier.
-            unsafe { self.mem.get_mut(norm.state, 0, 3 * map.cp) }.copy_from_slice(&state);
+            unsafe { self.mem.get_mut(norm.state, 0, 5 * map.cp) }.copy_from_slice(&state);
         }
         (scale, shift)
     }

@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use super::block::{BLOCK, block};
 use super::curves;
 use super::dense::{self, Rows};
-use super::panels::{PANEL, Panels};
+use super::panels::Panels;
+pub use super::panels::groups;
 use super::simd::Isa;
 
 /// Most rows that are taken as scalar products.
@@ -161,18 +162,6 @@ pub fn mix(p: &[f32], v: &[f32], y: &mut [f32]) {
     }
     // SAFETY: `detect` names an instruction set of this machine; the lengths are checked above.
     unsafe { dense::input_gradient(Isa::detect(), gy, v, y.len(), p.len(), false, y.as_mut_ptr(), y.len()) }
-}
-
-/// Rows `0..rows` in groups of about `most`, none smaller than a panel unless all rows are, and as many for each of
-/// `threads`. Nothing where the rows are too few to go round.
-pub fn groups(rows: usize, most: usize, threads: usize) -> Option<Vec<Range<usize>>> {
-    let panels = rows / PANEL;
-    if threads > 1 && panels < 4 * threads {
-        return None;
-    }
-    let groups = panels.div_ceil((most / PANEL).max(1)).next_multiple_of(threads).clamp(1, panels.max(1));
-    let edge = |i: usize| if i == groups { rows } else { i * panels / groups * PANEL };
-    Some((0..groups).map(|i| edge(i)..edge(i + 1)).collect())
 }
 
 /// All tasks of rows `x`. Many rows are shared out by groups, each turned where it is used; fewer by outputs.
@@ -327,21 +316,6 @@ mod tests {
         assert_eq!(many, most[..113 * outputs]);
         assert_eq!(run(1, 2), few[..outputs]);
         assert_eq!(run(40, 2), many[..40 * outputs]);
-    }
-
-    #[test]
-    fn groups_cover_every_row_once_and_none_is_smaller_than_a_panel() {
-        for threads in [1, 2, 3, 16] {
-            for rows in [1, 8, 48, 97, 216, 700, 1600, 5000] {
-                let Some(groups) = groups(rows, 200, threads) else {
-                    assert!(threads > 1 && rows < 4 * PANEL * threads + PANEL);
-                    continue;
-                };
-                assert_eq!(groups.iter().fold(0, |next, g| if g.start == next { g.end } else { usize::MAX }), rows);
-                assert!(groups.iter().all(|g| g.len() >= PANEL.min(rows)), "{groups:?}");
-                assert!(threads == 1 || groups.len() % threads == 0 || groups.len() == rows / PANEL);
-            }
-        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Rows of activations turned into panels: for each column sixteen, 32 or 48 values, one of each row.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::dense::Rows;
@@ -33,6 +35,18 @@ pub(super) fn places(rows: usize) -> impl Iterator<Item = Place> {
 /// Lanes of all panels of so many rows.
 pub(super) fn lanes(rows: usize) -> usize {
     places(rows).map(|p| p.lanes).sum()
+}
+
+/// Rows `0..rows` in groups of about `most`, none smaller than a panel unless all rows are, and as many for each of
+/// `threads`. Nothing where the rows are too few to go round.
+pub fn groups(rows: usize, most: usize, threads: usize) -> Option<Vec<Range<usize>>> {
+    let panels = rows / PANEL;
+    if threads > 1 && panels < 4 * threads {
+        return None;
+    }
+    let groups = panels.div_ceil((most / PANEL).max(1)).next_multiple_of(threads).clamp(1, panels.max(1));
+    let edge = |i: usize| if i == groups { rows } else { i * panels / groups * PANEL };
+    Some((0..groups).map(|i| edge(i)..edge(i + 1)).collect())
 }
 
 /// Rows as panels, one after the other.
@@ -119,6 +133,21 @@ mod tests {
                 next += p.count;
             }
             assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn groups_cover_every_row_once_and_none_is_smaller_than_a_panel() {
+        for threads in [1, 2, 3, 16] {
+            for rows in [1, 8, 48, 97, 216, 700, 1600, 5000] {
+                let Some(groups) = groups(rows, 200, threads) else {
+                    assert!(threads > 1 && rows < 4 * PANEL * threads + PANEL);
+                    continue;
+                };
+                assert_eq!(groups.iter().fold(0, |next, g| if g.start == next { g.end } else { usize::MAX }), rows);
+                assert!(groups.iter().all(|g| g.len() >= PANEL.min(rows)), "{groups:?}");
+                assert!(threads == 1 || groups.len() % threads == 0 || groups.len() == rows / PANEL);
+            }
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Norm {
     pub x: Node,
     /// γ, β, running mean, running variance.
     pub params: [ParamId; 4],
-    /// Mean, 1/σ, unbiased variance: `3·cp` floats.
+    /// Mean, 1/σ, unbiased variance, and the scale and shift that they make: `5·cp` floats.
     pub state: Region,
     /// Per sample two sums a channel, in doubles.
     pub partial: Region,
@@ -429,7 +429,7 @@ impl<'a> Planner<'a> {
     fn norm(&mut self, node: Node, x: Node, params: [ParamId; 4]) {
         let Some(slot) = self.plan.values[x] else { return };
         let cp = slot.map.cp;
-        let norm = Norm { x, params, state: self.region(0, 3 * cp), partial: self.region(4 * cp, 0) };
+        let norm = Norm { x, params, state: self.region(0, 5 * cp), partial: self.region(4 * cp, 0) };
         self.plan.norms.push(norm);
         let id = self.plan.norms.len() - 1;
         self.norm_of[node] = Some(id);

@@ -55,29 +55,51 @@ macro_rules! blocks {
     };
 }
 
-/// Sums two values of one block of channels over a sample: `$setup` names the row's pointers, `$pair` gives the
-/// values at float `$i` of the row.
-macro_rules! sum_block {
-    ($S:ty, $map:expr, $channel:expr, |$y:ident| $setup:stmt, |$i:ident| $pair:expr) => {{
-        let (mut sums, mut products) = ([0.0f64; 16], [0.0f64; 16]);
+/// Sums two values of every channel over a sample into `$sums` and `$products` (none where it is empty): `$setup` names
+/// the row's pointers, `$pair` gives the values at float `$i` of the row, sixteen of them from channel `$c`. Four blocks
+/// of channels go side by side where they can, so that memory is read in its order.
+macro_rules! sum_rows {
+    ($S:ty, $map:expr, $sums:expr, $products:expr, |$y:ident| $setup:stmt, |$i:ident, $c:ident| $pair:expr) => {{
+        let (sums, products): (&mut [f64], &mut [f64]) = ($sums, $products);
+        sums.fill(0.0);
+        products.fill(0.0);
         for $y in 0..$map.h {
-            let (mut s, mut q) = ([0.0f32; 16], [0.0f32; 16]);
-            let (mut a, mut b) = (<$S>::zero(), <$S>::zero());
             $setup
-            for x in 0..$map.w {
-                let $i = x * $map.cp + $channel;
-                let (u, v) = $pair;
-                (a, b) = (<$S>::add(a, u), <$S>::add(b, v));
-            }
-            <$S>::store(s.as_mut_ptr(), a);
-            <$S>::store(q.as_mut_ptr(), b);
-            for i in 0..16 {
-                sums[i] += f64::from(s[i]);
-                products[i] += f64::from(q[i]);
+            if $map.cp.is_multiple_of(64) {
+                sum_rows!(@ 4, $S, $map, sums, products, |$i, $c| $pair);
+            } else {
+                sum_rows!(@ 1, $S, $map, sums, products, |$i, $c| $pair);
             }
         }
-        (sums, products)
     }};
+    (@ $blocks:literal, $S:ty, $map:expr, $sums:ident, $products:ident, |$i:ident, $c:ident| $pair:expr) => {
+        for first in (0..$map.cp).step_by(16 * $blocks) {
+            let mut all = [(<$S>::zero(), <$S>::zero()); $blocks];
+            for x in 0..$map.w {
+                for b in 0..$blocks {
+                    let $c = first + 16 * b;
+                    let $i = x * $map.cp + $c;
+                    let (u, v) = $pair;
+                    all[b] = (<$S>::add(all[b].0, u), <$S>::add(all[b].1, v));
+                }
+            }
+            for (b, (s, q)) in all.into_iter().enumerate() {
+                add_lanes::<$S>(s, $sums, first + 16 * b);
+                add_lanes::<$S>(q, $products, first + 16 * b);
+            }
+        }
+    };
+}
+
+/// Adds sixteen lanes to those of `sums` from `at`, if there are any.
+#[inline(always)]
+unsafe fn add_lanes<S: Simd>(v: S::V, sums: &mut [f64], at: usize) {
+    let mut lanes = [0.0f32; 16];
+    // SAFETY: sixteen writable values; the instruction set is enabled.
+    unsafe { S::store(lanes.as_mut_ptr(), v) };
+    if let Some(sums) = sums.get_mut(at..at + 16) {
+        sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += f64::from(lane));
+    }
 }
 
 per_isa! {
@@ -89,21 +111,20 @@ per_isa! {
 unsafe fn stats_body<S: Simd>(z: View<'_>, out: &mut [f64]) {
     let (n, cp) = (z.map.pixels() as f64, z.map.cp);
     check(z.map, &[], &[]);
-    for channel in (0..cp).step_by(16) {
-        // Deviations from the first pixel, so that squares do not cancel.
-        // SAFETY: rows are checked, and blocks lie inside them.
-        let (sums, squares) = unsafe {
-            let shift = S::load(z.row(0).add(channel));
-            sum_block!(S, z.map, channel, |y| let from = z.row(y), |i| {
-                let d = S::sub(S::load(from.add(i)), shift);
-                (d, S::mul(d, d))
-            })
-        };
-        for i in 0..16 {
-            let shift = f64::from(z.data[z.map.at(0, 0) + channel + i]);
-            out[channel + i] = shift + sums[i] / n;
-            out[cp + channel + i] = squares[i] - sums[i] * sums[i] / n;
-        }
+    let (means, squares) = out[..2 * cp].split_at_mut(cp);
+    let first = &z.data[z.map.at(0, 0)..][..cp];
+    // Deviations from the first pixel, so that squares do not cancel.
+    // SAFETY: rows are checked, and blocks lie inside them.
+    unsafe {
+        sum_rows!(S, z.map, means, squares, |y| let from = z.row(y), |i, c| {
+            let d = S::sub(S::load(from.add(i)), S::load(first.as_ptr().add(c)));
+            (d, S::mul(d, d))
+        });
+    }
+    for ((mean, squares), &shift) in means.iter_mut().zip(squares).zip(first) {
+        let sum = *mean;
+        *mean = f64::from(shift) + sum / n;
+        *squares -= sum * sum / n;
     }
 }
 
@@ -189,13 +210,38 @@ unsafe fn affine<S: Simd>(x: *const f32, i: usize, (scale, shift): (&[f32], &[f3
     unsafe { S::fma(S::load(x.add(i)), S::load(scale.as_ptr().add(c)), S::load(shift.as_ptr().add(c))) }
 }
 
-/// The gradient of a fused pass's output, and that output where it was rectified.
+/// The gradient of a fused pass's output.
 #[derive(Clone, Copy)]
 pub(super) struct Upstream<'a> {
     /// Gradient.
     pub g: View<'a>,
-    /// Rectified output: the gradient passes where it is positive.
-    pub y: Option<View<'a>>,
+    /// Where the output was rectified.
+    pub gate: Gate<'a>,
+}
+
+/// Where a gradient passes.
+#[derive(Clone, Copy)]
+pub(super) enum Gate<'a> {
+    /// Everywhere.
+    Open,
+    /// Where the rectified output is positive.
+    Output(View<'a>),
+    /// Where the only term is positive, computed again: less to read than the output.
+    Term(Term<'a>),
+}
+
+impl Gate<'_> {
+    /// One that was computed from this pass's maps.
+    fn check(&self, map: &Map) {
+        match self {
+            Gate::Open => {}
+            Gate::Output(y) => check(map, &[y.map], &[]),
+            Gate::Term(t) => {
+                let (scale, shift) = t.affine.unwrap_or((&[], &[]));
+                check(map, &[t.z.map], &[scale, shift]);
+            }
+        }
+    }
 }
 
 per_isa! {
@@ -206,25 +252,32 @@ per_isa! {
 #[inline(always)]
 unsafe fn sums_body<S: Simd>(up: Upstream<'_>, z: View<'_>, mean: &[f32], out: &mut [f64]) {
     let map = z.map;
-    check(map, &[up.g.map, up.y.map_or(up.g.map, |y| y.map)], &[mean]);
-    let cp = map.cp;
-    for channel in (0..cp).step_by(16) {
-        // SAFETY: rows are checked, and blocks lie inside them.
-        let (sums, products) = unsafe {
-            let mean = S::load(mean.as_ptr().add(channel));
-            match up.y {
-                Some(y) => sum_block!(S, map, channel, |r| let (z, g, y) = (z.row(r), up.g.row(r), y.row(r)), |i| {
-                    let g = S::gate(S::load(g.add(i)), S::load(y.add(i)));
-                    (g, S::mul(g, S::sub(S::load(z.add(i)), mean)))
-                }),
-                None => sum_block!(S, map, channel, |r| let (z, g) = (z.row(r), up.g.row(r)), |i| {
-                    let g = S::load(g.add(i));
-                    (g, S::mul(g, S::sub(S::load(z.add(i)), mean)))
-                }),
+    check(map, &[up.g.map], &[mean]);
+    up.gate.check(map);
+    let (sums, products) = out[..2 * map.cp].split_at_mut(map.cp);
+    // SAFETY: rows and coefficients are checked, and blocks lie inside them.
+    unsafe {
+        macro_rules! pair {
+            ($g:expr, $z:expr, $c:ident) => {{
+                let g = $g;
+                (g, S::mul(g, S::sub($z, S::load(mean.as_ptr().add($c)))))
+            }};
+        }
+        match up.gate {
+            Gate::Output(y) => {
+                sum_rows!(S, map, sums, products, |r| let (z, g, y) = (z.row(r), up.g.row(r), y.row(r)), |i, c| {
+                    pair!(S::gate(S::load(g.add(i)), S::load(y.add(i))), S::load(z.add(i)), c)
+                });
             }
-        };
-        out[channel..][..16].copy_from_slice(&sums);
-        out[cp + channel..][..16].copy_from_slice(&products);
+            Gate::Term(Term { z: t, affine: Some(affine) }) => {
+                sum_rows!(S, map, sums, products, |r| let (z, g, t) = (z.row(r), up.g.row(r), t.row(r)), |i, c| {
+                    pair!(S::gate(S::load(g.add(i)), self::affine::<S>(t, i, affine, c)), S::load(z.add(i)), c)
+                });
+            }
+            _ => sum_rows!(S, map, sums, products, |r| let (z, g) = (z.row(r), up.g.row(r)), |i, c| {
+                pair!(S::load(g.add(i)), S::load(z.add(i)), c)
+            }),
+        }
     }
 }
 
@@ -250,7 +303,8 @@ per_isa! {
 
 #[inline(always)]
 unsafe fn fuse_grad_body<S: Simd>(up: Upstream<'_>, norm: Option<NormGrad<'_>>, add: bool, out: &mut [f32], map: &Map) {
-    check(map, &[up.g.map, up.y.map_or(up.g.map, |y| y.map)], &[]);
+    check(map, &[up.g.map], &[]);
+    up.gate.check(map);
     if let Some(n) = &norm {
         check(map, &[n.z.map], &[n.scale, n.offset, n.mean, n.slope]);
     }
@@ -259,17 +313,24 @@ unsafe fn fuse_grad_body<S: Simd>(up: Upstream<'_>, norm: Option<NormGrad<'_>>, 
         // SAFETY: rows and coefficients are checked, blocks lie inside them.
         unsafe {
             let z = norm.as_ref().map_or(g, |n| n.z.row(row));
-            match (up.y.map(|y| y.row(row)), &norm) {
-                (Some(y), Some(n)) => blocks!(map, |i, c| {
-                    put::<S>(add, to.add(i), normed::<S>(n, z, i, c, S::gate(S::load(g.add(i)), S::load(y.add(i)))));
-                }),
-                (Some(y), None) => {
-                    blocks!(map, |i, _c| put::<S>(add, to.add(i), S::gate(S::load(g.add(i)), S::load(y.add(i)))))
+            macro_rules! write {
+                (|$i:ident, $c:ident| $gated:expr) => {
+                    match &norm {
+                        Some(n) => blocks!(map, |$i, $c| put::<S>(add, to.add($i), normed::<S>(n, z, $i, $c, $gated))),
+                        None => blocks!(map, |$i, $c| put::<S>(add, to.add($i), $gated)),
+                    }
+                };
+            }
+            match up.gate {
+                Gate::Output(y) => {
+                    let y = y.row(row);
+                    write!(|i, c| S::gate(S::load(g.add(i)), S::load(y.add(i))));
                 }
-                (None, Some(n)) => {
-                    blocks!(map, |i, c| put::<S>(add, to.add(i), normed::<S>(n, z, i, c, S::load(g.add(i)))))
+                Gate::Term(Term { z: t, affine: Some(s) }) => {
+                    let t = t.row(row);
+                    write!(|i, c| S::gate(S::load(g.add(i)), affine::<S>(t, i, s, c)));
                 }
-                (None, None) => blocks!(map, |i, _c| put::<S>(add, to.add(i), S::load(g.add(i)))),
+                _ => write!(|i, c| S::load(g.add(i))),
             }
         }
     }
@@ -309,10 +370,9 @@ per_isa! {
 #[inline(always)]
 unsafe fn channel_sums_body<S: Simd>(g: View<'_>, out: &mut [f64]) {
     check(g.map, &[], &[]);
-    for channel in (0..g.map.cp).step_by(16) {
-        // SAFETY: rows are checked, and blocks lie inside them.
-        let (sums, _) =
-            unsafe { sum_block!(S, g.map, channel, |y| let from = g.row(y), |i| (S::load(from.add(i)), S::zero())) };
-        out[channel..][..16].copy_from_slice(&sums);
+    let sums = &mut out[..g.map.cp];
+    // SAFETY: rows are checked, and blocks lie inside them.
+    unsafe {
+        sum_rows!(S, g.map, sums, &mut [], |y| let from = g.row(y), |i, _c| (S::load(from.add(i)), S::zero()));
     }
 }
