@@ -1,5 +1,7 @@
 //! Blocks of outputs from panels of rows: each weight is broadcast against a panel's registers.
 
+use std::ops::Range;
+
 use super::curves;
 use super::matrix::{After, Matrix};
 use super::panels::{PANEL, Place};
@@ -16,10 +18,10 @@ const SLICE: usize = 1024;
 struct Sums([f32; BLOCK * PANEL]);
 
 per_isa! {
-    /// Outputs `from..until`, at most [`BLOCK`], of the rows of a panel. Contract: `panel` has the place's lanes for each
+    /// Outputs `outs`, at most [`BLOCK`], of the rows of a panel. Contract: `panel` has the place's lanes for each
     /// column of the matrix; `to` has its rows of the matrix' outputs (initialised for [`After::Add`]). `ahead` is null or
     /// where weights lie that are needed next, half as many as the block's.
-    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: *mut f32, after: After, from: usize, until: usize, ahead: *const f32)
+    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: *mut f32, after: After, outs: Range<usize>, ahead: *const f32)
 }
 
 #[inline(always)]
@@ -29,10 +31,10 @@ unsafe fn block_body<S: Simd>(
     m: Matrix<'_>,
     to: *mut f32,
     after: After,
-    from: usize,
-    until: usize,
+    outs: Range<usize>,
     ahead: *const f32,
 ) {
+    let Range { start: from, end: until } = outs;
     let (outputs, lanes) = (m.outputs(), place.lanes);
     // The outputs' lines come while the sums are made: otherwise every store waits for memory.
     for r in 0..place.count {

@@ -200,7 +200,7 @@ fn wide(isa: Isa, panels: &Panels, first: usize, task: &Task<'_>) {
         // SAFETY: `isa` is this machine's; the panel has the place's lanes, `to` all rows; tasks write disjoint blocks.
         unsafe {
             let to = task.to.0.add(first * task.outputs);
-            block(isa, panel, place, task.matrix, to, task.after, task.from, task.until, ahead)
+            block(isa, panel, place, task.matrix, to, task.after, task.from..task.until, ahead)
         };
     }
 }
