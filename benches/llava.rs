@@ -17,6 +17,7 @@ use fedllava::key::Key;
 use fedllava::model::clip::{Clip, Picture};
 use fedllava::model::llava::{Llava, Query};
 use fedllava::model::sample::Decoding;
+use fedllava::nn::cpu::sweep;
 use rayon::prelude::*;
 
 const PROMPT: &str = "USER: <image>\nWhat is shown in this image? ASSISTANT:";
@@ -58,6 +59,7 @@ fn run(folder: &Path, cx: &Context) -> Result<()> {
 
 fn llava(model: &Llava, read: f64) -> Result<()> {
     let pixels = vec![0u8; 3 * 240 * 320];
+    let mut token = (1.0, 1.0);
     for round in 0..=ROUNDS {
         for rows in [1, 8] {
             let whole = Clock::start();
@@ -83,33 +85,28 @@ fn llava(model: &Llava, read: f64) -> Result<()> {
             end.since(&whole, &format!("captions, {rows} rows"), rows as f64);
             if let [start, first] = &marks[..] {
                 first.since(start, &format!("prompt tokens, {rows} rows"), (rows * prompts.embeddings.dim(1)?) as f64);
-                end.since(first, &format!("new tokens, {rows} rows"), (rows * NEW) as f64);
+                let speed = end.since(first, &format!("new tokens, {rows} rows"), (rows * NEW) as f64);
+                token = if rows == 1 { speed } else { token };
             }
         }
         if round > 0 {
-            floor(read);
+            floor(read, token);
         }
     }
     Ok(())
 }
 
-/// Reads an array as large as the weights that a token needs: tokens a second if nothing but that took time. The loop
-/// is built for the target's baseline; where that is slower than the memory, decoding can be faster than this.
-fn floor(read: f64) {
+/// Reads an array as large as the weights that a token needs, by the widest loads: tokens a second if nothing but that
+/// took time. Beside it the time of a token of one text in such readings.
+fn floor(read: f64, token: (f64, f64)) {
     let values = vec![1.0f32; (read / 4.0) as usize];
+    let once = || values.par_chunks(1 << 18).map(sweep).sum::<f32>();
+    // The first reading brings the pages.
+    assert!(once() > 0.0);
     let clock = Clock::start();
-    let sum: f32 = values
-        .par_chunks(1 << 16)
-        .map(|chunk| {
-            let mut lanes = [0.0f32; 32];
-            for piece in chunk.as_chunks::<32>().0 {
-                lanes.iter_mut().zip(piece).for_each(|(l, v)| *l += v);
-            }
-            lanes.iter().sum::<f32>()
-        })
-        .sum();
-    assert!(sum > 0.0);
-    clock.tell("floor: readings of the weights of a token", 1.0);
+    assert!(once() > 0.0);
+    let (wall, cpu) = clock.tell("floor: readings of the weights of a token", 1.0);
+    println!(r#"{{"name": "a new token in readings", "wall": {:.4}, "cpu": {:.4}}}"#, wall / token.0, cpu / token.1);
 }
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -130,13 +127,16 @@ impl Clock {
         Clock { cpu: tasks.map(nanoseconds).sum::<f64>() * 1e-9, wall: Instant::now() }
     }
 
-    fn since(&self, start: &Clock, name: &str, units: f64) {
+    /// Units per second of the wall's clock and of the processor's.
+    fn since(&self, start: &Clock, name: &str, units: f64) -> (f64, f64) {
         let (wall, cpu) = ((self.wall - start.wall).as_secs_f64(), self.cpu - start.cpu);
-        println!(r#"{{"name": "{name}", "wall": {:.4}, "cpu": {:.4}}}"#, units / wall, units / cpu.max(1e-9));
+        let (wall, cpu) = (units / wall, units / cpu.max(1e-9));
+        println!(r#"{{"name": "{name}", "wall": {wall:.4}, "cpu": {cpu:.4}}}"#);
+        (wall, cpu)
     }
 
-    fn tell(&self, name: &str, units: f64) {
-        Clock::start().since(self, name, units);
+    fn tell(&self, name: &str, units: f64) -> (f64, f64) {
+        Clock::start().since(self, name, units)
     }
 }
 

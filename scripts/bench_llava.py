@@ -7,7 +7,8 @@ ViT-B/32.
 
 `pair` runs both sides in turns and prints medians of units per second by the wall clock and by the processor's (all
 threads together; on a machine that is not idle only that one can be compared, with one thread). Writing one token reads
-every weight of the language model but the embedding once: the line `floor` says how often a second that can be done.
+every weight of the language model but the embedding once: the line `floor` says how often a second that can be done,
+and `a new token in readings` how many such readings a token of one text takes.
 """
 
 import argparse

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::view::plain;
 use crate::nn::cpu::curves::{self, sigmoid};
 use crate::nn::cpu::matrix::{self, Matrix};
+use crate::nn::cpu::norms;
 
 fn on_cpu(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
@@ -182,15 +183,11 @@ impl CustomOp3 for LayerNorm {
             bail!("layer norm: x {:?}, weight {:?}, bias {:?}", lx.shape(), lw.shape(), lb.shape());
         }
         let mut y = vec![0f32; x.len()];
-        let one = |(row, out): (&[f32], &mut [f32])| {
-            let (mean, inverse) = self.moments(row);
-            for i in 0..width {
-                out[i] = (row[i] - mean) * inverse * weight[i] + bias[i];
-            }
-        };
+        const ROWS: usize = 16;
+        let one = |(x, y): (&[f32], &mut [f32])| norms::layer_norm(x, weight, bias, self.eps, y);
         match rayon::current_num_threads() {
-            1 => x.chunks_exact(width).zip(y.chunks_exact_mut(width)).for_each(one),
-            _ => x.par_chunks_exact(width).zip(y.par_chunks_exact_mut(width)).with_min_len(16).for_each(one),
+            1 => one((x, &mut y)),
+            _ => x.par_chunks(ROWS * width).zip(y.par_chunks_mut(ROWS * width)).for_each(one),
         }
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }

@@ -5,7 +5,6 @@
 //! the weight is trained (composed operations, which candle differentiates).
 
 use candle_core::{D, DType, Tensor};
-use rayon::prelude::*;
 
 use super::fused;
 use super::graph::with_backward;
@@ -13,6 +12,7 @@ use super::view::{View, plain};
 use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
 use crate::nn::cpu::matrix::{Matrix, products, serves};
+use crate::nn::cpu::norms;
 
 /// `x Wᵀ + b`; weight `(out, in)`, bias `(out)`.
 #[derive(Clone, Debug)]
@@ -47,25 +47,6 @@ impl Linear {
             None => self.product(&flat).at(|| self.place(x))?,
         };
         Ok(y.reshape(shape)?)
-    }
-
-    /// [`forward`](Self::forward) and then `f` on the whole result in place, in pieces side by side, where it lies on a
-    /// CPU in f32 and no graph is recorded; otherwise nothing.
-    pub fn forward_then(&self, x: &Tensor, f: fn(&mut [f32])) -> Result<Option<Tensor>> {
-        const PIECE: usize = 1 << 14;
-        let (mut shape, (outputs, inputs)) = (x.dims().to_vec(), self.weight.dims2()?);
-        let fits = shape.pop() == Some(inputs) && plain(&[x, &self.weight]) && self.weight.is_contiguous();
-        if !fits || !serves(usize::MAX, inputs, outputs) {
-            return Ok(None);
-        }
-        shape.push(outputs);
-        let x = x.contiguous()?;
-        let mut y = products(&View::of(&x)?, inputs, &[self.view()?.matrix()]).swap_remove(0);
-        match rayon::current_num_threads() {
-            1 => f(&mut y),
-            _ => y.par_chunks_mut(PIECE).for_each(f),
-        }
-        Ok(Some(Tensor::from_vec(y, shape, x.device())?))
     }
 
     /// The weight `(out, in)`.
@@ -171,20 +152,10 @@ impl RmsNorm {
         RmsNorm { weight: self.weight.detach(), eps: self.eps }
     }
 
-    /// Of rows that lie on a CPU in f32, without a graph.
-    pub fn rows(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let weight = View::of(&self.weight)?;
-        let mut y = x.to_vec();
-        let (width, eps) = (weight.len().max(1), self.eps as f32);
-        let one = |row: &mut [f32]| {
-            let squares = row.iter().map(|v| v * v);
-            let mut lanes = [0.0f32; 16];
-            squares.enumerate().for_each(|(i, v)| lanes[i % 16] += v);
-            let scale = 1.0 / (lanes.iter().sum::<f32>() / width as f32 + eps).sqrt();
-            row.iter_mut().zip(weight.iter()).for_each(|(v, w)| *v = *v * scale * w);
-        };
-        y.chunks_exact_mut(width).for_each(one);
-        Ok(y)
+    /// Of rows that lie on a CPU in f32, without a graph, into `y` of the same length.
+    pub fn rows(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        norms::rms_norm(x, &View::of(&self.weight)?, self.eps as f32, y);
+        Ok(())
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

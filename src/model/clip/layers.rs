@@ -6,17 +6,17 @@
 use candle_core::Tensor;
 
 use super::config::Activation;
+use super::direct;
 use crate::error::Result;
 use crate::model::fused;
 pub use crate::model::layers::Linear;
 use crate::model::weights::{Init, Scope};
-use crate::nn::cpu::curves;
 
 /// Layer normalisation over the last dimension.
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) bias: Tensor,
+    pub(super) eps: f64,
 }
 
 impl LayerNorm {
@@ -62,12 +62,12 @@ pub struct Shape {
     pub factor: f64,
 }
 
-struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
-    heads: usize,
+pub(super) struct Attention {
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) out: Linear,
+    pub(super) heads: usize,
 }
 
 impl Attention {
@@ -92,13 +92,13 @@ impl Attention {
     }
 }
 
-struct Layer {
-    norm1: LayerNorm,
-    attention: Attention,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
+pub(super) struct Layer {
+    pub(super) norm1: LayerNorm,
+    pub(super) attention: Attention,
+    pub(super) norm2: LayerNorm,
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
+    pub(super) activation: Activation,
 }
 
 impl Layer {
@@ -116,23 +116,16 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
+    /// From operations that have a backward.
+    pub(super) fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
         let x = fused::add(x, &self.attention.forward(&self.norm1.forward(x)?, causal)?)?;
-        let normed = self.norm2.forward(&x)?;
-        let direct = match self.activation {
-            Activation::QuickGelu => self.fc1.forward_then(&normed, curves::quick_gelu)?,
-            Activation::Gelu => None,
-        };
-        let inner = match direct {
-            Some(inner) => inner,
-            None => self.activation.forward(&self.fc1.forward(&normed)?)?,
-        };
+        let inner = self.activation.forward(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
         Ok(fused::add(&x, &self.fc2.forward(&inner)?)?)
     }
 }
 
 /// A stack of layers.
-pub struct Encoder(Vec<Layer>);
+pub struct Encoder(pub(super) Vec<Layer>);
 
 impl Encoder {
     /// Loads `layers.0` and so on.
@@ -148,6 +141,10 @@ impl Encoder {
 
     /// The states after the first `layers` layers, `(n, t, width)`; `causal` hides later tokens.
     pub fn forward(&self, x: &Tensor, layers: usize, causal: bool) -> Result<Tensor> {
-        self.0.iter().take(layers).try_fold(x.clone(), |x, layer| layer.forward(&x, causal))
+        let layers = self.0.get(..layers).unwrap_or(&self.0);
+        if direct::serves(layers, x) {
+            return direct::forward(layers, x, causal);
+        }
+        layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x, causal))
     }
 }

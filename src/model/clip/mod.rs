@@ -6,6 +6,7 @@
 
 pub mod bpe;
 pub mod config;
+mod direct;
 pub mod embed;
 pub mod layers;
 pub mod preprocess;

@@ -1,10 +1,12 @@
 //! The image tower: a vision transformer.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::config::VisionConfig;
 use super::layers::{Encoder, LayerNorm, Linear, Shape};
 use crate::error::{Error, Result};
+use crate::model::view::{View, plain};
 use crate::model::weights::{Init, Scope};
 
 /// Which tokens of a hidden state are wanted.
@@ -103,15 +105,54 @@ impl VisionTower {
             )));
         }
         let (grid, side) = (c.grid(), c.patch_size);
-        let used = pixels.to_dtype(self.dtype())?.narrow(2, 0, grid * side)?.narrow(3, 0, grid * side)?;
-        let patches = used
-            .reshape(&[n, channels, grid, side, grid, side])?
-            .permute([0, 2, 4, 1, 3, 5])?
-            .reshape((n * grid * grid, channels * side * side))?;
+        let patches = patches(&pixels.to_dtype(self.dtype())?, grid, side)?;
         let kernel = self.patch.reshape((c.hidden_size, channels * side * side))?;
         let patches = Linear::new(kernel, None).forward(&patches)?.reshape((n, grid * grid, c.hidden_size))?;
         let class = self.class.reshape((1, 1, c.hidden_size))?.broadcast_as((n, 1, c.hidden_size))?;
         let tokens = Tensor::cat(&[&class.contiguous()?, &patches], 1)?.broadcast_add(&self.position)?;
         self.pre_norm.forward(&tokens)
+    }
+}
+
+/// `(n, channels, height, width)` → `(n · grid², channels · side²)`, patch by patch in reading order.
+fn patches(pixels: &Tensor, grid: usize, side: usize) -> Result<Tensor> {
+    let (n, channels, height, width) = pixels.dims4()?;
+    let row = channels * side * side;
+    if !plain(&[pixels]) {
+        let used = pixels.narrow(2, 0, grid * side)?.narrow(3, 0, grid * side)?;
+        let apart = used.reshape(&[n, channels, grid, side, grid, side])?.permute([0, 2, 4, 1, 3, 5])?;
+        return Ok(apart.reshape((n * grid * grid, row))?);
+    }
+    let pixels = pixels.contiguous()?;
+    let mut out = vec![0.0f32; n * grid * grid * row];
+    let image = |(from, out): (&[f32], &mut [f32])| {
+        for (p, patch) in out.chunks_exact_mut(row).enumerate() {
+            for (i, line) in patch.chunks_exact_mut(side).enumerate() {
+                let at = (i / side * height + p / grid * side + i % side) * width + p % grid * side;
+                line.copy_from_slice(&from[at..at + side]);
+            }
+        }
+    };
+    let from = View::of(&pixels)?;
+    let (one, made) = (channels * height * width, grid * grid * row);
+    match rayon::current_num_threads() {
+        1 => from.chunks_exact(one).zip(out.chunks_exact_mut(made)).for_each(image),
+        _ => from.par_chunks_exact(one).zip(out.par_chunks_exact_mut(made)).for_each(image),
+    }
+    Ok(Tensor::from_vec(out, (n * grid * grid, row), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn patches_are_the_same_copied_and_permuted_also_where_the_patch_does_not_divide_the_image() {
+        let values: Vec<f32> = (0..2 * 3 * 7 * 7).map(|i| i as f32).collect();
+        let tracked = Var::from_vec(values, (2, 3, 7, 7), &Device::Cpu).unwrap();
+        let flat = |t: &Tensor| patches(t, 2, 3).unwrap().to_vec2::<f32>().unwrap();
+        assert!(!plain(&[tracked.as_tensor()]));
+        assert_eq!(flat(tracked.as_tensor()), flat(&tracked.as_tensor().detach()));
     }
 }

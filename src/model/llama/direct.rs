@@ -11,8 +11,10 @@ use super::attention::Positions;
 use super::cache::LayerCache;
 use crate::error::{Error, Result};
 use crate::model::view::{View, plain};
+use crate::nn::cpu::attend::{self, Head, Tokens};
 use crate::nn::cpu::curves;
-use crate::nn::cpu::matrix::{FEW, Matrix, mix, product_here, products};
+use crate::nn::cpu::matrix::{After, FEW, Job, Matrix, Spread, groups, mix, products, run};
+use crate::nn::cpu::spare::Spare;
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
@@ -33,24 +35,46 @@ pub(super) fn forward(
     }
     let mut x = View::of(&x)?.to_vec();
     let mixed = attend(layer, &x, (rows, new), at, cache)?;
-    let a = &layer.attention;
-    add(&mut x, &products(&mixed, a.heads * a.head_dim, &[a.o.view()?.matrix()])[0]);
-    let normed = layer.before_mlp.rows(&x)?;
-    let (gate, up, down) = (layer.mlp.gate.view()?, layer.mlp.up.view()?, layer.mlp.down.view()?);
-    let mut inner = products(&normed, hidden, &[gate.matrix(), up.matrix()]);
-    if let [gate, up] = inner.as_mut_slice() {
-        const PIECE: usize = 8192;
-        match gate.len() > 2 * PIECE && rayon::current_num_threads() > 1 {
-            true => gate.par_chunks_mut(PIECE).zip(up.par_chunks(PIECE)).for_each(|(g, u)| curves::gated(g, u)),
-            false => curves::gated(gate, up),
+    let inner = layer.attention.heads * layer.attention.head_dim;
+    match groups(rows * new, TOKENS, rayon::current_num_threads()) {
+        Some(groups) if rows * new > FEW => {
+            let (mut parts, mut rest) = (Vec::new(), x.as_mut_slice());
+            for group in groups {
+                let (part, tail) = rest.split_at_mut(group.len() * hidden);
+                parts.push((part, &mixed[group.start * inner..group.end * inner]));
+                rest = tail;
+            }
+            parts.into_par_iter().try_for_each(|(x, mixed)| after_attention(layer, x, mixed, Spread::Here))?;
         }
-        add(&mut x, &products(gate, down.matrix().inputs, &[down.matrix()])[0]);
+        _ => after_attention(layer, &mut x, &mixed, Spread::Pool)?,
     }
     Ok(Tensor::from_vec(x, (rows, new, hidden), &Device::Cpu)?)
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+/// Tokens, about, that go from attention to the layer's end together.
+const TOKENS: usize = 208;
+
+/// The rest of the layer on some tokens, in place.
+fn after_attention(layer: &Layer, x: &mut [f32], mixed: &[f32], spread: Spread) -> Result<()> {
+    const PIECE: usize = 8192;
+    let (out, gate, up) = (layer.attention.o.view()?, layer.mlp.gate.view()?, layer.mlp.up.view()?);
+    let (down, hidden) = (layer.mlp.down.view()?, out.matrix().outputs());
+    run(mixed, out.matrix().inputs, &mut [Job { matrix: out.matrix(), to: x, after: After::Add }], spread);
+    let mut normed = Spare::take(x.len());
+    layer.before_mlp.rows(x, &mut normed)?;
+    let matrix = down.matrix();
+    let [mut left, mut right] = [(); 2].map(|()| Spare::take(x.len() / hidden * matrix.inputs));
+    let mut jobs = [
+        Job { matrix: gate.matrix(), to: &mut left, after: After::Write },
+        Job { matrix: up.matrix(), to: &mut right, after: After::Write },
+    ];
+    run(&normed, hidden, &mut jobs, spread);
+    match spread == Spread::Pool && left.len() > 2 * PIECE && rayon::current_num_threads() > 1 {
+        true => left.par_chunks_mut(PIECE).zip(right.par_chunks(PIECE)).for_each(|(g, u)| curves::gated(g, u)),
+        false => curves::gated(&mut left, &right),
+    }
+    run(&left, matrix.inputs, &mut [Job { matrix, to: x, after: After::Add }], spread);
+    Ok(())
 }
 
 /// What attention gathers, token by token: `(rows, new, heads · head_dim)`.
@@ -60,9 +84,10 @@ fn attend(
     (rows, new): (usize, usize),
     at: &Positions,
     cache: Option<(&mut LayerCache, usize, usize)>,
-) -> Result<Vec<f32>> {
+) -> Result<Spare> {
     let a = &layer.attention;
-    let normed = layer.before_attention.rows(x)?;
+    let mut normed = Spare::take(x.len());
+    layer.before_attention.rows(x, &mut normed)?;
     let (q, k, v) = (a.q.view()?, a.k.view()?, a.v.view()?);
     let made: [Vec<f32>; 3] = products(&normed, q.matrix().inputs, &[q.matrix(), k.matrix(), v.matrix()])
         .try_into()
@@ -89,13 +114,22 @@ fn attend(
         past: at.past,
         pads: &at.pads,
     };
-    let count = rows * a.kv_heads;
-    let one = |i: usize| group.mixed(i / a.kv_heads, i % a.kv_heads);
-    let parts: Vec<Vec<f32>> = match rayon::current_num_threads() {
-        1 => (0..count).map(one).collect(),
-        _ => (0..count).into_par_iter().map(one).collect(),
+    // Query heads of a row; few queries that share keys are taken together.
+    let size = if group.few() { group.size } else { 1 };
+    let mut parts = Spare::take(q.len());
+    let one = |(i, out): (usize, &mut [f32])| {
+        let (row, head) = (i * size / a.heads, i * size % a.heads);
+        match group.few() {
+            true => group.mixed(row, head / size, out),
+            false => group.attended(row, head, out),
+        }
     };
-    Ok(group.joined(&parts, rows))
+    let piece = (size * new * a.head_dim).max(1);
+    match rayon::current_num_threads() {
+        1 => parts.chunks_exact_mut(piece).enumerate().for_each(one),
+        _ => parts.par_chunks_exact_mut(piece).enumerate().for_each(one),
+    }
+    Ok(group.joined(&parts))
 }
 
 /// Keys or values, `(rows, kv heads, tokens, head_dim)`; the tokens of a head lie one after the other.
@@ -139,8 +173,28 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// What the query heads of one group gather in one row, `(size, new, dim)`.
-    fn mixed(&self, row: usize, kv: usize) -> Vec<f32> {
+    /// Whether the queries that share keys are so few that reading the keys is the bound.
+    fn few(&self) -> bool {
+        self.size * self.new <= FEW
+    }
+
+    /// Tokens of padding at the start of a row.
+    fn pad(&self, row: usize) -> usize {
+        self.pads.get(row).copied().unwrap_or(0)
+    }
+
+    /// What one query head gathers in one row, `(new, dim)`. Padding sees nothing, and nobody looks at it.
+    fn attended(&self, row: usize, head: usize, out: &mut [f32]) {
+        let (dim, kv) = (self.dim, head / self.size);
+        let q = &self.q[(row * self.new * self.heads + head) * dim..];
+        let all = |values| Tokens { values, stride: dim, count: self.past + self.new };
+        let q = Tokens { values: q, stride: self.heads * dim, count: self.new };
+        let (k, v) = (all(self.keys.at(row, kv)), all(self.values.at(row, kv)));
+        attend::attend(&Head { q, k, v, dim, causal: true, hidden: self.pad(row) }, out);
+    }
+
+    /// What the query heads of one group, few queries together, gather in one row, `(size, new, dim)`.
+    fn mixed(&self, row: usize, kv: usize, out: &mut [f32]) {
         let (dim, new, all) = (self.dim, self.new, self.past + self.new);
         let scale = 1.0 / (dim as f32).sqrt();
         let mut q = Vec::with_capacity(self.size * new * dim);
@@ -150,41 +204,26 @@ impl Group<'_> {
                 q.extend_from_slice(&self.q[at..at + dim]);
             }
         }
-        let mut scores = vec![0.0f32; self.size * new * all];
-        product_here(&q, Matrix { weight: self.keys.at(row, kv), inputs: dim, bias: None }, &mut scores);
-        let (values, mut out) = (self.values.at(row, kv), vec![0.0f32; self.size * new * dim]);
-        let first = self.pads.get(row).copied().unwrap_or(0);
-        let few = self.size * new <= FEW;
+        let mut scores = Spare::take(self.size * new * all);
+        let matrix = Matrix { weight: self.keys.at(row, kv), inputs: dim, bias: None };
+        run(&q, dim, &mut [Job { matrix, to: &mut scores, after: After::Write }], Spread::Here);
+        let values = self.values.at(row, kv);
         for (i, (scores, out)) in scores.chunks_exact_mut(all).zip(out.chunks_exact_mut(dim)).enumerate() {
             let last = self.past + i % new + 1;
-            // Padding sees nothing, and nobody looks at it.
-            let seen = first.min(last)..last;
+            let seen = self.pad(row).min(last)..last;
             curves::softmax(&mut scores[seen.clone()], scale);
-            if few {
-                mix(&scores[seen.clone()], &values[seen.start * dim..last * dim], out);
-            }
-            scores[..seen.start].fill(0.0);
-            scores[last..].fill(0.0);
+            mix(&scores[seen.clone()], &values[seen.start * dim..last * dim], out);
         }
-        if !few {
-            let mut turned = vec![0.0f32; all * dim];
-            for (t, value) in values.chunks_exact(dim).enumerate() {
-                value.iter().enumerate().for_each(|(i, v)| turned[i * all + t] = *v);
-            }
-            product_here(&scores, Matrix { weight: &turned, inputs: all, bias: None }, &mut out);
-        }
-        out
     }
 
-    /// Groups put together token by token.
-    fn joined(&self, parts: &[Vec<f32>], rows: usize) -> Vec<f32> {
-        let (dim, new, groups) = (self.dim, self.new, self.heads / self.size);
-        let mut all = vec![0.0f32; rows * new * self.heads * dim];
-        for (i, part) in parts.iter().enumerate() {
-            let (row, first) = (i / groups, i % groups * self.size);
-            for (j, values) in part.chunks_exact(dim).enumerate() {
-                let at = ((row * new + j % new) * self.heads + first + j / new) * dim;
-                all[at..at + dim].copy_from_slice(values);
+    /// Heads, `(rows, heads, new, dim)`, token by token.
+    fn joined(&self, parts: &[f32]) -> Spare {
+        let mut all = Spare::take(parts.len());
+        for (i, part) in parts.chunks_exact((self.new * self.dim).max(1)).enumerate() {
+            let (row, head) = (i / self.heads, i % self.heads);
+            for (token, values) in part.chunks_exact(self.dim).enumerate() {
+                let at = ((row * self.new + token) * self.heads + head) * self.dim;
+                all[at..at + self.dim].copy_from_slice(values);
             }
         }
         all

@@ -69,7 +69,7 @@ per_isa! {
 }
 
 #[inline(always)]
-unsafe fn softmax_body<S: Simd>(scores: &mut [f32], scale: f32) {
+pub(super) unsafe fn softmax_body<S: Simd>(scores: &mut [f32], scale: f32) {
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|v| *v = exp((*v - most) * scale));
     let inverse = 1.0 / sum(scores);
@@ -92,7 +92,7 @@ per_isa! {
 }
 
 #[inline(always)]
-unsafe fn quick_gelu_body<S: Simd>(x: &mut [f32]) {
+pub(super) unsafe fn quick_gelu_body<S: Simd>(x: &mut [f32]) {
     x.iter_mut().for_each(|v| *v *= sigmoid(1.702 * *v));
 }
 

@@ -9,9 +9,11 @@
 //! and every sum has one order. Another instruction set may round otherwise.
 
 mod arena;
+pub mod attend;
+mod backward;
+mod block;
 #[cfg(test)]
 mod check;
-mod backward;
 mod conv;
 mod crew;
 pub mod curves;
@@ -20,19 +22,22 @@ mod forward;
 mod gradient;
 mod map;
 pub mod matrix;
+pub mod norms;
 mod overlap;
+mod panels;
 mod peak;
 mod plan;
 mod pool;
 mod rows;
 mod simd;
+pub mod spare;
 mod taps;
 mod tile;
 mod winograd;
 
 use arena::{Arena, Mem, Shared};
 pub use conv::Algorithm;
-pub use peak::peak;
+pub use peak::{peak, sweep};
 use plan::{Plan, Slot};
 pub use simd::Isa;
 
