@@ -36,7 +36,7 @@ fn step(bencher: Bencher<'_, '_>, name: &str) {
     let seed: Vec<f32> = (0..batch * 10).map(|i| if i % 10 == 0 { -0.09 } else { 0.01 }).collect();
     let mut grads = vec![0.0; params.len()];
     bencher.counter(ItemsCount::new(batch)).bench_local(|| {
-        engine.forward(&params, &x, &[batch], Mode::Train(Key::from_seed(2))).expect("runs");
+        engine.forward(&params, &x, &[batch], Mode::Train(&[Key::from_seed(2)])).expect("runs");
         grads.fill(0.0);
         engine.backward(&params, &[(net.logits, &seed)], &mut grads).expect("runs");
         engine.update_buffers(&mut params).expect("runs");

@@ -49,7 +49,7 @@ fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64, algor
     let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
     let mut step = |loss: &mut f64| {
         let mode = if train { Mode::Train(Key::from_seed(1)) } else { Mode::Infer };
-        engine.forward(&params, &x, &[batch], mode).expect("runs");
+        engine.forward(&params, &x, &[batch], mode.alone()).expect("runs");
         engine.read(net.logits, &mut logits).expect("runs");
         let seed = cross_entropy(&logits, net.outputs(), loss);
         if train {

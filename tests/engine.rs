@@ -43,7 +43,7 @@ fn train(net: &Net, engine: &mut dyn Interpreter, rows: &[usize], lr: f32) -> (V
     for (step, &n) in rows.iter().enumerate() {
         let key = Key::from_seed(3).fold(Purpose::Step, step as u64);
         let x = images(net, n, 100 + step as u32);
-        engine.forward(&params, &x, &[n], Mode::Train(key)).unwrap();
+        engine.forward(&params, &x, &[n], Mode::Train(&[key])).unwrap();
         engine.read(net.logits, &mut logits).unwrap();
         let mut grads = vec![0.0; params.len()];
         let seed = seed(&logits, net.outputs());
@@ -100,7 +100,7 @@ fn a_used_workspace_gives_what_a_fresh_one_gives() {
         let x = images(&net, 3, 5);
         let run = |engine: &mut Engine| {
             let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
-            engine.forward(&params, &x, &[3], Mode::Train(Key::from_seed(1))).unwrap();
+            engine.forward(&params, &x, &[3], Mode::Train(&[Key::from_seed(1)])).unwrap();
             engine.read(net.logits, &mut logits).unwrap();
             engine.backward(&params, &[(net.logits, &seed(&logits, net.outputs()))], &mut grads).unwrap();
             bits(&grads)
@@ -178,7 +178,7 @@ fn gradients_are_slopes() {
         let mut engine = Engine::new(&net, 1).unwrap();
         let mut value = |params: &[f32]| {
             let mut logits = Vec::new();
-            engine.forward(params, &x, &[4], mode).unwrap();
+            engine.forward(params, &x, &[4], mode.alone()).unwrap();
             engine.read(net.logits, &mut logits).unwrap();
             let seed = noise(logits.len(), 9);
             logits.iter().zip(&seed).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
@@ -208,7 +208,7 @@ fn no_rows_change_nothing_and_wrong_sizes_are_refused() {
     let before = params(&net);
     let mut after = before.clone();
     let mut grads = vec![0.0; before.len()];
-    engine.forward(&before, &[], &[0], Mode::Train(Key::from_seed(1))).unwrap();
+    engine.forward(&before, &[], &[0], Mode::Train(&[Key::from_seed(1)])).unwrap();
     engine.backward(&before, &[(net.logits, &[])], &mut grads).unwrap();
     engine.update_buffers(&mut after).unwrap();
     assert!(before == after && grads.iter().all(|&g| g == 0.0));
@@ -226,7 +226,8 @@ fn no_rows_change_nothing_and_wrong_sizes_are_refused() {
 #[test]
 fn clients_side_by_side_get_what_each_gets_alone() {
     let net = Arc::new(narrow(8));
-    let (p, rows, mode) = (net.layout.len(), [32, 13, 0], Mode::Train(Key::from_seed(5)));
+    let (p, rows, key) = (net.layout.len(), [32, 13, 0], Key::from_seed(5));
+    let mode: Mode<&[Key]> = Mode::Train(&[key; 3]);
     let own = |k: usize| -> Vec<f32> { params(&net).iter().map(|v| v * (1.0 + 0.1 * k as f32)).collect() };
     let start: Vec<f32> = (0..3).flat_map(own).collect();
     let x = images(&net, 45, 77);
@@ -248,7 +249,7 @@ fn clients_side_by_side_get_what_each_gets_alone() {
         let mut alone = Candle::new(net.clone(), Device::Cpu, DType::F32);
         let (params, mut one) = (&start[k * p..][..p], Vec::new());
         let (mut gradient, mut buffers) = (vec![0.0; p], params.to_vec());
-        alone.forward(params, &x[first * sample..][..rows * sample], &[rows], mode).unwrap();
+        alone.forward(params, &x[first * sample..][..rows * sample], &[rows], Mode::Train(&[key])).unwrap();
         alone.read(net.logits, &mut one).unwrap();
         let seed = &seeds[first * 10..][..rows * 10];
         alone.backward(params, &[(net.logits, seed)], &mut gradient).unwrap();
@@ -266,4 +267,33 @@ fn clients_side_by_side_get_what_each_gets_alone() {
     assert_eq!(bits(&after[2 * p..]), bits(&start[2 * p..]), "nor new buffers");
     assert!(cohort.forward(&start, &x, &[32, 13], mode).is_err(), "rows of two clients for three");
     assert!(cohort.forward(&start, &x, &[32, 13, 1], mode).is_err(), "one image too few");
+    assert!(cohort.forward(&start, &x, &rows, Mode::Train(&[key; 2])).is_err(), "two keys for three clients");
+}
+
+/// Dropout is part of what a client gets: its masks come from its own key, whoever stands beside it.
+#[test]
+fn a_clients_dropout_is_the_same_alone_and_beside_others() {
+    let net = Arc::new(ModelConfig::Cnn(Cnn::default()).build([3, 12, 12], Head::Classes(10)).unwrap());
+    let (p, one) = (net.layout.len(), params(&net));
+    let (both, keys) = ([one.clone(), one.clone()].concat(), [Key::from_seed(5), Key::from_seed(6)]);
+    // The same five images for each, so that only keys tell the two apart.
+    let x = images(&net, 5, 3).repeat(2);
+    let run = |net_of: &mut dyn Interpreter, params: &[f32], x: &[f32], rows: &[usize], keys: &[Key]| {
+        let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
+        net_of.forward(params, x, rows, Mode::Train(keys)).unwrap();
+        net_of.read(net.logits, &mut logits).unwrap();
+        net_of.backward(params, &[(net.logits, &vec![0.1; logits.len()])], &mut grads).unwrap();
+        (bits(&logits), bits(&grads))
+    };
+    let engine = || Engine::new(&net, 1).unwrap();
+    let mut cohort = Cohort::new(&net, vec![engine(), engine()]);
+    let (logits, grads) = run(&mut cohort, &both, &x, &[5, 5], &keys);
+    for (k, key) in keys.into_iter().enumerate() {
+        let alone = run(&mut engine(), &one, &x[..x.len() / 2], &[5], &[key]);
+        assert_eq!(alone.0, logits[k * 50..][..50], "client {k}");
+        assert_eq!(alone.1, grads[k * p..][..p], "client {k}");
+    }
+    assert_ne!(logits[..50], logits[50..], "another key, other masks");
+    let swapped = run(&mut cohort, &both, &x, &[5, 5], &[keys[1], keys[0]]);
+    assert_eq!(swapped.0, [&logits[50..], &logits[..50]].concat());
 }

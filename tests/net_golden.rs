@@ -112,7 +112,7 @@ fn check(case: &Golden, engine: &mut dyn Interpreter, tolerance: f64, who: &str)
     let mut params = params(net);
     let x = noise(case.batch * net.input_shape().iter().product::<usize>(), case.images);
     let mode = if case.train { Mode::Train(Key::from_seed(1)) } else { Mode::Eval };
-    engine.forward(&params, &x, &[case.batch], mode).unwrap();
+    engine.forward(&params, &x, &[case.batch], mode.alone()).unwrap();
     let mut value = Vec::new();
     engine.read(net.logits, &mut value).unwrap();
     near("logits", &value, &want["logits"]);

@@ -57,6 +57,11 @@ fn signals() -> Result<Cancel> {
     Ok(cancel)
 }
 
+/// An error without the trace that candle may append.
+fn first_line(e: &candle_core::Error) -> String {
+    e.to_string().lines().next().unwrap_or_default().to_string()
+}
+
 fn device(name: &str) -> Result<Device> {
     let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
     let index: usize = index
@@ -65,12 +70,14 @@ fn device(name: &str) -> Result<Device> {
     match kind {
         "cpu" => Ok(Device::Cpu),
         "auto" if cfg!(feature = "cuda") => Ok(Device::new_cuda(index).unwrap_or_else(|e| {
-            say(&format!("device auto: cpu ({e})"));
+            say(&format!("device auto: computing on the CPU: no GPU ({})", first_line(&e)));
             Device::Cpu
         })),
         "auto" => Ok(Device::Cpu),
-        "cuda" if cfg!(feature = "cuda") => Device::new_cuda(index)
-            .map_err(|e| Error::environment(format!("device {name}: {e}")).hint("--device cpu runs everywhere")),
+        "cuda" if cfg!(feature = "cuda") => Device::new_cuda(index).map_err(|e| {
+            Error::environment(format!("device {name}: no GPU ({})", first_line(&e)))
+                .hint("does `nvidia-smi` list it? --device cpu runs everywhere, --device auto where it can")
+        }),
         "cuda" => Err(Error::environment(format!("device {name}: this binary was built without CUDA"))
             .hint("cargo build --release --features cuda, or --device cpu")),
         _ => Err(Error::input(format!("device {name}; valid: cpu, auto, cuda, cuda:N"))),

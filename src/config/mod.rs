@@ -237,9 +237,14 @@ impl Config {
             if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
                 return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
                     .hint(
-                        "the language model's objective trains no projection to the class texts; set it to \"random\"",
+                        "the language model's objective trains no projection to the class texts; \"probe\" and \"random\" need none",
                     ));
             }
+        }
+        if self.finetune.head_init == HeadInit::Probe && !self.finetune.from.is_empty() {
+            return Err(Error::input(
+                "finetune.from starts the classifier too: head_init = \"probe\" would replace it",
+            ));
         }
         if self.align.enabled {
             self.align.check()?;

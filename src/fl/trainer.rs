@@ -173,7 +173,7 @@ impl Arena {
         objective: impl FnOnce(&[f32], &[u32], usize, &mut [f32]) -> Result<f64>,
     ) -> Result<f64> {
         let (node, classes) = (self.net.logits, self.net.outputs());
-        self.interpreter.forward(params, &self.batch.x, &self.batch.rows, mode)?;
+        self.interpreter.forward(params, &self.batch.x, &self.batch.rows, mode.alone())?;
         self.interpreter.read(node, &mut self.logits)?;
         self.seed.clear();
         self.seed.resize(self.logits.len(), 0.0);

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::interpreter::{Interpreter, Mode};
 use super::net::{BN_EPS, BN_MOMENTUM, Net, Node, Op, ParamId};
 use crate::error::{Error, Place, Result};
+use crate::key::Key;
 
 /// One network's workspace on candle.
 pub struct Candle {
@@ -114,10 +115,12 @@ impl Candle {
 }
 
 impl Interpreter for Candle {
-    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode) -> Result<()> {
+    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode<&[Key]>) -> Result<()> {
         let &[rows] = rows else {
             return Err(Error::defect(format!("candle interpreter: one client a batch, got {}", rows.len())));
         };
+        mode.check(1)?;
+        let mode = mode.of(0)?;
         let net = self.net.clone();
         self.vars.clear();
         for entry in net.layout.entries() {

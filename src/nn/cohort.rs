@@ -4,11 +4,12 @@
 use super::interpreter::{Interpreter, Mode};
 use super::net::{Net, Node};
 use crate::error::{Error, Result};
+use crate::key::Key;
 
 /// `K` clients on one network: parameters `[K, P]`, samples of client 0, then of client 1, and so on.
 ///
 /// `rows[k]` samples belong to client `k`; with `rows[k] = 0` its parameters, gradients and buffers stay as they are.
-/// All clients draw dropout masks from the same key, each counting its own rows: a client gets what it gets alone.
+/// Client `k` draws dropout masks from `keys[k]`, counting its own rows: it gets what it gets alone.
 pub struct Cohort<I> {
     net: Net,
     clients: Vec<I>,
@@ -57,17 +58,24 @@ impl<I: Interpreter> Cohort<I> {
 }
 
 impl<I: Interpreter> Interpreter for Cohort<I> {
-    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode) -> Result<()> {
+    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode<&[Key]>) -> Result<()> {
         if rows.len() != self.clients.len() {
             let (net, k) = (&self.net.name, self.clients.len());
             return Err(Error::defect(format!("{net}: rows of {} clients, the cohort has {k}", rows.len())));
         }
+        mode.check(rows.len())?;
         self.check("parameters", params.len())?;
         self.rows = rows.to_vec();
         self.check_rows("images", 0, x.len())?;
         let (p, sample) = (self.net.layout.len(), self.sample(0));
         for (k, first, client) in self.present() {
-            client.forward(&params[k * p..][..p], &x[first * sample..][..rows[k] * sample], &rows[k..=k], mode)?;
+            let own = mode.of(k)?;
+            client.forward(
+                &params[k * p..][..p],
+                &x[first * sample..][..rows[k] * sample],
+                &rows[k..=k],
+                own.alone(),
+            )?;
         }
         Ok(())
     }

@@ -1,18 +1,53 @@
 //! What runs a [`Net`](super::Net): the seam between training loops and kernels.
 
 use super::net::Node;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::Key;
 
-/// How batch norm and dropout behave.
+/// How batch norm and dropout behave. K is what dropout draws from: the clients' keys at the seam
+/// ([`Interpreter::forward`]), one client's inside an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
-    /// Batch statistics; dropout masks from this key.
-    Train(Key),
+pub enum Mode<K = Key> {
+    /// Batch statistics; dropout masks from this.
+    Train(K),
     /// Running statistics, no dropout.
     Eval,
     /// As `Eval`, for values alone: a backward pass is refused, so an interpreter may fold and forget.
     Infer,
+}
+
+impl Mode {
+    /// As the seam wants it for one client.
+    pub fn alone(&self) -> Mode<&[Key]> {
+        match self {
+            Mode::Train(key) => Mode::Train(std::slice::from_ref(key)),
+            Mode::Eval => Mode::Eval,
+            Mode::Infer => Mode::Infer,
+        }
+    }
+}
+
+impl Mode<&[Key]> {
+    /// What client `k` alone does; a client without a key of its own is a defect.
+    pub fn of(self, k: usize) -> Result<Mode> {
+        Ok(match self {
+            Mode::Train(keys) => {
+                Mode::Train(*keys.get(k).ok_or_else(|| Error::defect(format!("client {k} of {} keys", keys.len())))?)
+            }
+            Mode::Eval => Mode::Eval,
+            Mode::Infer => Mode::Infer,
+        })
+    }
+
+    /// Refuses any number of keys but the clients'.
+    pub fn check(self, clients: usize) -> Result<()> {
+        match self {
+            Mode::Train(keys) if keys.len() != clients => {
+                Err(Error::defect(format!("{} keys for {clients} clients side by side", keys.len())))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// One workspace for one network: its activations and gradients. Made once per worker and reused for every step.
@@ -22,10 +57,11 @@ pub enum Mode {
 ///
 /// The client axis: `rows[k]` samples belong to client `k`, whose parameters are `params[k·P..(k+1)·P]`. Means,
 /// batch-norm statistics and losses divide by `rows[k]`; `rows[k] = 0` leaves that client untouched. The interpreters
-/// for one client refuse `rows.len() != 1`.
+/// for one client refuse `rows.len() != 1`. In training there is a key for each client, `keys[k]`, and rows are counted
+/// from each client's first: what a client gets, dropout included, is what it gets alone with its key.
 pub trait Interpreter: Send {
     /// Runs the network on `x`, `(rows, C, H, W)`, and keeps what backward needs.
-    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode) -> Result<()>;
+    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode<&[Key]>) -> Result<()>;
 
     /// Writes the running statistics that the last `forward` in [`Mode::Train`] produced into `params`
     /// (PyTorch's rule: momentum 0.1, unbiased variance).

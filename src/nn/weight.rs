@@ -42,11 +42,20 @@ pub struct Ramp {
     pub from: f32,
     /// Value at the end.
     pub to: f32,
+    /// When the end's value is reached, as a share of the whole; it stays from there on.
+    pub until: f32,
 }
 
 impl Default for Ramp {
     fn default() -> Self {
-        Ramp { from: 0.0, to: 1.0 }
+        Ramp { from: 0.0, to: 1.0, until: 1.0 }
+    }
+}
+
+impl Ramp {
+    /// How far on its way at progress `t`, in `[0, 1]`.
+    fn progress(&self, t: f32) -> f32 {
+        if t >= self.until { 1.0 } else { t / self.until }
     }
 }
 
@@ -79,8 +88,10 @@ impl Weight {
         let t = t.clamp(0.0, 1.0);
         match self {
             Weight::Constant(c) => Some(c.value),
-            Weight::Linear(r) => Some(r.from + (r.to - r.from) * t),
-            Weight::Cosine(r) => Some(r.from + (r.to - r.from) * 0.5 * (1.0 - (std::f32::consts::PI * t).cos())),
+            Weight::Linear(r) => Some(r.from + (r.to - r.from) * r.progress(t)),
+            Weight::Cosine(r) => {
+                Some(r.from + (r.to - r.from) * 0.5 * (1.0 - (std::f32::consts::PI * r.progress(t)).cos()))
+            }
             Weight::Step(j) => Some(if t < j.at { j.from } else { j.to }),
             Weight::Confidence(_) => None,
         }
@@ -103,7 +114,7 @@ impl Weight {
                     .hint("use constant, linear, cosine or step"));
             }
             Weight::Constant(c) => vec![c.value],
-            Weight::Linear(r) | Weight::Cosine(r) => vec![r.from, r.to],
+            Weight::Linear(r) | Weight::Cosine(r) => vec![r.from, r.to, r.until],
             Weight::Step(j) => vec![j.from, j.to, j.at],
         };
         if values.iter().all(|v| v.is_finite() && *v >= 0.0) {
@@ -122,6 +133,16 @@ mod tests {
         for ramp in [Weight::Linear(Ramp::default()), Weight::Cosine(Ramp::default())] {
             let at: Vec<f32> = [0.0, 0.5, 1.0].iter().map(|&t| ramp.at(t).unwrap()).collect();
             assert!(at[0] == 0.0 && (at[1] - 0.5).abs() < 1e-6 && at[2] == 1.0, "{at:?}");
+        }
+    }
+
+    #[test]
+    fn a_ramp_that_ends_early_stays_where_it_ended() {
+        for weight in [Weight::Linear as fn(Ramp) -> Weight, Weight::Cosine] {
+            let until = |until| weight(Ramp { until, ..Ramp::default() });
+            let at: Vec<f32> = [0.0, 0.2, 0.4, 0.7, 1.0].iter().map(|&t| until(0.4).at(t).unwrap()).collect();
+            assert!(at[0] == 0.0 && (at[1] - 0.5).abs() < 1e-6 && at[2..] == [1.0; 3], "{at:?}");
+            assert_eq!(until(0.0).at(0.0), Some(1.0));
         }
     }
 

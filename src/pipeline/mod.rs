@@ -2,6 +2,7 @@
 
 mod captioning;
 mod experiment;
+mod head;
 mod pretraining;
 mod run;
 mod sharing;

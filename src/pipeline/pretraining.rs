@@ -1,4 +1,4 @@
-//! Stage 1 of a run: the pool, its features, the pretrained body, and how a classifier starts from it.
+//! Stage 1 of a run: the pool, its features, the pretrained body.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use crate::model::clip::zeroshot::ZeroShot;
 use crate::nn::{Net, Params};
 use crate::run::RunDir;
 use crate::stage::Loaded;
-use crate::stage::finetune::HeadInit;
 use crate::stage::metrics::Evaluation;
 use crate::stage::pretrain::{Objective, PoolFeatures, Pretrain};
 
@@ -28,9 +27,9 @@ pub struct Pretrained {
     /// Zero-shot over the class names; none after pretraining through a language model, which trains no projection to
     /// CLIP's text space.
     pub evaluation: Option<Evaluation>,
-    zero_shot: ZeroShot,
+    pub(super) zero_shot: ZeroShot,
     /// Mean length of the projected features.
-    norm: f64,
+    pub(super) norm: f64,
     /// Images of the pool.
     pub images: usize,
 }
@@ -152,60 +151,6 @@ impl Experiment {
         let facts = json!({ "images": n, "supervised": pool.supervised, "coverage": coverage,
             "captions_digest": pool.captions_digest, "clip": self.embedder.digest(cx)? });
         dir.update_manifest(&[("pool", facts)].into())
-    }
-
-    /// The start of the federated stage: fresh, from a file, or the pretrained body under a classifier.
-    pub fn start(&self, pretrained: Option<&Pretrained>) -> Result<Params> {
-        let fresh = self.net.init(self.key.fold(Purpose::Init, 0));
-        let from = &self.config.finetune.from;
-        if !from.is_empty() {
-            return Ok(Params::load_partial(&data::resolve(from)?, &fresh)?.0);
-        }
-        let Some(pretrained) = pretrained else { return Ok(fresh) };
-        let mut start = fresh;
-        let layout = start.layout().clone();
-        for entry in layout.entries() {
-            if let Ok(values) = pretrained.params.get(&entry.name) {
-                start.data_mut()[entry.range()].copy_from_slice(values);
-            }
-        }
-        if self.config.finetune.head_init == HeadInit::Text {
-            self.text_head(&mut start, pretrained)?;
-        }
-        Ok(start)
-    }
-
-    /// `W = s T W_s`, `b = s T b_s`: class scores as the projection's products with the class texts, on the scale that
-    /// pretraining's contrast has, `s = 1 / (τ · mean ‖z‖)`. So the first global model is the zero-shot classifier but
-    /// for the length of each feature.
-    fn text_head(&self, start: &mut Params, pretrained: &Pretrained) -> Result<()> {
-        let ranges = self.net.head();
-        let texts = pretrained.zero_shot.text_features();
-        let weight = pretrained.params.get("projection.weight")?;
-        let bias = pretrained.params.get("projection.bias")?;
-        let inputs = weight.len() / texts.dim;
-        let expected = texts.rows() * inputs;
-        let [w, b] = ranges.as_slice() else {
-            return Err(Error::defect("head_init = text: the classifier has no weight and bias"));
-        };
-        if w.len() != expected {
-            return Err(Error::defect(format!(
-                "head_init = text: {} values for ({}, {inputs})",
-                w.len(),
-                texts.rows()
-            )));
-        }
-        let scale = (1.0 / (f64::from(self.config.pretrain.temperature) * pretrained.norm)) as f32;
-        let data = start.data_mut();
-        for class in 0..texts.rows() {
-            let text = texts.row(class);
-            for i in 0..inputs {
-                let column = text.iter().enumerate().map(|(d, t)| t * weight[d * inputs + i]);
-                data[w.start + class * inputs + i] = scale * column.sum::<f32>();
-            }
-            data[b.start + class] = scale * text.iter().zip(bias).map(|(t, v)| t * v).sum::<f32>();
-        }
-        Ok(())
     }
 }
 

@@ -203,7 +203,7 @@ impl Experiment {
             key: self.key,
         };
         let judge = |p: &Params| self.judge().classifier(&self.net, p, cx);
-        let start = self.start(pretrained)?;
+        let start = self.start(pretrained, cx)?;
         let done = dir.file("finetune/done.json").exists();
         let shelf = if done { None } else { self.finetune_shelf(&start)? };
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;

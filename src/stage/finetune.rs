@@ -25,6 +25,9 @@ pub enum HeadInit {
     /// As any fresh layer.
     #[default]
     Random,
+    /// A linear probe on the body's features of the server set ([`super::probe::head`]), with pretraining or without:
+    /// a random head's first gradients would distort the body (Kumar et al., ICLR 2022, "LP-FT").
+    Probe,
     /// The class texts seen through pretraining's projection, on its scale: the zero-shot classifier.
     Text,
 }
@@ -33,7 +36,7 @@ pub enum HeadInit {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FinetuneConfig {
-    /// How the classifier starts after pretraining.
+    /// How the classifier starts; `text` needs pretraining, and without one is `random`.
     pub head_init: HeadInit,
     /// A safetensors file to start from instead; tensors it lacks start fresh.
     pub from: String,

@@ -216,7 +216,7 @@ impl Pretrain<'_> {
             let t =
                 (epoch * per_epoch + step) as f32 / (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
             self.pool.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
-            interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(key))?;
+            interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(&[key]))?;
             interpreter.read(self.net.logits, &mut values)?;
             let seed = self.objective(&values, ids, t, key, &mut means)?;
             grads.fill(0.0);

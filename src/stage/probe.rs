@@ -1,5 +1,5 @@
-//! Control: a linear probe, which is multinomial logistic regression on a frozen CLIP's image features, fitted to the
-//! server set alone.
+//! A linear probe, which is multinomial logistic regression on frozen image features, fitted to the server set alone.
+//! On a CLIP's it is a control ([`probe`]); on the compact model's it is where a classifier can start ([`head`]).
 //!
 //! `mean CE + λ/2 ‖W‖²` is convex; full-batch gradient descent with Nesterov's momentum runs a fixed number of steps
 //! in f64, so the result is the minimum to far below a test image.
@@ -29,6 +29,32 @@ pub fn probe(train: &Features, labels: &[u32], classes: usize, test: &Features) 
     Ok(all.map(|(i, c)| score(&weights[c], test.row(i)) as f32).collect())
 }
 
+/// Weights `(classes, dim)` and biases `(classes,)` of the probe on a compact model's `features` `(n, dim)` with `labels`
+/// `(n,)`, each below `classes`. Fitted to centred features of mean squared length 1, so that λ means the same for any
+/// network; what is returned takes the features as they are.
+pub fn head(features: &[f32], dim: usize, labels: &[u32], classes: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let n = labels.len();
+    if n == 0 || features.len() != n * dim || labels.iter().any(|&y| y as usize >= classes) {
+        return Err(Error::defect(format!("probe: {} values in rows of {dim} for {n} labels", features.len())));
+    }
+    let mean: Vec<f64> = (0..dim).map(|d| column(features, dim, d).sum::<f64>() / n as f64).collect();
+    let square = |d: usize| column(features, dim, d).map(move |v| v * v).sum::<f64>() / n as f64 - mean[d] * mean[d];
+    let scale = (0..dim).map(square).sum::<f64>().max(0.0).sqrt();
+    if !scale.is_finite() || scale < 1e-12 {
+        return Err(Error::input(format!("the server set's features spread by {scale}: no probe fits"))
+            .hint("a pretraining that diverged? finetune.head_init = \"random\" does without"));
+    }
+    let centred = features.iter().enumerate().map(|(i, v)| ((f64::from(*v) - mean[i % dim]) / scale) as f32);
+    let weights = fit(&Features { dim, data: centred.collect() }, labels, classes);
+    let bias = |w: &Vec<f64>| (w[dim] - w.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>() / scale) as f32;
+    let biases = weights.iter().map(bias).collect();
+    Ok((weights.iter().flat_map(|w| &w[..dim]).map(|v| (v / scale) as f32).collect(), biases))
+}
+
+fn column(features: &[f32], dim: usize, d: usize) -> impl Iterator<Item = f64> + '_ {
+    features.iter().skip(d).step_by(dim).map(|v| f64::from(*v))
+}
+
 /// The last weight is the bias.
 fn score(weight: &[f64], x: &[f32]) -> f64 {
     weight.iter().zip(x).map(|(w, v)| w * f64::from(*v)).sum::<f64>() + weight[x.len()]
@@ -38,7 +64,7 @@ fn fit(train: &Features, labels: &[u32], classes: usize) -> Vec<Vec<f64>> {
     let width = train.dim + 1;
     let mut weights = vec![vec![0.0; width]; classes];
     let mut ahead = weights.clone();
-    // Unit features and a bias: the gradient's Lipschitz constant is at most 2 · 1/2 + λ.
+    // Features of unit length (on average) and a bias: the gradient's Lipschitz constant is at most 2 · 1/2 + λ.
     let rate = 1.0 / (1.0 + DECAY);
     for step in 0..STEPS {
         let gradient = gradient(&ahead, train, labels);
@@ -90,6 +116,26 @@ mod tests {
         let weights = fit(&x, &y, 3);
         let worst = gradient(&weights, &x, &y).into_iter().flatten().fold(0.0f64, |m, g| m.max(g.abs()));
         assert!(worst < 1e-6, "{worst}");
+    }
+
+    /// Moved, scaled features have the same classifier in other numbers, and it is the fit of the centred ones.
+    #[test]
+    fn a_head_takes_features_as_they_are() {
+        let (x, y) = features();
+        let moved: Vec<f32> = x.data.iter().enumerate().map(|(i, v)| 40.0 * v + [3.0, -7.0][i % 2]).collect();
+        let logits = |data: &[f32]| -> Vec<f32> {
+            let (w, b) = head(data, 2, &y, 3).unwrap();
+            data.chunks(2)
+                .flat_map(|x| (0..3).map(|c| w[2 * c] * x[0] + w[2 * c + 1] * x[1] + b[c]).collect::<Vec<_>>())
+                .collect()
+        };
+        let (plain, other) = (logits(&x.data), logits(&moved));
+        assert!(plain.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-3), "{plain:?} {other:?}");
+        for (row, label) in plain.chunks(3).zip(&y) {
+            assert!((0..3).all(|c| c as u32 == *label || row[c] < row[*label as usize] - 1.0), "{row:?}");
+        }
+        assert!(head(&[0.5; 12], 2, &y, 3).unwrap_err().to_string().contains("no probe fits"));
+        assert!(head(&x.data, 2, &y[..5], 3).is_err());
     }
 
     #[test]

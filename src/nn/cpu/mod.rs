@@ -44,6 +44,7 @@ pub use simd::Isa;
 use super::interpreter::{Interpreter, Mode};
 use super::net::{BN_MOMENTUM, Net, Node};
 use crate::error::{Error, Result};
+use crate::key::Key;
 
 /// A workspace for one network on this machine's CPU.
 pub struct Engine {
@@ -143,11 +144,13 @@ impl Engine {
 }
 
 impl Interpreter for Engine {
-    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode) -> Result<()> {
+    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode<&[Key]>) -> Result<()> {
         self.check(params)?;
+        mode.check(rows.len())?;
         let &[rows] = rows else {
             return Err(Error::defect(format!("the CPU engine runs one client at a time, not {}", rows.len())));
         };
+        let mode = mode.of(0)?;
         let sample: usize = self.net.input_shape().iter().product();
         if x.len() != rows * sample {
             return Err(Error::defect(format!(

@@ -210,7 +210,7 @@ impl LlmPretrain<'_> {
             let key = key.fold(Purpose::Step, step as u64);
             let t = (epoch * per_epoch + step) as f32 / last;
             self.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
-            net.forward(s.params.data(), &batch.x, &batch.rows, Mode::Train(key))?;
+            net.forward(s.params.data(), &batch.x, &batch.rows, Mode::Train(&[key]))?;
             net.read(node, &mut map)?;
             let samples = self.samples(ids, key)?;
             let a = f64::from(self.config.weight.at(t).unwrap_or(1.0)).clamp(0.0, 1.0);

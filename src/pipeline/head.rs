@@ -1,0 +1,99 @@
+//! Where the federated stage starts: the body from stage 1, and the classifier on it.
+
+use std::ops::Range;
+
+use super::Experiment;
+use super::pretraining::Pretrained;
+use crate::data;
+use crate::error::{Error, Result};
+use crate::exec::Context;
+use crate::fl::predict::predict;
+use crate::key::Purpose;
+use crate::nn::Params;
+use crate::stage::finetune::HeadInit;
+use crate::stage::{Loaded, probe};
+
+impl Experiment {
+    /// The start of the federated stage: fresh, from a file, or the pretrained body under a classifier.
+    pub fn start(&self, pretrained: Option<&Pretrained>, cx: &Context) -> Result<Params> {
+        let fresh = self.net.init(self.key.fold(Purpose::Init, 0));
+        let from = &self.config.finetune.from;
+        if !from.is_empty() {
+            return Ok(Params::load_partial(&data::resolve(from)?, &fresh)?.0);
+        }
+        let mut start = fresh;
+        if let Some(pretrained) = pretrained {
+            take_body(&mut start, pretrained);
+        }
+        match (self.config.finetune.head_init, pretrained) {
+            (HeadInit::Text, Some(pretrained)) => self.text_head(&mut start, pretrained)?,
+            (HeadInit::Probe, _) => self.probe_head(&mut start, cx)?,
+            (HeadInit::Random, _) | (HeadInit::Text, None) => (),
+        }
+        Ok(start)
+    }
+
+    /// The classifier as the probe on the server set's features, in evaluation mode.
+    fn probe_head(&self, start: &mut Params, cx: &Context) -> Result<()> {
+        let (data, set) = self.server_set();
+        if set.is_empty() {
+            return Err(Error::input("finetune.head_init = \"probe\" is fitted to the server set, which is empty")
+                .hint("set server_set.per_class, or head_init = \"random\""));
+        }
+        let images = Loaded { data, loader: &self.loader };
+        let node = self.net.tap("feature")?;
+        let (features, labels) = predict(&self.net, self.config.run.engine, start, node, &images, &set, cx)?;
+        let dim = self.net.shapes[node].iter().product();
+        let (weight, bias) = probe::head(&features, dim, &labels, self.net.outputs())?;
+        let [w, b] = self.head()?;
+        start.data_mut()[w].copy_from_slice(&weight);
+        start.data_mut()[b].copy_from_slice(&bias);
+        Ok(())
+    }
+
+    /// Where the classifier's weight and bias are.
+    fn head(&self) -> Result<[Range<usize>; 2]> {
+        let ranges = <[Range<usize>; 2]>::try_from(self.net.head());
+        ranges.map_err(|_| Error::defect("head_init: the classifier has no weight and bias"))
+    }
+
+    /// `W = s T W_s`, `b = s T b_s`: class scores as the projection's products with the class texts, on the scale that
+    /// pretraining's contrast has, `s = 1 / (τ · mean ‖z‖)`. So the first global model is the zero-shot classifier but
+    /// for the length of each feature.
+    fn text_head(&self, start: &mut Params, pretrained: &Pretrained) -> Result<()> {
+        let [w, b] = self.head()?;
+        let texts = pretrained.zero_shot.text_features();
+        let weight = pretrained.params.get("projection.weight")?;
+        let bias = pretrained.params.get("projection.bias")?;
+        let inputs = weight.len() / texts.dim;
+        let expected = texts.rows() * inputs;
+        if w.len() != expected {
+            return Err(Error::defect(format!(
+                "head_init = text: {} values for ({}, {inputs})",
+                w.len(),
+                texts.rows()
+            )));
+        }
+        let scale = (1.0 / (f64::from(self.config.pretrain.temperature) * pretrained.norm)) as f32;
+        let data = start.data_mut();
+        for class in 0..texts.rows() {
+            let text = texts.row(class);
+            for i in 0..inputs {
+                let column = text.iter().enumerate().map(|(d, t)| t * weight[d * inputs + i]);
+                data[w.start + class * inputs + i] = scale * column.sum::<f32>();
+            }
+            data[b.start + class] = scale * text.iter().zip(bias).map(|(t, v)| t * v).sum::<f32>();
+        }
+        Ok(())
+    }
+}
+
+/// Copies the tensors that both networks have.
+fn take_body(start: &mut Params, pretrained: &Pretrained) {
+    let layout = start.layout().clone();
+    for entry in layout.entries() {
+        if let Ok(values) = pretrained.params.get(&entry.name) {
+            start.data_mut()[entry.range()].copy_from_slice(values);
+        }
+    }
+}
