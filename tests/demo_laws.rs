@@ -109,6 +109,26 @@ fn the_gain_of_text_goes_when_captions_are_shuffled() {
     assert!(shuffled < image + 1.5, "image term {image}, with shuffled captions {shuffled}");
 }
 
+/// Before any round: what the classifier starts as is all there is.
+#[test]
+fn a_probe_on_the_servers_images_is_a_better_start_than_a_random_head() {
+    let world = World::new(&shipped_clip());
+    let start = |name: &str, head: &str| {
+        let own = ["align.enabled=false", "pretrain.epochs=2", head];
+        world.accuracy(name, "finetune", &own)
+    };
+    let (random, probe) = (start("random", "finetune.head_init=random"), start("probe", "finetune.head_init=probe"));
+    eprintln!("start of FedAvg: a random head {random:.1}, a probe {probe:.1}");
+    assert!(random < 16.0 && probe > random + 6.0, "a random head {random}, a probe {probe}");
+    let path = world.0.path().join("c.toml");
+    let changes = ["finetune.head_init=probe", "server_set.per_class=0", "align.enabled=false", SCRATCH];
+    let mut set: Vec<String> = changes.iter().map(|c| c.to_string()).collect();
+    set.push(format!("run.dir={}", world.0.path().join("none").display()));
+    let config = Config::read(&path, &set).unwrap();
+    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap_err().to_string();
+    assert!(e.contains("server set, which is empty"), "{e}");
+}
+
 const SCRATCH: &str = "pretrain.enabled=false";
 
 /// Accuracy after alignment alone, the mean of three seeds: one moves by ten points.
