@@ -10,7 +10,8 @@ use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::candle::Candle;
 use fedllava::nn::cohort::Cohort;
 use fedllava::nn::cpu::{Algorithm, Engine, Isa};
-use fedllava::nn::{Interpreter, Mode, Net};
+use fedllava::nn::net::Start;
+use fedllava::nn::{Interpreter, Mode, Net, NetBuilder};
 
 use super::net_golden::{distance, noise, params, zoo};
 
@@ -165,6 +166,73 @@ fn winograd_trains_as_direct_convolution_does() {
             assert!(bits(&run(threads, Algorithm::Winograd)) == bits(&one), "{isa} with {threads} threads");
         }
     }
+}
+
+/// Two ends of one network: a tap that nobody trains, through a batch norm or a linear layer that stands between the
+/// others' steps, and the logits.
+fn two_ends(linear: bool) -> Net {
+    let mut b = NetBuilder::new(3, 32, 32);
+    let start = Start::Uniform(0.2);
+    let aside = b.conv(0, "aside", 16, 4, 4, 0, start).unwrap();
+    let unseen = match linear {
+        true => {
+            let mean = b.global_avg_pool(aside).unwrap();
+            b.linear(mean, "unseen", 5).unwrap()
+        }
+        false => {
+            let normed = b.batch_norm(aside, "unseen").unwrap();
+            b.global_avg_pool(normed).unwrap()
+        }
+    };
+    b.tap("unseen", unseen);
+    let wide = b.conv(0, "wide", 16, 3, 1, 1, start).unwrap();
+    let normed = b.batch_norm(wide, "norm").unwrap();
+    let x = b.relu(normed);
+    let down = b.conv(x, "down", 16, 4, 4, 0, start).unwrap();
+    // A product of the whole batch between a convolution and its batch norm.
+    let mean = b.global_avg_pool(aside).unwrap();
+    let late = b.linear(mean, "late", 5).unwrap();
+    b.tap("late", late);
+    let normed = b.batch_norm(down, "down_norm").unwrap();
+    let sum = b.add(normed, aside).unwrap();
+    let mean = b.global_avg_pool(sum).unwrap();
+    let logits = b.linear(mean, "fc", 5).unwrap();
+    b.finish("two ends", logits).unwrap()
+}
+
+/// What one worker keeps for a block only is not overwritten before it is read, wherever gradients or products end a
+/// segment.
+#[test]
+fn one_worker_gives_what_two_give_when_a_branch_gets_no_gradient() {
+    for net in [two_ends(true), two_ends(false)] {
+        let run = |threads, algorithm| {
+            let mut engine = Engine::with(&net, threads, Isa::detect(), algorithm).unwrap();
+            let params = train(&net, &mut engine, &[11, 11], 0.1).0;
+            let mut logits = Vec::new();
+            engine.forward(&params, &images(&net, 11, 7), &[11], Mode::Infer).unwrap();
+            engine.read(net.logits, &mut logits).unwrap();
+            (bits(&params), bits(&logits))
+        };
+        for algorithm in [Algorithm::Direct, Algorithm::Winograd] {
+            assert!(run(1, algorithm) == run(2, algorithm), "{algorithm:?}");
+        }
+    }
+}
+
+/// Maps of 12 × 12, where the tiles of no power of two of images fill a group.
+#[test]
+fn winograd_gives_the_same_bytes_for_any_map() {
+    let mut b = NetBuilder::new(64, 12, 12);
+    let x = b.conv(0, "a", 64, 3, 1, 1, Start::Uniform(0.2)).unwrap();
+    let x = b.conv(x, "b", 64, 3, 1, 1, Start::Uniform(0.2)).unwrap();
+    let x = b.global_avg_pool(x).unwrap();
+    let logits = b.linear(x, "fc", 5).unwrap();
+    let net = b.finish("twelve", logits).unwrap();
+    let run = |threads| {
+        let mut engine = Engine::with(&net, threads, Isa::detect(), Algorithm::Winograd).unwrap();
+        bits(&train(&net, &mut engine, &[8], 0.1).0)
+    };
+    assert!(run(1) == run(2) && run(1) == run(3));
 }
 
 /// ⟨gradient, direction⟩ against the slope of Σ⟨seed, logits⟩ along it, in both modes.

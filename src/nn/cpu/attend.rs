@@ -63,8 +63,8 @@ fn attend_with(isa: Isa, head: &Head<'_>, out: &mut [f32]) {
     let (q, k, v) = (head.q.rows(head.dim), head.k.rows(head.dim), head.v.rows(head.dim));
     assert!(k.count == v.count && out.len() == q.count * head.dim, "attention: lengths");
     assert!(!head.causal || q.count <= k.count, "attention: more queries than tokens");
-    if out.is_empty() {
-        return;
+    if out.is_empty() || k.count == 0 {
+        return out.fill(0.0);
     }
     // SAFETY: `isa` is this machine's; the rows are in their slices.
     unsafe { kernel(isa, head, q, k, v, out) }

@@ -394,6 +394,13 @@ impl<'p> Walk<'_, 'p, '_> {
         }
     }
 
+    /// Runs the segment before a step that no gradient reached: rings are as long as one segment's blocks.
+    fn segment_ends(&mut self, ends: bool) {
+        if ends {
+            self.run();
+        }
+    }
+
     fn bias_gradient(&self, step: &ConvStep, bias: ParamId, cp: usize) {
         let call = self.call;
         let entry = &call.net.layout.entries()[bias];
@@ -406,7 +413,9 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     fn fuse(&mut self, terms: &'p [(Node, Option<usize>)], relu: bool, out: Node) {
-        let Some(gy) = self.upstream(out) else { return };
+        let Some(gy) = self.upstream(out) else {
+            return self.segment_ends(terms.iter().any(|t| t.1.is_some()));
+        };
         let norms: Vec<Option<&'p Norm>> = terms.iter().map(|t| t.1.map(|n| &self.call.plan.norms[n])).collect();
         let relu = relu.then_some(match norms.as_slice() {
             &[Some(norm)] => Relu::After(norm),
@@ -429,7 +438,7 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     fn linear(&mut self, x: Node, out: Node, weight: ParamId, bias: Option<ParamId>) {
-        let Some(gy) = self.upstream(out) else { return };
+        let Some(gy) = self.upstream(out) else { return self.segment_ends(true) };
         self.run();
         self.barrier();
         let call = self.call;

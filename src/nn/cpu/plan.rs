@@ -353,17 +353,15 @@ impl<'a> Planner<'a> {
         };
         let (mut values, mut grads) = (Vec::new(), Vec::new());
         for (i, step) in steps.iter().enumerate() {
-            let Step::Fuse { terms, relu, out, .. } = step else { continue };
+            let Step::Fuse { terms, out, .. } = step else { continue };
             for &(node, _) in terms.iter().filter(|t| t.1.is_some() && self.only(t.0).is_some()) {
                 let conv = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node));
                 if let Some(c) = conv.filter(|&c| segments[c] + 1 == segments[i]) {
                     grads.push((node, block(segments[c])));
                 }
             }
-            let reader = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.x == *out));
-            let again = *relu && matches!(terms.as_slice(), [(_, Some(_))]);
-            if again && self.only(*out).is_some() && reader.is_some_and(|r| segments[r] == segments[i]) {
-                values.push((*out, block(segments[i])));
+            if let Some(r) = self.again(i).filter(|&r| segments[r] == segments[i]) {
+                values.push((*out, block(segments[r])));
             }
         }
         for (slots, rings) in [(&mut self.plan.values, values), (&mut self.plan.grads, grads)] {
@@ -374,6 +372,21 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+    }
+
+    /// The only convolution that reads step `i`, if the step is a rectified batch norm: cheap to compute again.
+    fn again(&self, i: usize) -> Option<usize> {
+        let steps = &self.plan.steps;
+        let Step::Fuse { terms, relu: true, out, .. } = &steps[i] else { return None };
+        let alone = matches!(terms.as_slice(), [(_, Some(_))]) && self.only(*out).is_some();
+        let (r, made) = steps.iter().enumerate().filter(|_| alone).find_map(|(r, s)| match s {
+            Step::Conv(c) if c.x == *out => Some((r, c.out)),
+            _ => None,
+        })?;
+        // Inference runs a convolution where its sum is made; a product of the whole batch must not come between.
+        let sum = |s: &Step| matches!(s, Step::Fuse { terms, .. } if terms.iter().any(|t| t.0 == made));
+        let end = steps.iter().position(sum).unwrap_or(r).max(r);
+        (!steps[i..end].iter().any(|s| matches!(s, Step::Linear { .. }))).then_some(r)
     }
 
     /// For inference: batch norm goes into the weights of the convolution before it, and where every term is ready by

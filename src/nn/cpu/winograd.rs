@@ -152,7 +152,7 @@ impl Winograd {
 
     /// Images whose tiles a weight gradient sums before it adds to memory: a power of two, the same for any caller.
     pub fn group(map: &Map) -> usize {
-        (64 / (map.h / OUT * (map.w / OUT)).max(1)).clamp(1, 8)
+        1 << (64 / (map.h / OUT * (map.w / OUT)).max(1)).clamp(1, 8).ilog2()
     }
 
     /// Blocks of tiles that share a pass over the weights.
