@@ -2,8 +2,8 @@
 //!
 //! Few rows are scalar products, each weight read once: the memory's speed is the bound. Many rows are turned into
 //! panels, as many at a time as stay in the second-level cache, and each weight is broadcast against a panel: no copy of
-//! the weights is made. Every output is one sum in one order that depends on neither its neighbours nor the number of
-//! threads; rows or outputs are shared out over the current rayon pool.
+//! the weights is made. Every output is one sum in one order, which depends on whether there are at most [`FEW`] rows, but
+//! on neither its neighbours nor the number of threads; rows or outputs are shared out over the current rayon pool.
 
 use std::ops::Range;
 
