@@ -15,7 +15,8 @@ use crate::exec::Context;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// `winograd` on a CPU, candle elsewhere.
+    /// On a CPU our engine with the fastest algorithm for the machine (`cpu` with AMX, `winograd` without), candle
+    /// elsewhere.
     #[default]
     Auto,
     /// Our CPU engine with direct convolution alone; another device is refused.
@@ -32,9 +33,11 @@ impl Backend {
     pub fn workspace(self, net: &Arc<Net>, cx: &Context, threads: usize) -> Result<Box<dyn Interpreter>> {
         match (self, cx.device.is_cpu()) {
             (Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
-            (Backend::Auto | Backend::Winograd, true) => {
-                Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?))
+            (Backend::Auto, true) => {
+                let isa = Isa::detect();
+                Ok(Box::new(Engine::with(net, threads, isa, Algorithm::fastest(isa))?))
             }
+            (Backend::Winograd, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?)),
             (Backend::Cpu | Backend::Winograd, false) => {
                 Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")
                     .hint("use run.engine = \"auto\" or \"candle\""))

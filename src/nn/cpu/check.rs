@@ -35,7 +35,7 @@ impl Block {
     }
 }
 
-fn noise(n: usize, salt: u32) -> Vec<f32> {
+pub(super) fn noise(n: usize, salt: u32) -> Vec<f32> {
     let hash = |i: u32| (i.wrapping_add(salt).wrapping_mul(0x9E37_79B1) ^ 0x85EB_CA6B).wrapping_mul(0xC2B2_AE35) >> 8;
     (0..n as u32).map(|i| hash(i) as f32 / 8_388_608.0 - 1.0).collect()
 }
@@ -73,6 +73,20 @@ fn overlapping() -> impl Strategy<Value = Case> {
             let shape = Shape { inputs, outputs, kernel: 3, stride, padding, groups: 1 };
             let side = [height * stride + 2, (stride * (columns - 1) + 3).saturating_sub(2 * padding).max(1)];
             Case { shape, side, images, extra, raw }
+        },
+    )
+}
+
+/// Channels in thirty-twos, for the matrix unit: windows up to three pixels apart over maps of any side.
+fn tiled() -> impl Strategy<Value = Case> {
+    let channels = prop::sample::select(&[32usize, 64, 96][..]);
+    let rest = (1..4usize, 0..3usize, 1..10usize, 0..2usize);
+    (channels.clone(), channels, 1..6usize, [1..19usize, 1..19usize], rest).prop_filter_map(
+        "window larger than the padded map",
+        |(inputs, outputs, kernel, side, (stride, padding, images, extra))| {
+            let shape = Shape { inputs, outputs, kernel, stride, padding, groups: 1 };
+            let fits = side.iter().all(|s| s + 2 * padding >= kernel);
+            fits.then_some(Case { shape, side, images, extra, raw: false })
         },
     )
 }
@@ -198,6 +212,32 @@ fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
     })
 }
 
+/// The network's own convolutions run on the matrix unit, those that would leave it idle do not.
+#[test]
+fn the_matrix_unit_takes_convolutions_of_whole_tiles() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    for (inputs, outputs, side, stride, takes) in [
+        (64, 64, 32, 1, true),
+        (64, 128, 32, 2, true),
+        (256, 256, 8, 1, true),
+        (512, 512, 7, 1, true),
+        (512, 512, 4, 1, true),
+        (16, 32, 32, 2, false),
+        (48, 64, 32, 1, false),
+        (64, 64, 1, 1, false),
+    ] {
+        let shape = Shape { inputs, outputs, kernel: 3, stride, padding: 1, groups: 1 };
+        let x = Map::new(&[inputs, side, side], 1);
+        let y = Map::new(&[outputs, side.div_ceil(stride), side.div_ceil(stride)], 1);
+        let conv = |isa, algorithm| Conv::new(shape, isa, x, y, y, Some(x), algorithm);
+        assert_eq!(conv(Isa::Amx, Algorithm::Direct).tiles.is_some(), takes, "{shape:?} at {side}");
+        assert!(conv(Isa::Avx512, Algorithm::Direct).tiles.is_none());
+        assert!(conv(Isa::Amx, Algorithm::Winograd).tiles.is_none());
+    }
+}
+
 /// A fully connected layer to try.
 fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
     let (xs, ys) = (inputs + extra, outputs + extra);
@@ -265,6 +305,13 @@ proptest! {
     #[test]
     fn overlapping_windows_equal_plain_loops(case in overlapping()) {
         for isa in Isa::available() {
+            try_conv(&case, isa, Algorithm::Direct);
+        }
+    }
+
+    #[test]
+    fn the_matrix_unit_equals_plain_loops(case in tiled()) {
+        if let Some(isa) = Isa::available().into_iter().find(|isa| *isa == Isa::Amx) {
             try_conv(&case, isa, Algorithm::Direct);
         }
     }

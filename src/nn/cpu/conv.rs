@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::amx::Tiles;
 use super::map::Map;
 use super::simd::Isa;
 use super::taps::{self, Lines};
@@ -31,6 +32,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// Remainders of input pixels modulo the stride, of a map that has any.
+    pub fn phases(&self, gx: &Map) -> impl Iterator<Item = (usize, usize)> {
+        let (s, h, w) = (self.stride, gx.h, gx.w);
+        (0..s * s).map(move |phase| (phase / s, phase % s)).filter(move |&(y, x)| y < h && x < w)
+    }
+
     /// Border that the output's gradient needs for the input's gradient, given the input's and output's sides.
     pub fn grad_border(&self, sides: [(usize, usize); 2]) -> usize {
         let before = (self.kernel - 1).saturating_sub(self.padding).div_ceil(self.stride);
@@ -75,6 +82,13 @@ pub enum Algorithm {
     Winograd,
 }
 
+impl Algorithm {
+    /// The fastest on an instruction set: the matrix unit, where there is one, needs no help of Winograd.
+    pub fn fastest(isa: Isa) -> Self {
+        if isa == Isa::Amx { Algorithm::Direct } else { Algorithm::Winograd }
+    }
+}
+
 /// The products of a convolution that Winograd's algorithm computes.
 #[derive(Debug)]
 pub(super) struct Minimal {
@@ -94,11 +108,16 @@ pub(super) struct Conv {
     pub forward: Grid,
     backward: Vec<Grid>,
     pub minimal: Option<Minimal>,
+    /// On the matrix unit, where the instruction set has one.
+    pub tiles: Option<Box<Tiles>>,
 }
 
 impl Conv {
     /// Lays out the products. `x`, `y`: input and output; `gy`, `gx`: their gradients (`gx` absent: not needed).
     pub fn new(shape: Shape, isa: Isa, x: Map, y: Map, gy: Map, gx: Option<Map>, algorithm: Algorithm) -> Self {
+        let tiles = (isa == Isa::Amx && algorithm == Algorithm::Direct).then(|| Tiles::new(shape, x, y, gy, gx));
+        let tiles = tiles.flatten().map(Box::new);
+        let isa = isa.vectors();
         let forward = forward_grid(&shape, isa, &x, &y);
         let backward = gx.map(|gx| backward_grids(&shape, isa, &gy, &gx)).unwrap_or_default();
         let plain = (shape.kernel, shape.stride, shape.padding, shape.groups) == (3, 1, 1, 1);
@@ -107,7 +126,7 @@ impl Conv {
             forward: Winograd::new(isa, shape.inputs, shape.outputs),
             backward: Winograd::new(isa, shape.outputs, shape.inputs),
         });
-        Conv { shape, isa, x, y, gy, gx, forward, backward, minimal }
+        Conv { shape, isa, x, y, gy, gx, forward, backward, minimal, tiles }
     }
 
     /// Floats of the packed weights for the forward product (also of their gradient), bias at the end.
@@ -117,12 +136,20 @@ impl Conv {
 
     /// Floats of the packed weights without the bias.
     fn products(&self) -> usize {
-        self.minimal.as_ref().map_or_else(|| self.forward.packed(), |m| m.forward.packed())
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.packed(),
+            (_, Some(m)) => m.forward.packed(),
+            _ => self.forward.packed(),
+        }
     }
 
     /// Floats of scratch that each worker needs.
     pub fn scratch(&self) -> usize {
-        self.minimal.as_ref().map_or_else(|| self.gradient_scratch(), |m| m.forward.scratch())
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.scratch(),
+            (_, Some(m)) => m.forward.scratch(),
+            _ => self.gradient_scratch(),
+        }
     }
 
     /// The nine weights between two channels.
@@ -133,17 +160,19 @@ impl Conv {
 
     /// Floats of the packed weights for the input's gradient.
     pub fn packed_back(&self) -> usize {
-        match &self.minimal {
-            Some(m) => m.backward.packed(),
-            None => self.backward.iter().map(Grid::packed).sum(),
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.packed_back(),
+            (_, Some(m)) => m.backward.packed(),
+            _ => self.backward.iter().map(Grid::packed).sum(),
         }
     }
 
     /// Packs weights `(out, in/groups, k, k)` and bias `(out)` for [`Conv::forward`].
     pub fn pack(&self, weight: &[f32], bias: Option<&[f32]>, to: &mut [f32]) {
-        match &self.minimal {
-            Some(m) => m.forward.pack(|o, i| self.window(weight, o, i), to),
-            None => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index]),
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.pack(weight, None, to),
+            (_, Some(m)) => m.forward.pack(|o, i| self.window(weight, o, i), to),
+            _ => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index]),
         }
         let end = &mut to[self.products()..][..self.y.cp];
         if let Some(bias) = bias {
@@ -155,9 +184,10 @@ impl Conv {
     /// statistics inside the convolution.
     pub fn pack_folded(&self, weight: &[f32], bias: Option<&[f32]>, [scale, shift]: [&[f32]; 2], to: &mut [f32]) {
         let window = weight.len() / self.shape.outputs.max(1);
-        match &self.minimal {
-            Some(m) => m.forward.pack(|o, i| self.window(weight, o, i).map(|v| v * scale[o]), to),
-            None => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index] * scale[index / window]),
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.pack(weight, Some(scale), to),
+            (_, Some(m)) => m.forward.pack(|o, i| self.window(weight, o, i).map(|v| v * scale[o]), to),
+            _ => self.forward.each(&self.shape, false, |at, index| to[at] = weight[index] * scale[index / window]),
         }
         let end = &mut to[self.products()..][..self.y.cp];
         for (c, end) in end.iter_mut().enumerate().take(self.shape.outputs) {
@@ -167,6 +197,9 @@ impl Conv {
 
     /// Packs weights for [`Conv::input_gradient`].
     pub fn pack_back(&self, weight: &[f32], to: &mut [f32]) {
+        if let Some(tiles) = &self.tiles {
+            return tiles.pack_back(weight, to);
+        }
         if let Some(m) = &self.minimal {
             // The window turned by half a circle.
             let turned = |i: usize, o: usize| {
@@ -185,6 +218,9 @@ impl Conv {
 
     /// Adds this share of the panels of a packed gradient to `grad`, all of the convolution's weights.
     pub fn unpack(&self, from: &[f32], grad: &mut [f32]) {
+        if let Some(tiles) = &self.tiles {
+            return tiles.unpack(from, grad);
+        }
         let Some(m) = &self.minimal else {
             return self.forward.each(&self.shape, false, |at, index| grad[index] += from[at]);
         };
@@ -196,9 +232,10 @@ impl Conv {
 
     /// Images that share one pass over the weights.
     pub fn images_per_pass(&self) -> usize {
-        match self.minimal {
-            Some(_) => Winograd::group(&self.y),
-            None => (PASS_PIXELS / self.y.pixels().max(1)).max(1),
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.images_per_pass(),
+            (_, Some(_)) => Winograd::group(&self.y),
+            _ => (PASS_PIXELS / self.y.pixels().max(1)).max(1),
         }
     }
 
@@ -226,6 +263,10 @@ impl Conv {
             return unsafe { m.forward.product(x, y, w, scratch, Finish { bias, add: None, relu }) };
         }
         let to = Target { at: y, map: &self.y, to: &self.forward.to };
+        if let Some(tiles) = &self.tiles {
+            // SAFETY: passed on.
+            return unsafe { tiles.forward(x, to, w, End { start: None, bias, relu }, images, scratch) };
+        }
         // SAFETY: passed on.
         unsafe { self.forward.run(self.isa, (x, &self.x), to, w, End { start: None, bias, relu }, images) }
     }
@@ -254,6 +295,9 @@ impl Conv {
                 return m.forward.product(x, y.images(images), w, scratch, end);
             }
             let skip = skip.map(|s| s.start());
+            if let Some(tiles) = &self.tiles {
+                return tiles.forward(x, y, w, End { start: skip, bias, relu }, images, scratch);
+            }
             self.forward.run(self.isa, (x, &self.x), y, w, End { start: skip, bias, relu }, images);
         }
     }
@@ -281,11 +325,16 @@ impl Conv {
         }
         let mut w = w;
         // Pixels that no window reaches keep what is there.
-        for grid in self.backward.iter().filter(|g| !add || !g.taps.is_empty()) {
+        for (phase, grid) in self.backward.iter().enumerate().filter(|(_, g)| !add || !g.taps.is_empty()) {
             let to = Target { at: gx, map, to: &grid.to };
             let end = End { start: add.then(|| to.start()), bias: std::ptr::null(), relu: false };
             // SAFETY: passed on; the grids' weights follow each other.
             unsafe {
+                let tiles = self.tiles.as_ref();
+                if let Some(floats) = tiles.and_then(|t| t.input_gradient(phase, gy, to, w, end, images, scratch)) {
+                    w = w.add(floats);
+                    continue;
+                }
                 grid.run(self.isa, (gy, &self.gy), to, w, end, images);
                 w = w.add(grid.packed());
             }
@@ -316,10 +365,13 @@ impl<'a> Target<'a> {
 
 /// How a pass begins and ends.
 #[derive(Clone, Copy)]
-struct End<'a> {
-    start: Option<Start<'a>>,
-    bias: *const f32,
-    relu: bool,
+pub(super) struct End<'a> {
+    /// Added pixel by pixel.
+    pub start: Option<Start<'a>>,
+    /// One value a channel, or null.
+    pub bias: *const f32,
+    /// Whether to rectify.
+    pub relu: bool,
 }
 
 impl Grid {
@@ -443,24 +495,27 @@ fn lines(
 
 /// One grid for each residue of the input pixel modulo the stride.
 fn backward_grids(shape: &Shape, isa: Isa, gy: &Map, gx: &Map) -> Vec<Grid> {
-    let s = shape.stride;
-    (0..s * s)
-        .filter(|phase| phase / s < gx.h && phase % s < gx.w)
-        .map(|phase| backward_grid(shape, isa, gy, gx, (phase / s, phase % s)))
-        .collect()
+    shape.phases(gx).map(|phase| backward_grid(shape, isa, gy, gx, phase)).collect()
+}
+
+/// Taps that reach input pixels of a phase, from the last, so that places grow; tap `k` of input `s·j + phase` belongs to
+/// output `j + (phase + p − k)/s`: the second number is what is added to `j`.
+pub(super) fn phase_taps(shape: &Shape, phase: usize) -> Vec<(usize, isize)> {
+    let (s, p) = (shape.stride as isize, shape.padding as isize);
+    let from = |k: usize| phase as isize + p - k as isize;
+    let reaches = |k: &usize| from(*k).rem_euclid(s) == 0;
+    (0..shape.kernel).rev().filter(reaches).map(|k| (k, from(k).div_euclid(s))).collect()
 }
 
 fn backward_grid(shape: &Shape, isa: Isa, gy: &Map, gx: &Map, (py, px): (usize, usize)) -> Grid {
-    let (s, p) = (shape.stride as isize, shape.padding as isize);
-    // Output row of input row s·j + py under tap ky: j + (py + p − ky)/s; taps from the last, so that places grow.
-    let taps_of = |phase: usize| {
-        let fits = move |k: &usize| (phase as isize + p - *k as isize).rem_euclid(s) == 0;
-        (0..shape.kernel).rev().filter(fits).collect::<Vec<_>>()
-    };
-    let taps: Vec<_> = taps_of(py).iter().flat_map(|&ky| taps_of(px).into_iter().map(move |kx| (ky, kx))).collect();
-    let step = |phase: usize, k: usize| (phase as isize + p - k as isize).div_euclid(s);
-    let places: Vec<isize> =
-        taps.iter().map(|&(ky, kx)| step(py, ky) * gy.row() as isize + step(px, kx) * gy.cp as isize).collect();
+    let (rows, columns) = (phase_taps(shape, py), phase_taps(shape, px));
+    let (mut taps, mut places) = (Vec::new(), Vec::new());
+    for &(ky, y) in &rows {
+        for &(kx, x) in &columns {
+            taps.push((ky, kx));
+            places.push(y * gy.row() as isize + x * gy.cp as isize);
+        }
+    }
     let channels = |lanes: Range<usize>| group_range(lanes, shape.inputs, shape.outputs, shape.groups);
     let panels = panels(isa, gx.cp, shape.groups, &places, gy, channels);
     let (mut from, mut to) = (Vec::new(), Vec::new());

@@ -28,9 +28,10 @@ struct Block {
 impl Conv {
     /// Tiles of the weight gradient: what workers share.
     pub fn gradient_tiles(&self) -> usize {
-        match &self.minimal {
-            Some(m) => m.forward.positions(),
-            None => self.forward.panels.iter().map(|p| self.tiles(p)).sum(),
+        match (&self.tiles, &self.minimal) {
+            (Some(t), _) => t.gradient_tiles(),
+            (_, Some(m)) => m.forward.positions(),
+            _ => self.forward.panels.iter().map(|p| self.tiles(p)).sum(),
         }
     }
 
@@ -83,6 +84,10 @@ impl Conv {
         images: usize,
         scratch: *mut f32,
     ) {
+        if let Some(t) = &self.tiles {
+            // SAFETY: passed on.
+            return unsafe { t.weight_gradient(x, gy, gw, tiles, images, scratch) };
+        }
         if let Some(m) = &self.minimal {
             let [x, gy] =
                 [(x, &self.x), (gy, &self.gy)].map(|(at, map)| Images { at: at.cast_mut(), map, count: images });

@@ -8,6 +8,11 @@
 //! The same seed gives the same bytes for any number of threads: workers share output tiles and samples, never a sum,
 //! and every sum has one order. Another instruction set may round otherwise.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "amx/absent.rs"]
+mod amx;
 mod arena;
 pub mod attend;
 mod backward;

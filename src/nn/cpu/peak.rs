@@ -8,6 +8,8 @@ use super::simd::{Isa, Simd, per_isa};
 /// Independent multiply-adds in a row, of sixteen lanes each; half as many where a value takes two registers.
 const CHAINS: usize = 12;
 const ROUNDS: usize = 20_000;
+/// The same of the matrix unit: about as long.
+const AMX_ROUNDS: usize = 20;
 
 per_isa! {
     /// Independent chains of multiply-adds in registers.
@@ -36,6 +38,13 @@ unsafe fn chains_body<S: Simd>(out: &mut [f32; 16]) {
 pub fn peak(isa: Isa, tries: usize) -> f64 {
     if !Isa::available().contains(&isa) {
         return 0.0;
+    }
+    if isa == Isa::Amx {
+        let once = |_| {
+            let (products, seconds) = super::amx::peak(AMX_ROUNDS);
+            2.0 * products / seconds / 1e9
+        };
+        return (0..tries).map(once).fold(0.0, f64::max);
     }
     let used = if isa == Isa::Avx512 { CHAINS } else { CHAINS / 2 };
     let flop = (ROUNDS * used * 16 * 2) as f64;

@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512F: one 512-bit register for sixteen lanes.
     Avx512,
+    /// AVX-512F, and convolutions on Intel's matrix unit (AMX-BF16), every f32 as three bf16.
+    Amx,
 }
 
 impl Isa {
@@ -25,8 +27,16 @@ impl Isa {
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa::Avx512);
             }
+            if super::amx::available() {
+                all.push(Isa::Amx);
+            }
         }
         all
+    }
+
+    /// The instruction set for everything that goes by vectors.
+    pub(super) fn vectors(self) -> Isa {
+        if self == Isa::Amx { Isa::Avx512 } else { self }
     }
 
     /// The best instruction set of this machine.
@@ -41,6 +51,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         })
     }
 }
@@ -432,12 +443,12 @@ macro_rules! per_isa {
                     // SAFETY: as above.
                     unsafe { $body::<$crate::nn::cpu::simd::Avx2>($($arg),*) }
                 }
-                match isa {
+                match isa.vectors() {
                     // SAFETY: the caller has checked the machine.
                     $crate::nn::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::nn::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::nn::cpu::simd::Isa::Portable => {}
+                    _ => {}
                 }
             }
             let _ = isa;
