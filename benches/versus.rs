@@ -1,7 +1,7 @@
 //! Our side of `scripts/bench_vs_pytorch.sh`: `versus NET MODE BATCH THREADS SECONDS` prints one line of JSON.
 //!
-//! NET: narrow, wide (ResNet-8 16-32-64 and 64-128-256; `wide+winograd`), cnn, resnet18, resnet50. MODE: train or infer. Weights and
-//! images come from the hash of the golden files, so that both sides compute the same loss after twenty steps.
+//! NET: narrow, wide (ResNet-8 16-32-64 and 64-128-256), cnn, resnet18, resnet50; `wide+winograd` and, for one of the
+//! machine's instruction sets, `wide+avx512` and the like. MODE: train or infer. Weights and images come from the hash of the golden files, so that both sides compute the same loss after twenty steps.
 
 use std::time::{Duration, Instant};
 
@@ -24,9 +24,16 @@ fn main() {
     let batch: usize = batch.parse().expect("BATCH is a number");
     let threads: usize = threads.parse().expect("THREADS is a number");
     let seconds: f64 = seconds.parse().expect("SECONDS is a number");
-    let (net, algorithm) = match net.strip_suffix("+winograd") {
-        Some(net) => (net, Algorithm::Winograd),
-        None => (net.as_str(), Algorithm::Direct),
+    let (net, how) = net.split_once('+').unwrap_or((net, ""));
+    let algorithm = if how == "winograd" { Algorithm::Winograd } else { Algorithm::Direct };
+    let isa = match how {
+        "" => Isa::detect(),
+        // Its products go by vectors.
+        "winograd" => Isa::available().into_iter().rfind(|isa| *isa != Isa::Amx).expect("one at least"),
+        other => {
+            let known = Isa::available().into_iter().find(|isa| isa.to_string() == other);
+            known.unwrap_or_else(|| panic!("no {other} here: {:?}", Isa::available()))
+        }
     };
     let (config, side) = match net {
         "narrow" => (ModelConfig::Resnet8(Resnet8 { width: 16, mlp: None }), 32),
@@ -37,12 +44,12 @@ fn main() {
         other => panic!("no network {other}"),
     };
     let net = config.build([3, side, side], Head::Classes(10)).expect("builds");
-    run(&net, mode == "train", batch, threads, seconds, algorithm);
+    run(&net, mode == "train", batch, threads, seconds, (isa, algorithm));
 }
 
 #[allow(clippy::print_stdout, reason = "its result")]
-fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64, algorithm: Algorithm) {
-    let mut engine = Engine::with(net, threads, Isa::detect(), algorithm).expect("starts");
+fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64, (isa, algorithm): (Isa, Algorithm)) {
+    let mut engine = Engine::with(net, threads, isa, algorithm).expect("starts");
     let mut params = noise::params(net);
     let x = noise::noise(batch * net.input_shape().iter().product::<usize>(), 7777);
     let mut loss = 0.0;

@@ -19,6 +19,7 @@ ROWS = {
     "narrow": ("narrow", "train", 32),
     "wide": ("wide", "train", 32),
     "wide-winograd": ("wide+winograd", "train", 32),
+    "wide-avx512": ("wide+avx512", "train", 32),
     "cnn": ("cnn", "train", 10),
     "narrow-eval": ("narrow", "infer", 100),
     "wide-eval": ("wide", "infer", 100),
@@ -97,7 +98,7 @@ def together(commands, env=None):
 def compare(binary, row, rounds, seconds, cores):
     net, mode, batch = ROWS[row]
     ours = lambda t: [binary, net, mode, str(batch), str(t), str(seconds)]
-    theirs = lambda t, l: [sys.executable, __file__, "--torch", net.removesuffix("+winograd"), mode, str(batch), str(t), str(seconds), l]
+    theirs = lambda t, l: [sys.executable, __file__, "--torch", net.split("+")[0], mode, str(batch), str(t), str(seconds), l]
     ways = {
         f"ours, {cores} processes": lambda: together([ours(1)] * cores),
         f"ours, {cores} threads": lambda: together([ours(cores)]),

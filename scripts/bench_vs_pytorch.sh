@@ -1,7 +1,7 @@
 #!/bin/sh
 # Compares the CPU engine with PyTorch on this machine: medians, ratios, share of the measured peak.
 #
-#   scripts/bench_vs_pytorch.sh [--rows narrow,wide,wide-winograd,cnn,narrow-eval,wide-eval,resnet18,resnet50] [--rounds 3] [--seconds 2]
+#   scripts/bench_vs_pytorch.sh [--rows narrow,wide,wide-winograd,wide-avx512,cnn,narrow-eval,wide-eval,resnet18,resnet50] [--rounds 3] [--seconds 2]
 #
 # Installs PyTorch into .venv unless PYTHON names an interpreter that has it. Both sides start from the same weights
 # and images; differing losses end the comparison. Run it on an idle machine.

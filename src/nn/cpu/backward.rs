@@ -117,7 +117,7 @@ impl<'p> Call<'p> {
         for step in &convs[worker.share(convs.len())] {
             // SAFETY: this worker's share of the convolutions.
             unsafe {
-                self.mem.get_mut(step.packed_grad, 0, step.conv.packed()).fill(0.0);
+                self.mem.get_mut(step.packed_grad, 0, step.conv.packed_gradient()).fill(0.0);
                 let to = self.mem.get_mut(step.packed_back, 0, step.conv.packed_back());
                 step.conv.pack_back(self.param(step.weight), to);
             }
@@ -129,7 +129,7 @@ impl<'p> Call<'p> {
         let entry = &self.net.layout.entries()[step.weight];
         // SAFETY: this worker's share of the convolutions; the packed gradient was finished before the barrier.
         unsafe {
-            let from = self.mem.get(step.packed_grad, 0, step.conv.packed());
+            let from = self.mem.get(step.packed_grad, 0, step.conv.packed_gradient());
             step.conv.unpack(from, grads.part(entry.offset, entry.len()));
         }
     }

@@ -80,8 +80,8 @@ fn overlapping() -> impl Strategy<Value = Case> {
 /// Channels in thirty-twos, for the matrix unit: windows up to three pixels apart over maps of any side.
 fn tiled() -> impl Strategy<Value = Case> {
     let channels = prop::sample::select(&[32usize, 64, 96][..]);
-    let rest = (1..4usize, 0..3usize, 1..10usize, 0..2usize);
-    (channels.clone(), channels, 1..6usize, [1..19usize, 1..19usize], rest).prop_filter_map(
+    let rest = (1..4usize, 0..3usize, 1..6usize, 0..2usize);
+    (channels.clone(), channels, 1..6usize, [1..12usize, 1..37usize], rest).prop_filter_map(
         "window larger than the padded map",
         |(inputs, outputs, kernel, side, (stride, padding, images, extra))| {
             let shape = Shape { inputs, outputs, kernel, stride, padding, groups: 1 };
@@ -183,7 +183,7 @@ fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
     conv.pack(&w, Some(&bias), &mut pw);
     let mut pb = vec![0.0; conv.packed_back()];
     conv.pack_back(&w, &mut pb);
-    let (mut pw, mut pb, mut gw) = (Block::new(&pw), Block::new(&pb), Block::new(&vec![0.0; conv.packed()]));
+    let (mut pw, mut pb, mut gw) = (Block::new(&pw), Block::new(&pb), Block::new(&vec![0.0; conv.packed_gradient()]));
     let (mut xb, mut gyb) = (packed(&xm, n, &x), packed(&gym, n, &gy));
     let mut yb = packed(&ym, n, &vec![0.0; n * y_len]);
     let mut gxb = packed(&gxm, n, &vec![0.5; n * x_len]);
@@ -235,6 +235,18 @@ fn the_matrix_unit_takes_convolutions_of_whole_tiles() {
         assert_eq!(conv(Isa::Amx, Algorithm::Direct).tiles.is_some(), takes, "{shape:?} at {side}");
         assert!(conv(Isa::Avx512, Algorithm::Direct).tiles.is_none());
         assert!(conv(Isa::Amx, Algorithm::Winograd).tiles.is_none());
+    }
+}
+
+/// Maps too large for one band of rows, and images that fill no group.
+#[test]
+fn the_matrix_unit_takes_large_maps_band_by_band() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    for (side, stride, images) in [([20, 30], 1, 2), ([40, 60], 2, 1), ([28, 14], 1, 3)] {
+        let shape = Shape { inputs: 160, outputs: 32, kernel: 3, stride, padding: 1, groups: 1 };
+        try_conv(&Case { shape, side, images, extra: 1, raw: false }, Isa::Amx, Algorithm::Direct);
     }
 }
 

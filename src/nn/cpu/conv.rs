@@ -129,9 +129,14 @@ impl Conv {
         Conv { shape, isa, x, y, gy, gx, forward, backward, minimal, tiles }
     }
 
-    /// Floats of the packed weights for the forward product (also of their gradient), bias at the end.
+    /// Floats of the packed weights for the forward product, bias at the end.
     pub fn packed(&self) -> usize {
         self.products() + self.y.cp
+    }
+
+    /// Floats of the packed weight gradient.
+    pub fn packed_gradient(&self) -> usize {
+        self.tiles.as_ref().map_or_else(|| self.packed(), |t| t.packed_gradient())
     }
 
     /// Floats of the packed weights without the bias.

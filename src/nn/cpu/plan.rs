@@ -461,7 +461,7 @@ impl<'a> Planner<'a> {
             relu: relu.is_some(),
             packed: self.region(0, conv.packed()),
             packed_back: self.region(0, conv.packed_back()),
-            packed_grad: self.region(0, conv.packed()),
+            packed_grad: self.region(0, conv.packed_gradient()),
             partial: self.region(if bias.is_some() { 2 * ys.map.cp } else { 0 }, 0),
             norms: Vec::new(),
             fold: None,

@@ -27,6 +27,9 @@ impl Tiles {
     pub fn packed(&self) -> usize {
         match *self {}
     }
+    pub fn packed_gradient(&self) -> usize {
+        match *self {}
+    }
     pub fn packed_back(&self) -> usize {
         match *self {}
     }

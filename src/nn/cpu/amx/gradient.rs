@@ -78,7 +78,7 @@ impl OverPixels {
 
     /// Bytes of one part of the pairs of sixteen channels that begin with even (or odd) places.
     fn part(&self) -> usize {
-        64 * (self.lattice.from.len().div_ceil(2) | 1)
+        64 * (self.lattice.places().div_ceil(2) | 1)
     }
 
     /// Bytes of sixteen channels of the inputs.
@@ -118,7 +118,7 @@ impl OverPixels {
                     let x = x.add(image * x_map.image() + band * self.lattice.next);
                     let gy = gy.add(image * gy_map.image() + gy_map.at(band * self.lattice.band, 0));
                     self.turn(gy, gy_map, count, scratch);
-                    self.pair(x, x_map.image(), count, pairs);
+                    self.pair(x, count, pairs);
                     self.multiply(scratch, pairs, sums, tiles.clone());
                 }
             }
@@ -131,8 +131,9 @@ impl OverPixels {
         for step in 0..self.steps.len() {
             let (row, first) = (step / runs, step % runs * self.lattice.run);
             let mut pixels = [std::ptr::null(); DEPTH];
-            for (k, pixel) in pixels.iter_mut().enumerate().take(self.lattice.run) {
-                let (column, image) = self.lattice.output(first + k);
+            for (pixel, &(column, image)) in
+                pixels.iter_mut().zip(&self.lattice.outputs[first..first + self.lattice.run])
+            {
                 if image < count {
                     *pixel = gy.wrapping_add(image * map.image() + row * map.row() + column * map.cp);
                 }
@@ -146,14 +147,10 @@ impl OverPixels {
     }
 
     /// Splits a band of the inputs: `[16 channels][parity][part][pair]`.
-    unsafe fn pair(&self, x: *const f32, image: usize, count: usize, to: *mut f32) {
-        let from = |place: usize| match self.lattice.from.get(place) {
-            // SAFETY: the place lies in an image of the region.
-            Some(&Some((i, at))) if i < count => unsafe { x.add(i * image + at) },
-            _ => std::ptr::null(),
-        };
+    unsafe fn pair(&self, x: *const f32, count: usize, to: *mut f32) {
+        let from = |place: usize| self.lattice.pixel(place, x, count);
         let part = self.part() / 4;
-        for first in (0..self.lattice.from.len()).step_by(2) {
+        for first in (0..self.lattice.places()).step_by(2) {
             let pixels = [from(first), from(first + 1), from(first + 2)];
             for group in 0..self.channels / SIDE {
                 let vector = pixels.map(|p| if p.is_null() { p } else { p.wrapping_add(group * SIDE) });

@@ -41,8 +41,10 @@ pub(super) struct Lattice {
     pub row: usize,
     /// Place of each tap.
     pub taps: Vec<usize>,
-    /// Image and first float of each place, from the first band's; none where no window reads.
-    pub from: Vec<Option<(usize, usize)>>,
+    /// Column and image of each output of a row.
+    pub outputs: Vec<(usize, usize)>,
+    /// First float of each place, from the first band of the images that take turns; none where no window reads.
+    from: Vec<Option<u32>>,
     /// Floats from one band to the next.
     pub next: usize,
 }
@@ -73,6 +75,7 @@ impl Lattice {
             bands: rows / band,
             row: sides.phases * sides.wide * turns,
             taps: taps.collect(),
+            outputs: (0..columns * turns).map(|column| (column / turns, column % turns)).collect(),
             from: sides.from(windows, (band, columns)),
             next: band * step * windows.map.row(),
         })
@@ -83,9 +86,17 @@ impl Lattice {
         row * self.row + column
     }
 
-    /// Output column and image of an output of a row.
-    pub fn output(&self, column: usize) -> (usize, usize) {
-        (column / self.turns, column % self.turns)
+    /// Places.
+    pub fn places(&self) -> usize {
+        self.from.len()
+    }
+
+    /// The floats of a place, of `count` images that begin at `at`; null where there are none.
+    pub fn pixel(&self, place: usize, at: *const f32, count: usize) -> *const f32 {
+        match self.from.get(place) {
+            Some(&Some(from)) if count >= self.turns || place % self.turns < count => at.wrapping_add(from as usize),
+            _ => std::ptr::null(),
+        }
     }
 }
 
@@ -117,8 +128,8 @@ impl Sides {
         (((fy * self.high + y) * self.phases + fx) * self.wide + x) * self.turns + image
     }
 
-    /// Image and first float of every place that a window of the first band reads.
-    fn from(&self, windows: &Windows, (rows, columns): (usize, usize)) -> Vec<Option<(usize, usize)>> {
+    /// First float of every place that a window of the first band reads.
+    fn from(&self, windows: &Windows, (rows, columns): (usize, usize)) -> Vec<Option<u32>> {
         let (map, step) = (&windows.map, windows.step);
         let mut from = vec![None; self.size()];
         for &(ty, tx) in &windows.taps {
@@ -126,7 +137,7 @@ impl Sides {
                 let (py, px) = (windows.corner.0 + y * step + ty, windows.corner.1 + x * step + tx);
                 for image in 0..self.turns {
                     let at = self.place((ty % step, y + ty / step), (tx % step, x + tx / step), image);
-                    from[at] = Some((image, py * map.row() + px * map.cp));
+                    from[at] = Some((image * map.image() + py * map.row() + px * map.cp) as u32);
                 }
             }
         }

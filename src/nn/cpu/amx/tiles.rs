@@ -49,9 +49,14 @@ impl Tiles {
         self.backward.iter().flatten().map(|b| &b.0)
     }
 
-    /// Floats of the split weights, and of the weights' gradient.
+    /// Floats of the split weights.
     pub fn packed(&self) -> usize {
-        self.forward.packed().max(self.gradient.packed())
+        self.forward.packed()
+    }
+
+    /// Floats of the packed weight gradient.
+    pub fn packed_gradient(&self) -> usize {
+        self.gradient.packed()
     }
 
     /// Floats of the split weights for the input's gradient.

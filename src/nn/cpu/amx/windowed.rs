@@ -1,14 +1,21 @@
 //! The product of windows with weights: a convolution forward, or the gradient of its input.
 
+use std::ops::Range;
+
 use super::super::conv::{End, Target};
 use super::super::map::Map;
+use super::super::plan::RING;
+use super::super::simd::{Avx512, Simd};
 use super::super::tile::Start;
 use super::layout::{Lattice, Windows};
 use super::product::{BYTES, Factor, Product, Shapes, Sums, Unit};
 use super::{DEPTH, PARTS, SIDE, TILE, split};
 
-/// Bytes of a split copy that stay in the second-level cache beside weights and results.
-const ROOM: usize = 640 << 10;
+/// Bytes of a band's split copy, and of the copies of a pass, that stay in the second-level cache beside the results.
+const ROOM: usize = 320 << 10;
+const PASS_ROOM: usize = 640 << 10;
+/// Bytes of weights that do not.
+const MANY: usize = 1 << 20;
 /// Pixels that share one pass over the weights.
 const PASS_PIXELS: usize = 512;
 
@@ -50,7 +57,7 @@ impl Windowed {
 
     /// Bytes of one part of thirty-two channels of all pixels.
     fn part(&self) -> usize {
-        64 * (self.lattice.from.len() | 1)
+        64 * (self.lattice.places() | 1)
     }
 
     /// Floats of the split copy of the images that take turns, `[32 channels][part][place]`.
@@ -60,7 +67,10 @@ impl Windowed {
 
     /// Images of a pass over the weights.
     pub fn pass(&self) -> usize {
-        (PASS_PIXELS / (self.out.0 * self.out.1).max(1)).clamp(self.lattice.turns, 8)
+        // Copies stay in the second-level cache, unless the weights do not and are read for every pass.
+        let light = 2 * PARTS * self.lanes * self.channels * self.lattice.taps.len() < MANY;
+        let room = if light { PASS_ROOM / (4 * self.copy()) * self.lattice.turns } else { PASS_PIXELS };
+        (PASS_PIXELS / (self.out.0 * self.out.1).max(1)).min(room).clamp(self.lattice.turns, RING)
     }
 
     /// Floats of scratch that a worker needs.
@@ -86,15 +96,10 @@ impl Windowed {
     }
 
     /// Splits a band of the images that take turns, `count` of them there.
-    unsafe fn split(&self, x: *const f32, image: usize, count: usize, to: *mut f32) {
-        let from = |place: usize| match self.lattice.from.get(place) {
-            // SAFETY: the place lies in an image of the region.
-            Some(&Some((i, at))) if i < count => unsafe { x.add(i * image + at) },
-            _ => std::ptr::null(),
-        };
+    unsafe fn split(&self, x: *const f32, count: usize, to: *mut f32) {
         let part = self.part() / 4;
-        for place in 0..self.lattice.from.len() {
-            let first = from(place);
+        for place in 0..self.lattice.places() {
+            let first = self.lattice.pixel(place, x, count);
             for line in 0..self.channels / DEPTH {
                 let [first, second] = [0, SIDE].map(|c| match first.is_null() {
                     true => first,
@@ -129,7 +134,7 @@ impl Windowed {
                 unsafe {
                     for (g, image) in groups() {
                         let from = x.add(image * map.image() + band * self.lattice.next);
-                        self.split(from, map.image(), images - image, scratch.add(g * copy));
+                        self.split(from, images - image, scratch.add(g * copy));
                     }
                     for lane in (0..self.lanes).step_by(DEPTH) {
                         let weights = w.add(lane * self.steps.len() * PARTS * TILE / SIDE);
@@ -158,34 +163,54 @@ impl Windowed {
                 planes.wrapping_add(16 * lattice.base(block / runs, block % runs * lattice.run)).cast()
             });
             let left = Factor { blocks, part: self.part() };
+            let outputs = self.outputs(first..total.min(first + 2), at);
+            // Outputs come from memory while the unit multiplies.
+            for (image, pixel) in outputs.iter().flatten() {
+                let to = y.at.wrapping_add(image * y.map.image() + y.to[*pixel] as usize + at.lane);
+                Avx512::prefetch(to);
+                Avx512::prefetch(to.wrapping_add(SIDE));
+            }
             // SAFETY: the split copy and the weights hold all steps; outputs lie in their map.
             unsafe {
                 sums.0.fill(0.0);
                 Product { left, right, steps: &self.steps }.add_to(sums.0.as_mut_ptr(), &unit);
-                for (block, sums) in (first..total).zip(sums.0.chunks_exact(2 * TILE)) {
-                    self.finish(sums, block, y, at, end);
-                }
+                self.finish(&sums, &outputs, y, at.lane, end);
             }
         }
     }
 
-    /// Adds what belongs to the outputs of a block, and writes them.
-    unsafe fn finish(&self, sums: &[f32], block: usize, y: Target<'_>, at: &Place, end: &End<'_>) {
-        let runs = self.lattice.columns / self.lattice.run;
-        let row = at.band * self.lattice.band + block / runs;
-        for r in 0..self.lattice.run {
-            let (column, turn) = self.lattice.output(block % runs * self.lattice.run + r);
-            if turn >= at.count {
-                continue;
+    /// Image and pixel of the outputs of two blocks, sixteen each; none where a block has no more.
+    fn outputs(&self, blocks: Range<usize>, at: &Place) -> [Option<(usize, usize)>; 2 * SIDE] {
+        let (run, mut outputs) = (self.lattice.run, [None; 2 * SIDE]);
+        for (outputs, block) in outputs.chunks_exact_mut(SIDE).zip(blocks) {
+            let runs = self.lattice.columns / run;
+            let (row, first) = (at.band * self.lattice.band + block / runs, block % runs * run);
+            for (output, &(column, turn)) in outputs.iter_mut().zip(&self.lattice.outputs[first..first + run]) {
+                *output = (turn < at.count).then_some((at.image + turn, row * self.out.1 + column));
             }
-            let (pixel, image) = (row * self.out.1 + column, at.image + turn);
+        }
+        outputs
+    }
+
+    /// Adds what belongs to the outputs of two blocks, and writes them.
+    unsafe fn finish(
+        &self,
+        sums: &Sums,
+        outputs: &[Option<(usize, usize)>; 2 * SIDE],
+        y: Target<'_>,
+        lane: usize,
+        end: &End<'_>,
+    ) {
+        let bias = if end.bias.is_null() { end.bias } else { end.bias.wrapping_add(lane) };
+        for (row, output) in outputs.iter().enumerate() {
+            let &Some((image, pixel)) = output else { continue };
             // SAFETY: the pixel is one of the output's, the lanes are its own; the caller's contract.
             unsafe {
-                let place = |s: &Start<'_>| s.at.add(image * s.image + s.to[pixel] as usize + at.lane);
-                let to = y.at.add(image * y.map.image() + y.to[pixel] as usize + at.lane);
+                let place = |s: &Start<'_>| s.at.add(image * s.image + s.to[pixel] as usize + lane);
+                let to = y.at.add(image * y.map.image() + y.to[pixel] as usize + lane);
                 let add = end.start.as_ref().map_or(std::ptr::null(), place);
-                let bias = if end.bias.is_null() { end.bias } else { end.bias.add(at.lane) };
-                split::finish(&sums[16 * r..], [bias, add], end.relu, to);
+                let sums = &sums.0[row / SIDE * 2 * TILE + row % SIDE * SIDE..];
+                split::finish(sums, [bias, add], end.relu, to);
             }
         }
     }
