@@ -231,5 +231,5 @@ pub fn instruction_set() -> &'static str {
             return "avx2";
         }
     }
-    std::env::consts::ARCH
+    if cfg!(target_arch = "aarch64") { "neon" } else { std::env::consts::ARCH }
 }

@@ -1,11 +1,15 @@
 //! Sixteen f32 lanes in the widest registers that the machine has, chosen at run time.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::fmt;
 
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
@@ -19,12 +23,16 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512F: one 512-bit register for sixteen lanes.
     Avx512,
+    /// aarch64: four 128-bit registers for sixteen lanes.
+    Neon,
 }
 
 impl Isa {
     /// Every instruction set that this machine can run, the best last.
     pub fn available() -> Vec<Isa> {
         let mut all = vec![Isa::Portable];
+        #[cfg(target_arch = "aarch64")]
+        all.push(Isa::Neon);
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -49,6 +57,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Neon => "neon",
         })
     }
 }
@@ -136,8 +145,14 @@ macro_rules! per_isa {
                     $crate::nn::cpu::simd::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::nn::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::nn::cpu::simd::Isa::Portable => {}
+                    // Two cases are two comparisons, four a jump through a table.
+                    _ => {}
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if isa == $crate::nn::cpu::simd::Isa::Neon {
+                // SAFETY: every aarch64 has NEON; the rest is the caller's promise.
+                return unsafe { $body::<$crate::nn::cpu::simd::Neon>($($arg),*) };
             }
             let _ = isa;
             // SAFETY: the portable body needs nothing but the caller's promise.
@@ -146,3 +161,87 @@ macro_rules! per_isa {
     };
 }
 pub(super) use per_isa;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    per_isa! {
+        /// Every operation on lanes, of `a` and `b`.
+        lanes = lanes_body(a: &[f32; 16], b: &[f32; 16], out: &mut [[f32; 16]; 9])
+    }
+
+    #[inline(always)]
+    unsafe fn lanes_body<S: Simd>(a: &[f32; 16], b: &[f32; 16], out: &mut [[f32; 16]; 9]) {
+        // SAFETY: sixteen values each.
+        unsafe {
+            let (x, y) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
+            let (best, mark) = S::greater(x, S::splat(1.0), y, S::splat(2.0));
+            let products = [S::mul(x, y), S::fma(x, y, S::splat(1.0))];
+            let made = [S::zero(), S::add(x, y), S::sub(x, y), S::relu(x), S::gate(x, y), best, mark];
+            for (to, v) in out.iter_mut().zip(made.into_iter().chain(products)) {
+                S::store(to.as_mut_ptr(), v);
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_lanes_that_the_definitions_give() {
+        let values = [f32::NAN, -0.0, 0.0, 1.5, -2.0, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        let pairs: Vec<[f32; 2]> = values.iter().flat_map(|a| values.map(|b| [*a, b])).collect();
+        let (chunks, []) = pairs.as_chunks::<16>() else { panic!("whole vectors") };
+        for isa in Isa::available() {
+            for chunk in chunks {
+                let mut out = [[9.0; 16]; 9];
+                // SAFETY: the instruction set is one of this machine's.
+                unsafe { lanes(isa, &chunk.map(|p| p[0]), &chunk.map(|p| p[1]), &mut out) };
+                for (lane, [a, b]) in chunk.iter().enumerate() {
+                    let relu = if *a < 0.0 { 0.0 } else { *a };
+                    let gate = if *b > 0.0 { *a } else { 0.0 };
+                    let (best, mark) = if a > b || a.is_nan() { (*a, 1.0) } else { (*b, 2.0) };
+                    let want = [0.0, a + b, a - b, relu, gate, best, mark, a * b, a * b + 1.0];
+                    for (i, (want, got)) in want.iter().zip(out.map(|v| v[lane])).enumerate() {
+                        let same = want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan();
+                        assert!(same, "{isa}, operation {i} of {a} and {b}: {got}, not {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    per_isa! {
+        /// The folds of sixteen rows of 17, and these rows turned into rows of 19.
+        moves = moves_body(from: &[f32; 272], sums: &mut [f32; 16], to: &mut [f32; 304])
+    }
+
+    #[inline(always)]
+    unsafe fn moves_body<S: Simd>(from: &[f32; 272], sums: &mut [f32; 16], to: &mut [f32; 304]) {
+        // SAFETY: sixteen rows of sixteen values and more on both sides.
+        unsafe {
+            sums.iter_mut().enumerate().for_each(|(i, s)| *s = S::fold(S::load(from.as_ptr().add(17 * i))));
+            S::turn(from.as_ptr(), 17, to.as_mut_ptr(), 19);
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_folds_in_the_same_order_and_turns_rows_into_columns() {
+        let from: [f32; 272] = std::array::from_fn(|i| (i as f32 * 0.7).sin());
+        let want: [f32; 16] = std::array::from_fn(|row| {
+            let mut parts = from[17 * row..][..16].to_vec();
+            while parts.len() > 1 {
+                let (low, high) = parts.split_at(parts.len() / 2);
+                parts = low.iter().zip(high).map(|(a, b)| a + b).collect();
+            }
+            parts[0]
+        });
+        let mut turned = [9.0; 304];
+        (0..256).for_each(|i| turned[i % 16 * 19 + i / 16] = from[i / 16 * 17 + i % 16]);
+        for isa in Isa::available() {
+            let (mut sums, mut to) = ([0.0; 16], [9.0; 304]);
+            // SAFETY: the instruction set is one of this machine's.
+            unsafe { moves(isa, &from, &mut sums, &mut to) };
+            assert_eq!(sums, want, "{isa}");
+            assert_eq!(to, turned, "{isa}");
+        }
+    }
+}
