@@ -16,6 +16,7 @@ use crate::fl::{ClientId, LEAF, cohort};
 use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::nn::Net;
+use crate::nn::cpu::Isa;
 use crate::run::{RunDir, directory};
 use crate::stage::Loaded;
 use crate::stage::embed::Embedder;
@@ -220,16 +221,7 @@ fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<Split> {
     Split::draw(&train.labels, classes, longtail, partition, server_set, validation, key.fold(Purpose::Partition, 0))
 }
 
-/// The widest instruction set that kernels may use here.
-pub fn instruction_set() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "avx2";
-        }
-    }
-    std::env::consts::ARCH
+/// What compact networks are computed with here: another may round otherwise.
+pub fn instruction_set() -> String {
+    Isa::detect().to_string()
 }

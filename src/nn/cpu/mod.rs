@@ -1,9 +1,9 @@
 //! Our own trainer of compact networks on a CPU.
 //!
-//! [`Engine`] runs any [`Net`] on the machine's widest registers (portable, AVX2 + FMA, AVX-512; chosen at run time).
-//! Inside, values lie as pixels × channels with a border of zeros where a convolution pads, so that its kernels know
-//! no edges; outside, everything is PyTorch's order in flat slices. One arena per engine, made once for the largest
-//! batch seen. Direct convolution only.
+//! [`Engine`] runs any [`Net`] on the machine's widest registers (portable; AVX2 + FMA or AVX-512, chosen at run time;
+//! NEON). Inside, values lie as pixels × channels with a border of zeros where a convolution pads, so that its kernels
+//! know no edges; outside, everything is PyTorch's order in flat slices. One arena per engine, made once for the
+//! largest batch seen. Convolution is direct, by Winograd's algorithm, or on Intel's matrix unit.
 //!
 //! The same seed gives the same bytes for any number of threads: workers share output tiles and samples, never a sum,
 //! and every sum has one order. Another instruction set may round otherwise.

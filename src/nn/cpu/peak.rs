@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::simd::{Isa, Simd, per_isa};
 
-/// Independent multiply-adds in a row, of sixteen lanes each; half as many where a value takes two registers.
+/// Independent multiply-adds in a row, of sixteen lanes each; half as many where a value takes several registers.
 const CHAINS: usize = 12;
 const ROUNDS: usize = 20_000;
 /// The same of the matrix unit: about as long.
@@ -21,12 +21,13 @@ unsafe fn chains_body<S: Simd>(out: &mut [f32; 16]) {
     // SAFETY: registers only, and one store of sixteen values into `out`.
     unsafe {
         let (a, b) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
-        // Two registers a value on AVX2: half the chains fill them.
+        // Two registers a value on AVX2, four of twice as many on NEON: half the chains fill them.
         let mut acc = [S::splat(1.0); CHAINS];
         let used = if S::ISA == Isa::Avx512 { CHAINS } else { CHAINS / 2 };
         for _ in 0..ROUNDS {
             for v in &mut acc[..used] {
-                *v = S::fma(*v, a, b);
+                // NEON's instruction overwrites the summand: a chain through a factor would copy `b` each time.
+                *v = if S::ISA == Isa::Neon { S::fma(a, b, *v) } else { S::fma(*v, a, b) };
             }
         }
         let sum = acc[1..].iter().fold(acc[0], |s, &v| S::add(s, v));

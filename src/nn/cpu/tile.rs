@@ -84,7 +84,7 @@ unsafe fn pass_body<S: Simd>(p: &Pass<'_>) {
         match (S::ISA, p.vectors) {
             (Isa::Avx512, 2) => walk::<S, 12, 2>(p),
             (Isa::Avx512, _) => walk::<S, 14, 1>(p),
-            (Isa::Avx2, _) => walk::<S, 6, 1>(p),
+            (Isa::Avx2 | Isa::Neon, _) => walk::<S, 6, 1>(p),
             _ => walk::<S, 3, 1>(p),
         }
     }
@@ -223,7 +223,7 @@ pub(super) fn grad_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
         (Isa::Avx512, 2) => 12,
         (Isa::Avx512, _) => 24,
-        (Isa::Avx2, _) => 6,
+        (Isa::Avx2 | Isa::Neon, _) => 6,
         _ => 3,
     }
 }
@@ -244,7 +244,7 @@ unsafe fn grad_body<S: Simd>(p: &GradPass) {
             (Isa::Avx512, _, ..=9) => grad_tile::<S, 9, 1>(p),
             (Isa::Avx512, _, ..=16) => grad_tile::<S, 16, 1>(p),
             (Isa::Avx512, _, _) => grad_tile::<S, 24, 1>(p),
-            (Isa::Avx2, ..) => grad_tile::<S, 6, 1>(p),
+            (Isa::Avx2 | Isa::Neon, ..) => grad_tile::<S, 6, 1>(p),
             _ => grad_tile::<S, 3, 1>(p),
         }
     }
