@@ -37,7 +37,6 @@ fn step(bencher: Bencher<'_, '_>, name: &str) {
     let mut grads = vec![0.0; params.len()];
     bencher.counter(ItemsCount::new(batch)).bench_local(|| {
         engine.forward(&params, &x, &[batch], Mode::Train(&[Key::from_seed(2)])).expect("runs");
-        grads.fill(0.0);
         engine.backward(&params, &[(net.logits, &seed)], &mut grads).expect("runs");
         engine.update_buffers(&mut params).expect("runs");
         params.iter_mut().zip(&grads).for_each(|(p, g)| *p -= 1e-3 * g);

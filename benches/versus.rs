@@ -60,7 +60,6 @@ fn run(net: &Net, train: bool, batch: usize, threads: usize, seconds: f64, (isa,
         engine.read(net.logits, &mut logits).expect("runs");
         let seed = cross_entropy(&logits, net.outputs(), loss);
         if train {
-            grads.fill(0.0);
             engine.backward(&params, &[(net.logits, &seed)], &mut grads).expect("runs");
             engine.update_buffers(&mut params).expect("runs");
             params.iter_mut().zip(&grads).for_each(|(p, g)| *p -= 0.01 * g);

@@ -90,14 +90,25 @@ fn counter(a: u64, b: u64) -> [u32; 4] {
 }
 
 /// One Philox4x32-10 block: ten rounds over a 128-bit counter with a 64-bit key.
-pub fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
+pub fn philox(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
+    philox_lanes(c.map(|word| [word]), k).map(|[word]| word)
+}
+
+/// `N` blocks side by side, word by word. Inlined, so that a caller compiled for vectors uses them.
+#[inline(always)]
+fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut k: [u32; 2]) -> [[u32; N]; 4] {
     for round in 0..10 {
         if round > 0 {
             k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
         }
-        let a = u64::from(c[0]) * 0xD251_1F53;
-        let b = u64::from(c[2]) * 0xCD9E_8D57;
-        c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
+        for lane in 0..N {
+            let a = u64::from(c[0][lane]) * 0xD251_1F53;
+            let b = u64::from(c[2][lane]) * 0xCD9E_8D57;
+            c[0][lane] = (b >> 32) as u32 ^ c[1][lane] ^ k[0];
+            c[1][lane] = b as u32;
+            c[2][lane] = (a >> 32) as u32 ^ c[3][lane] ^ k[1];
+            c[3][lane] = a as u32;
+        }
     }
     c
 }
@@ -122,6 +133,20 @@ impl Rng {
         }
         self.left -= 1;
         self.buffer[3 - self.left]
+    }
+
+    /// What 64 calls of [`Rng::u32`] give, by vectors where the caller is compiled for them.
+    #[inline(always)]
+    pub fn draws(&mut self) -> [u32; 64] {
+        if self.left > 0 {
+            return std::array::from_fn(|_| self.u32());
+        }
+        let blocks: [u64; 16] = std::array::from_fn(|lane| self.block + lane as u64);
+        self.block += 16;
+        let [s0, s1, _, _] = counter(self.stream, 0);
+        let c = [[s0; 16], [s1; 16], blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32)];
+        let words = philox_lanes(c, self.key);
+        std::array::from_fn(|i| words[i % 4][i / 4])
     }
 
     /// 64 random bits.
@@ -214,6 +239,18 @@ mod tests {
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn many_draws_are_the_single_ones() {
+        for before in [0, 3, 4] {
+            let (mut one, mut many) = (Key::from_seed(5).rng(), Key::from_seed(5).rng());
+            (0..before).for_each(|_| assert_eq!(one.u32(), many.u32()));
+            for _ in 0..3 {
+                assert_eq!(many.draws(), std::array::from_fn(|_| one.u32()));
+            }
+            assert_eq!(one.u64(), many.u64());
+        }
     }
 
     #[test]

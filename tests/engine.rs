@@ -46,7 +46,7 @@ fn train(net: &Net, engine: &mut dyn Interpreter, rows: &[usize], lr: f32) -> (V
         let x = images(net, n, 100 + step as u32);
         engine.forward(&params, &x, &[n], Mode::Train(&[key])).unwrap();
         engine.read(net.logits, &mut logits).unwrap();
-        let mut grads = vec![0.0; params.len()];
+        let mut grads = vec![f32::NAN; params.len()];
         let seed = seed(&logits, net.outputs());
         engine.backward(&params, &[(net.logits, &seed)], &mut grads).unwrap();
         engine.update_buffers(&mut params).unwrap();
@@ -100,7 +100,7 @@ fn a_used_workspace_gives_what_a_fresh_one_gives() {
         let params = params(&net);
         let x = images(&net, 3, 5);
         let run = |engine: &mut Engine| {
-            let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
+            let (mut logits, mut grads) = (Vec::new(), vec![f32::NAN; params.len()]);
             engine.forward(&params, &x, &[3], Mode::Train(&[Key::from_seed(1)])).unwrap();
             engine.read(net.logits, &mut logits).unwrap();
             engine.backward(&params, &[(net.logits, &seed(&logits, net.outputs()))], &mut grads).unwrap();
@@ -260,7 +260,7 @@ fn gradients_are_slopes() {
         let t = 2e-4;
         let slope = (value(&along(t)) - value(&along(-t))) / (2.0 * f64::from(t));
         value(&start);
-        let mut grads = vec![0.0; start.len()];
+        let mut grads = vec![f32::NAN; start.len()];
         let seed = noise(4 * net.outputs(), 9);
         engine.backward(&start, &[(net.logits, &seed)], &mut grads).unwrap();
         let product: f64 =
@@ -275,7 +275,7 @@ fn no_rows_change_nothing_and_wrong_sizes_are_refused() {
     let mut engine = Engine::new(&net, 1).unwrap();
     let before = params(&net);
     let mut after = before.clone();
-    let mut grads = vec![0.0; before.len()];
+    let mut grads = vec![f32::NAN; before.len()];
     engine.forward(&before, &[], &[0], Mode::Train(&[Key::from_seed(1)])).unwrap();
     engine.backward(&before, &[(net.logits, &[])], &mut grads).unwrap();
     engine.update_buffers(&mut after).unwrap();
@@ -303,7 +303,7 @@ fn clients_side_by_side_get_what_each_gets_alone() {
 
     let engines = (0..3).map(|_| Engine::new(&net, 1).unwrap()).collect();
     let mut cohort = Cohort::new(&net, engines);
-    let (mut logits, mut grads, mut after) = (Vec::new(), vec![0.0; 3 * p], start.clone());
+    let (mut logits, mut grads, mut after) = (Vec::new(), vec![f32::NAN; 3 * p], start.clone());
     cohort.forward(&start, &x, &rows, mode).unwrap();
     cohort.read(net.logits, &mut logits).unwrap();
     let seeds: Vec<f32> = [(0, 32), (32, 13)]
@@ -316,7 +316,7 @@ fn clients_side_by_side_get_what_each_gets_alone() {
     for (k, (first, rows)) in [(0, 32), (32, 13)].into_iter().enumerate() {
         let mut alone = Candle::new(net.clone(), Device::Cpu, DType::F32);
         let (params, mut one) = (&start[k * p..][..p], Vec::new());
-        let (mut gradient, mut buffers) = (vec![0.0; p], params.to_vec());
+        let (mut gradient, mut buffers) = (vec![f32::NAN; p], params.to_vec());
         alone.forward(params, &x[first * sample..][..rows * sample], &[rows], Mode::Train(&[key])).unwrap();
         alone.read(net.logits, &mut one).unwrap();
         let seed = &seeds[first * 10..][..rows * 10];
@@ -347,7 +347,7 @@ fn a_clients_dropout_is_the_same_alone_and_beside_others() {
     // The same five images for each, so that only keys tell the two apart.
     let x = images(&net, 5, 3).repeat(2);
     let run = |net_of: &mut dyn Interpreter, params: &[f32], x: &[f32], rows: &[usize], keys: &[Key]| {
-        let (mut logits, mut grads) = (Vec::new(), vec![0.0; params.len()]);
+        let (mut logits, mut grads) = (Vec::new(), vec![f32::NAN; params.len()]);
         net_of.forward(params, x, rows, Mode::Train(keys)).unwrap();
         net_of.read(net.logits, &mut logits).unwrap();
         net_of.backward(params, &[(net.logits, &vec![0.1; logits.len()])], &mut grads).unwrap();

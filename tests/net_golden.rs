@@ -123,7 +123,7 @@ fn check(case: &Golden, engine: &mut dyn Interpreter, tolerance: f64, who: &str)
         seeds.push((node, noise(value.len(), 9001 + i as u32).iter().map(|v| v * 0.125).collect()));
     }
     let seeds: Vec<_> = seeds.iter().map(|(node, s)| (*node, s.as_slice())).collect();
-    let mut grads = vec![0.0; params.len()];
+    let mut grads = vec![f32::NAN; params.len()];
     engine.backward(&params, &seeds, &mut grads).unwrap();
     let (mut g, mut at, mut buffers) = (0, 0, Vec::new());
     if case.train {

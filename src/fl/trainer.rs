@@ -181,7 +181,6 @@ impl Arena {
         if !value.is_finite() {
             return Err(diverged(&format!("the loss is {value}")));
         }
-        self.grads.clear();
         self.grads.resize(params.len(), 0.0);
         self.interpreter.backward(params, &[(node, &self.seed)], &mut self.grads)?;
         Ok(value)

@@ -169,10 +169,10 @@ impl Interpreter for Candle {
         }
         let store = objective.backward()?;
         for (entry, var) in self.net.layout.entries().iter().zip(&self.vars) {
-            let Some(gradient) = store.get(var) else { continue };
-            let flat = gradient.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            for (sum, g) in grads[entry.range()].iter_mut().zip(flat) {
-                *sum += g;
+            let to = &mut grads[entry.range()];
+            match store.get(var) {
+                Some(g) => to.copy_from_slice(&g.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?),
+                None => to.fill(0.0),
             }
         }
         Ok(())

@@ -104,6 +104,9 @@ impl<I: Interpreter> Interpreter for Cohort<I> {
         }
         let (p, rows) = (self.net.layout.len(), self.rows.clone());
         let samples: Vec<usize> = seeds.iter().map(|s| self.sample(s.0)).collect();
+        for (k, _) in rows.iter().enumerate().filter(|(_, rows)| **rows == 0) {
+            grads[k * p..][..p].fill(0.0);
+        }
         for (k, first, client) in self.present() {
             let mut own: Vec<(Node, &[f32])> = Vec::new();
             for (&(node, seed), sample) in seeds.iter().zip(&samples) {

@@ -70,7 +70,7 @@ pub trait Interpreter: Send {
     /// The value of a tap or of the logits after `forward`, copied into `out` as `(rows, shape of the node…)`.
     fn read(&mut self, node: Node, out: &mut Vec<f32>) -> Result<()>;
 
-    /// Adds the gradients of `Σ ⟨seed, value(node)⟩` into `grads` (layout order; buffers' entries untouched).
-    /// Works after a forward in [`Mode::Train`] and [`Mode::Eval`].
+    /// Writes the gradients of `Σ ⟨seed, value(node)⟩` into `grads` (layout order), over what was there: 0 for buffers
+    /// and for weights that no seed reaches. Works after a forward in [`Mode::Train`] and [`Mode::Eval`].
     fn backward(&mut self, params: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()>;
 }

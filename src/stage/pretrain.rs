@@ -219,7 +219,6 @@ impl Pretrain<'_> {
             interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(&[key]))?;
             interpreter.read(self.net.logits, &mut values)?;
             let seed = self.objective(&values, ids, t, key, &mut means)?;
-            grads.fill(0.0);
             interpreter.backward(params.data(), &[(self.net.logits, &seed)], &mut grads)?;
             interpreter.update_buffers(params.data_mut())?;
             optimiser.step(params.data_mut(), &grads, self.rate(t));

@@ -85,12 +85,15 @@ struct Walk<'c, 'p, 'w> {
 }
 
 impl<'p> Call<'p> {
-    /// The whole backward pass; adds to `grads`.
+    /// The whole backward pass; what `grads` held is lost.
     pub fn backward(&self, worker: &Worker<'_>, seeds: &[(Node, &[f32])], grads: Shared<'_>) {
         let filled = vec![false; self.net.ops.len()];
         let (segment, waiting, ran) = (Vec::new(), Vec::new(), Vec::new());
         let mut walk = Walk { call: self, worker, grads, filled, segment, waiting, ran };
         self.pack_back(worker);
+        if worker.first() {
+            self.clear(grads);
+        }
         for &(node, seed) in seeds {
             walk.seed(node, seed);
         }
@@ -121,6 +124,16 @@ impl<'p> Call<'p> {
                 let to = self.mem.get_mut(step.packed_back, 0, step.conv.packed_back());
                 step.conv.pack_back(self.param(step.weight), to);
             }
+        }
+    }
+
+    /// Starts every sum at 0. Linear layers write their weights' gradients at once: where they are most of a network,
+    /// a pass over memory counts.
+    fn clear(&self, grads: Shared<'_>) {
+        let written = |weight| self.plan.steps.iter().any(|s| matches!(s, Step::Linear { weight: w, .. } if *w == weight));
+        for (_, entry) in self.net.layout.entries().iter().enumerate().filter(|(id, _)| !written(*id)) {
+            // SAFETY: the first worker alone, before the barrier.
+            unsafe { grads.part(entry.offset, entry.len()) }.fill(0.0);
         }
     }
 
@@ -273,7 +286,8 @@ impl<'p> Call<'p> {
         }
         match step {
             Step::MaxPool { window, index, .. } => {
-                pool::max_grad(*window, from, (self.sample(index, image), &index.map), to);
+                // SAFETY: the machine has the instruction set.
+                unsafe { pool::max_grad(self.isa, *window, from, (self.sample(index, image), &index.map), to) }
             }
             Step::AvgPool { window, .. } => pool::mean_grad(*window, from, to),
             Step::GlobalMean { .. } => pool::global_mean_grad(from.0, add, to),
@@ -438,11 +452,18 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     fn linear(&mut self, x: Node, out: Node, weight: ParamId, bias: Option<ParamId>) {
-        let Some(gy) = self.upstream(out) else { return self.segment_ends(true) };
+        let call = self.call;
+        let entries = call.net.layout.entries();
+        let Some(gy) = self.upstream(out) else {
+            if self.worker.first() {
+                // SAFETY: only the first worker writes what no gradient reaches.
+                unsafe { self.grads.part(entries[weight].offset, entries[weight].len()) }.fill(0.0);
+            }
+            return self.segment_ends(true);
+        };
         self.run();
         self.barrier();
-        let call = self.call;
-        let (entries, xs) = (call.net.layout.entries(), call.value(x));
+        let xs = call.value(x);
         let inputs = xs.map.c;
         let outs = self.worker.share(gy.map.c);
         if !outs.is_empty() {

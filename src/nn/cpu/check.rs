@@ -257,7 +257,7 @@ fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
     let (bias, gy) = (noise(outputs, 3), noise(rows * ys, 4));
     let mut want_y: Vec<f64> = (0..rows * outputs).map(|i| f64::from(bias[i % outputs])).collect();
     let start = if add { 0.5 } else { 0.0 };
-    let (mut want_gx, mut want_gw) = (vec![start; rows * inputs], vec![0.25; outputs * inputs]);
+    let (mut want_gx, mut want_gw) = (vec![start; rows * inputs], vec![0.0; outputs * inputs]);
     for (r, o, i) in (0..rows).flat_map(|r| (0..outputs).flat_map(move |o| (0..inputs).map(move |i| (r, o, i)))) {
         let (xv, wv, g) = (x[r * xs + i], w[o * inputs + i], gy[r * ys + o]);
         want_y[r * outputs + o] += f64::from(xv) * f64::from(wv);
@@ -266,7 +266,7 @@ fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
     }
     let (mut xb, mut gyb) = (Block::new(&x), Block::new(&gy));
     let (mut yb, mut gxb) = (Block::new(&vec![0.0; rows * outputs]), Block::new(&vec![0.5; rows * inputs]));
-    let mut gw = vec![0.25; outputs * inputs];
+    let mut gw = vec![f32::NAN; outputs * inputs];
     let half = outputs / 2;
     let xr = Rows { at: xb.at(), stride: xs, count: rows };
     let gr = Rows { at: gyb.at(), stride: ys, count: rows };

@@ -15,13 +15,27 @@ pub(super) struct Rows {
     pub count: usize,
 }
 
-/// Inputs that stay in the first-level cache while outputs pass.
+/// Inputs whose columns of a batch stay in the first-level cache while outputs pass: of sums over inputs, and of
+/// gradients.
+const SUMMED: usize = 1024;
 const BLOCK: usize = 512;
 
 per_isa! {
-    /// `y[r][o] = bias[o] + Σ x[r][i]·w[o][i]` for `outs`; `w` has `inputs` columns. Contract: `x` has `inputs`
-    /// readable floats a row, `y` has the rows of `x` with `y_stride`.
+    /// `y[r][o] = bias[o] + Σ x[r][i]·w[o][i]` for `outs`, block by block of inputs; `w` has `inputs` columns.
+    /// Contract: `x` has `inputs` readable floats a row, `y` has the rows of `x` with `y_stride`.
     product = product_body(x: Rows, w: &[f32], inputs: usize, bias: Option<&[f32]>, y: *mut f32, y_stride: usize, outs: Range<usize>)
+}
+
+/// Columns `from..to` of a product, and where its sums go.
+#[derive(Clone, Copy)]
+struct Part<'b> {
+    x: Rows,
+    w: *const f32,
+    inputs: usize,
+    columns: (usize, usize),
+    bias: Option<&'b [f32]>,
+    y: *mut f32,
+    y_stride: usize,
 }
 
 #[inline(always)]
@@ -34,56 +48,46 @@ unsafe fn product_body<S: Simd>(
     y_stride: usize,
     outs: Range<usize>,
 ) {
-    let wide = S::ISA == Isa::Avx512;
-    let mut o = outs.start;
-    while o < outs.end {
-        let mut r = 0;
-        let step = if wide { 4 } else { 2 }.min(outs.end - o);
-        while r < x.count {
-            let rows = if wide { 4 } else { 2 }.min(x.count - r);
-            // SAFETY: rows r.. and outputs o.. exist; w holds them.
-            unsafe {
-                match (step, rows) {
-                    (4, 4) => dots::<S, 4, 4>(x, w, inputs, bias, y, y_stride, o, r),
-                    (4, 3) => dots::<S, 3, 4>(x, w, inputs, bias, y, y_stride, o, r),
-                    (4, 2) => dots::<S, 2, 4>(x, w, inputs, bias, y, y_stride, o, r),
-                    (4, 1) => dots::<S, 1, 4>(x, w, inputs, bias, y, y_stride, o, r),
-                    (2, 2) => dots::<S, 2, 2>(x, w, inputs, bias, y, y_stride, o, r),
-                    _ => {
-                        for i in r..r + rows {
-                            for j in o..o + step {
-                                dots::<S, 1, 1>(x, w, inputs, bias, y, y_stride, j, i);
-                            }
-                        }
+    let (most_outs, most_rows) = if S::ISA == Isa::Avx512 { (4, 6) } else { (2, 2) };
+    // Rows in groups of nearly one size.
+    let groups = x.count.div_ceil(most_rows).max(1);
+    for from in (0..inputs.max(1)).step_by(SUMMED) {
+        let part = Part { x, w: w.as_ptr(), inputs, columns: (from, inputs.min(from + SUMMED)), bias, y, y_stride };
+        let mut o = outs.start;
+        while o < outs.end {
+            let step = most_outs.min(outs.end - o);
+            for group in 0..groups {
+                let rows = group * x.count / groups..(group + 1) * x.count / groups;
+                // SAFETY: these rows and outputs exist; w holds them.
+                unsafe {
+                    match (step, rows.len()) {
+                        (4, 6) => dots::<S, 6, 4>(part, o, rows.start),
+                        (4, 5) => dots::<S, 5, 4>(part, o, rows.start),
+                        (4, 4) => dots::<S, 4, 4>(part, o, rows.start),
+                        (4, 3) => dots::<S, 3, 4>(part, o, rows.start),
+                        (4, 2) => dots::<S, 2, 4>(part, o, rows.start),
+                        (4, 1) => dots::<S, 1, 4>(part, o, rows.start),
+                        (2, 2) => dots::<S, 2, 2>(part, o, rows.start),
+                        _ => rows.for_each(|r| (o..o + step).for_each(|o| dots::<S, 1, 1>(part, o, r))),
                     }
                 }
             }
-            r += rows;
+            o += step;
         }
-        o += step;
     }
 }
 
 /// `R × O` dot products, sixteen partial sums each, folded in a fixed order.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "a kernel's operands")]
-unsafe fn dots<S: Simd, const R: usize, const O: usize>(
-    x: Rows,
-    w: &[f32],
-    inputs: usize,
-    bias: Option<&[f32]>,
-    y: *mut f32,
-    y_stride: usize,
-    o: usize,
-    r: usize,
-) {
-    // SAFETY: the contract of `product`: whole vectors lie inside `inputs`.
+unsafe fn dots<S: Simd, const R: usize, const O: usize>(part: Part<'_>, o: usize, r: usize) {
+    let Part { x, inputs, columns: (from, to), .. } = part;
+    // SAFETY: the contract of `product`: whole vectors lie inside the columns.
     unsafe {
         let mut acc = [[S::zero(); O]; R];
-        let whole = inputs / 16 * 16;
-        let w = w.as_ptr().add(o * inputs);
+        let whole = from + (to - from) / 16 * 16;
+        let w = part.w.add(o * inputs);
         let x0 = x.at.add(r * x.stride);
-        for i in (0..whole).step_by(16) {
+        for i in (from..whole).step_by(16) {
             let mut ws = [S::zero(); O];
             for (j, v) in ws.iter_mut().enumerate() {
                 *v = S::load(w.add(j * inputs + i));
@@ -98,10 +102,11 @@ unsafe fn dots<S: Simd, const R: usize, const O: usize>(
         for (k, row) in acc.iter().enumerate() {
             for (j, &lanes) in row.iter().enumerate() {
                 let mut sum = S::fold(lanes);
-                for i in whole..inputs {
+                for i in whole..to {
                     sum += *x0.add(k * x.stride + i) * *w.add(j * inputs + i);
                 }
-                *y.add((r + k) * y_stride + o + j) = sum + bias.map_or(0.0, |b| b[o + j]);
+                let y = part.y.add((r + k) * part.y_stride + o + j);
+                *y = sum + if from > 0 { *y } else { part.bias.map_or(0.0, |b| b[o + j]) };
             }
         }
     }
@@ -122,67 +127,85 @@ unsafe fn input_gradient_body<S: Simd>(
     gx: *mut f32,
     gx_stride: usize,
 ) {
+    let most_rows = if S::ISA == Isa::Avx512 { 2 } else { 1 };
     for block in (0..inputs).step_by(BLOCK) {
         let width = BLOCK.min(inputs - block);
         let mut o = 0;
         while o < outputs {
             let step = [8, 4, 2].into_iter().find(|n| outputs - o >= *n).unwrap_or(1);
-            for r in 0..gy.count {
-                let fresh = o == 0 && !add;
-                // SAFETY: row r and columns block.. exist in `gx`; outputs o.. in `gy` and `w`.
+            let mut r = 0;
+            while r < gy.count {
+                let rows = most_rows.min(gy.count - r);
+                // SAFETY: rows r.. and columns block.. exist in `gx`; outputs o.. in `gy` and `w`.
                 unsafe {
-                    let g = gy.at.add(r * gy.stride + o);
-                    let to = gx.add(r * gx_stride + block);
+                    let g = Rows { at: gy.at.add(r * gy.stride + o), count: rows, ..gy };
+                    let to = (gx.add(r * gx_stride + block), gx_stride);
                     let w = w.as_ptr().add(o * inputs + block);
-                    match step {
-                        8 => axpy::<S, 8>(g, w, inputs, to, width, fresh),
-                        4 => axpy::<S, 4>(g, w, inputs, to, width, fresh),
-                        2 => axpy::<S, 2>(g, w, inputs, to, width, fresh),
-                        _ => axpy::<S, 1>(g, w, inputs, to, width, fresh),
+                    let how = (width, o == 0 && !add);
+                    match (step, rows) {
+                        (8, 2) => axpy::<S, 2, 8>(g, w, inputs, to, how),
+                        (8, _) => axpy::<S, 1, 8>(g, w, inputs, to, how),
+                        (4, 2) => axpy::<S, 2, 4>(g, w, inputs, to, how),
+                        (4, _) => axpy::<S, 1, 4>(g, w, inputs, to, how),
+                        (2, 2) => axpy::<S, 2, 2>(g, w, inputs, to, how),
+                        (2, _) => axpy::<S, 1, 2>(g, w, inputs, to, how),
+                        (_, 2) => axpy::<S, 2, 1>(g, w, inputs, to, how),
+                        _ => axpy::<S, 1, 1>(g, w, inputs, to, how),
                     }
                 }
+                r += rows;
             }
             o += step;
         }
     }
 }
 
-/// `to[i] (+)= Σ_j g[j]·w[j·stride + i]`.
+/// `to[r][i] (+)= Σ_j g[r][j]·w[j·stride + i]` for `width` columns; `fresh` starts at 0.
 #[inline(always)]
-unsafe fn axpy<S: Simd, const N: usize>(
-    g: *const f32,
+unsafe fn axpy<S: Simd, const R: usize, const N: usize>(
+    g: Rows,
     w: *const f32,
     stride: usize,
-    to: *mut f32,
-    width: usize,
-    fresh: bool,
+    (to, to_stride): (*mut f32, usize),
+    (width, fresh): (usize, bool),
 ) {
-    // SAFETY: the caller's rows hold `width` values, `g` holds N.
+    // SAFETY: the caller's rows hold `width` values, rows of `g` hold N.
     unsafe {
-        let mut gs = [S::zero(); N];
-        for (j, v) in gs.iter_mut().enumerate() {
-            *v = S::splat(*g.add(j));
+        let mut gs = [[S::zero(); N]; R];
+        for (r, row) in gs.iter_mut().enumerate() {
+            for (j, v) in row.iter_mut().enumerate() {
+                *v = S::splat(*g.at.add(r * g.stride + j));
+            }
         }
         let whole = width / 16 * 16;
         for i in (0..whole).step_by(16) {
-            let mut sum = if fresh { S::zero() } else { S::load(to.add(i)) };
-            for (j, &g) in gs.iter().enumerate() {
-                sum = S::fma(g, S::load(w.add(j * stride + i)), sum);
+            let mut sums = [S::zero(); R];
+            if !fresh {
+                sums.iter_mut().enumerate().for_each(|(r, s)| *s = S::load(to.add(r * to_stride + i)));
             }
-            S::store(to.add(i), sum);
+            for j in 0..N {
+                let value = S::load(w.add(j * stride + i));
+                for r in 0..R {
+                    sums[r] = S::fma(gs[r][j], value, sums[r]);
+                }
+            }
+            sums.iter().enumerate().for_each(|(r, s)| S::store(to.add(r * to_stride + i), *s));
         }
         for i in whole..width {
-            let mut sum = if fresh { 0.0 } else { *to.add(i) };
-            for j in 0..N {
-                sum += *g.add(j) * *w.add(j * stride + i);
+            for r in 0..R {
+                let at = to.add(r * to_stride + i);
+                let mut sum = if fresh { 0.0 } else { *at };
+                for j in 0..N {
+                    sum += *g.at.add(r * g.stride + j) * *w.add(j * stride + i);
+                }
+                *at = sum;
             }
-            *to.add(i) = sum;
         }
     }
 }
 
 per_isa! {
-    /// `gw[o][i] += Σ_r gy[r][o]·x[r][i]` for `outs`, rows in order; `gw` starts at `outs.start`.
+    /// `gw[o][i] = Σ_r gy[r][o]·x[r][i]` for `outs`, rows in order; `gw` starts at `outs.start`.
     weight_gradient = weight_gradient_body(gy: Rows, x: Rows, inputs: usize, gw: &mut [f32], outs: Range<usize>)
 }
 
@@ -214,29 +237,49 @@ unsafe fn weight_gradient_body<S: Simd>(gy: Rows, x: Rows, inputs: usize, gw: &m
 unsafe fn outer<S: Simd, const N: usize>(g: Rows, x: Rows, to: *mut f32, stride: usize, width: usize) {
     // SAFETY: the caller's rows hold `width` values, each row of `g` holds N.
     unsafe {
-        let whole = width / 16 * 16;
-        for i in (0..whole).step_by(16) {
-            let mut acc = [S::zero(); N];
-            for (j, v) in acc.iter_mut().enumerate() {
-                *v = S::load(to.add(j * stride + i));
-            }
-            for r in 0..x.count {
-                let value = S::load(x.at.add(r * x.stride + i));
-                for (j, v) in acc.iter_mut().enumerate() {
-                    *v = S::fma(S::splat(*g.at.add(r * g.stride + j)), value, *v);
-                }
-            }
-            for (j, &v) in acc.iter().enumerate() {
-                S::store(to.add(j * stride + i), v);
-            }
+        let (pairs, whole) = (width / 32 * 32, width / 16 * 16);
+        for i in (0..pairs).step_by(32) {
+            outer_block::<S, N, 2>(g, x, to, stride, i);
+        }
+        if pairs < whole {
+            outer_block::<S, N, 1>(g, x, to, stride, pairs);
         }
         for i in whole..width {
             for j in 0..N {
-                let mut sum = *to.add(j * stride + i);
-                for r in 0..x.count {
-                    sum += *g.at.add(r * g.stride + j) * *x.at.add(r * x.stride + i);
+                let products = (0..x.count).map(|r| *g.at.add(r * g.stride + j) * *x.at.add(r * x.stride + i));
+                *to.add(j * stride + i) = products.sum();
+            }
+        }
+    }
+}
+
+/// `V` vectors of columns from `i`.
+#[inline(always)]
+unsafe fn outer_block<S: Simd, const N: usize, const V: usize>(
+    g: Rows,
+    x: Rows,
+    to: *mut f32,
+    stride: usize,
+    i: usize,
+) {
+    // SAFETY: as `outer`; the columns exist.
+    unsafe {
+        let mut acc = [[S::zero(); V]; N];
+        for r in 0..x.count {
+            let mut values = [S::zero(); V];
+            for (v, value) in values.iter_mut().enumerate() {
+                *value = S::load(x.at.add(r * x.stride + i + 16 * v));
+            }
+            for (j, row) in acc.iter_mut().enumerate() {
+                let g = S::splat(*g.at.add(r * g.stride + j));
+                for v in 0..V {
+                    row[v] = S::fma(g, values[v], row[v]);
                 }
-                *to.add(j * stride + i) = sum;
+            }
+        }
+        for (j, row) in acc.iter().enumerate() {
+            for (v, &sum) in row.iter().enumerate() {
+                S::store(to.add(j * stride + i + 16 * v), sum);
             }
         }
     }

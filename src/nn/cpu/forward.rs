@@ -13,7 +13,6 @@ use super::dense::{self, Rows};
 use super::plan::{ConvStep, Norm, Slot, Step, WholeSum, block_of};
 use super::rows::{self, Term, View};
 use super::{pool, simd::Isa};
-use crate::nn::dropout;
 use crate::nn::interpreter::Mode;
 use crate::nn::net::{BN_EPS, Node, ParamId};
 
@@ -225,7 +224,8 @@ impl<'a> Call<'a> {
         match self.mode {
             Mode::Train(key) => {
                 scratch.resize(slot.map.c * slot.map.pixels(), 0.0);
-                dropout::mask(key, node, image, p, scratch);
+                // SAFETY: the machine has the instruction set.
+                unsafe { pool::dropout(self.isa, key, node, image, p, scratch) };
                 slot.map.pack(scratch, mask);
             }
             Mode::Eval | Mode::Infer => mask.fill(1.0),

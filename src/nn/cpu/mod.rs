@@ -228,6 +228,7 @@ impl Interpreter for Engine {
             }
         }
         if self.rows == 0 {
+            grads.fill(0.0);
             return Ok(());
         }
         let (net, plan, isa, threads) = (&self.net, &self.plan, self.isa, self.threads);

@@ -2,6 +2,9 @@
 
 use super::map::Map;
 use super::simd::{Simd, per_isa};
+use crate::key::Key;
+use crate::nn::dropout;
+use crate::nn::net::Node;
 
 /// A pooling window's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -62,9 +65,18 @@ unsafe fn max_body<S: Simd>(
     }
 }
 
-/// Adds the gradient of [`max`] to `gx`.
-pub(super) fn max_grad(window: Window, (gy, ym): (&[f32], &Map), (index, im): (&[f32], &Map), gx: (&mut [f32], &Map)) {
-    let (gx, xm) = gx;
+per_isa! {
+    /// Adds the gradient of [`max`] to `gx`.
+    max_grad = max_grad_body(window: Window, y: (&[f32], &Map), index: (&[f32], &Map), gx: (&mut [f32], &Map))
+}
+
+#[inline(always)]
+unsafe fn max_grad_body<S: Simd>(
+    window: Window,
+    (gy, ym): (&[f32], &Map),
+    (index, im): (&[f32], &Map),
+    (gx, xm): (&mut [f32], &Map),
+) {
     let cp = ym.cp;
     for oy in 0..ym.h {
         for ox in 0..ym.w {
@@ -166,4 +178,14 @@ pub(super) fn multiply((x, xm): (&[f32], &Map), (m, mm): (&[f32], &Map), add: bo
             *slot = if add { *slot + x * m } else { x * m };
         }
     }
+}
+
+per_isa! {
+    /// A sample's dropout mask: [`dropout::mask`] by vectors.
+    dropout = dropout_body(key: Key, node: Node, row: usize, p: f32, out: &mut [f32])
+}
+
+#[inline(always)]
+unsafe fn dropout_body<S: Simd>(key: Key, node: Node, row: usize, p: f32, out: &mut [f32]) {
+    dropout::mask(key, node, row, p, out);
 }

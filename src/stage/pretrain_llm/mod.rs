@@ -226,7 +226,6 @@ impl LlmPretrain<'_> {
             }
             means.loss += got.loss;
             means.steps += 1.0;
-            grads.fill(0.0);
             net.backward(s.params.data(), &[(node, &got.map)], &mut grads)?;
             net.update_buffers(s.params.data_mut())?;
             let rate = self.rate(t);
