@@ -10,6 +10,7 @@ use super::arena::Shared;
 use super::crew::Worker;
 use super::dense::{self, Rows};
 use super::forward::{Affine, blocks};
+use super::map;
 use super::plan::{ConvStep, Norm, Slot, Step};
 use super::pool;
 use super::rows::{self, Gate, NormGrad, Term, Upstream};
@@ -130,7 +131,8 @@ impl<'p> Call<'p> {
     /// Starts every sum at 0. Linear layers write their weights' gradients at once: where they are most of a network,
     /// a pass over memory counts.
     fn clear(&self, grads: Shared<'_>) {
-        let written = |weight| self.plan.steps.iter().any(|s| matches!(s, Step::Linear { weight: w, .. } if *w == weight));
+        let written =
+            |weight| self.plan.steps.iter().any(|s| matches!(s, Step::Linear { weight: w, .. } if *w == weight));
         for (_, entry) in self.net.layout.entries().iter().enumerate().filter(|(id, _)| !written(*id)) {
             // SAFETY: the first worker alone, before the barrier.
             unsafe { grads.part(entry.offset, entry.len()) }.fill(0.0);
@@ -281,19 +283,24 @@ impl<'p> Call<'p> {
     fn sample_back(&self, step: &Step, image: usize, gy: &Slot, gx: &Slot, add: bool) {
         let from = (self.sample(gy, image), &gy.map);
         let to = (self.sample_mut(gx, image), &gx.map);
-        if !add && matches!(step, Step::MaxPool { .. } | Step::AvgPool { .. } | Step::Subsample { .. }) {
+        // Windows side by side write every pixel; others add to zeros.
+        let written = matches!(step, Step::MaxPool { window, .. } if window.covers(&gy.map, &gx.map));
+        let sums = matches!(step, Step::MaxPool { .. } | Step::AvgPool { .. } | Step::Subsample { .. });
+        if !add && sums && !written {
             to.0.fill(0.0);
         }
         match step {
             Step::MaxPool { window, index, .. } => {
+                let index = (self.sample(index, image), &index.map);
                 // SAFETY: the machine has the instruction set.
-                unsafe { pool::max_grad(self.isa, *window, from, (self.sample(index, image), &index.map), to) }
+                unsafe { pool::max_grad(self.isa, *window, from, index, add || !written, to) }
             }
             Step::AvgPool { window, .. } => pool::mean_grad(*window, from, to),
             Step::GlobalMean { .. } => pool::global_mean_grad(from.0, add, to),
             Step::Subsample { stride, before, .. } => pool::subsample_grad(*stride, *before, from, to),
             Step::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
-            Step::Flatten { .. } => to.1.pack(&from.0[..gy.map.c], to.0),
+            // SAFETY: the machine has the instruction set.
+            Step::Flatten { .. } => unsafe { map::pack(self.isa, to.1, &from.0[..gy.map.c], to.0) },
             Step::Dropout { mask, .. } => pool::multiply(from, (self.sample(mask, image), &mask.map), add, to),
             _ => {}
         }

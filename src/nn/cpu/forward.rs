@@ -10,6 +10,7 @@ use super::Call;
 use super::conv::Target;
 use super::crew::Worker;
 use super::dense::{self, Rows};
+use super::map;
 use super::plan::{ConvStep, Norm, Slot, Step, WholeSum, block_of};
 use super::rows::{self, Term, View};
 use super::{pool, simd::Isa};
@@ -208,7 +209,8 @@ impl<'a> Call<'a> {
             }
             Step::Flatten { x, out } => {
                 let ((x, map), (out, om)) = pair(*x, *out);
-                map.unpack(x, &mut out[..om.c]);
+                // SAFETY: the machine has the instruction set.
+                unsafe { map::unpack(self.isa, map, x, &mut out[..om.c]) }
             }
             Step::Dropout { x, out, p, mask } => {
                 let m = self.sample_mut(mask, image);
@@ -225,8 +227,10 @@ impl<'a> Call<'a> {
             Mode::Train(key) => {
                 scratch.resize(slot.map.c * slot.map.pixels(), 0.0);
                 // SAFETY: the machine has the instruction set.
-                unsafe { pool::dropout(self.isa, key, node, image, p, scratch) };
-                slot.map.pack(scratch, mask);
+                unsafe {
+                    pool::dropout(self.isa, key, node, image, p, scratch);
+                    map::pack(self.isa, &slot.map, scratch, mask);
+                }
             }
             Mode::Eval | Mode::Infer => mask.fill(1.0),
         }

@@ -18,6 +18,11 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// Whether every pixel of an input of `x` is in one window, of outputs of `y`.
+    pub fn covers(&self, y: &Map, x: &Map) -> bool {
+        self.stride == self.kernel && self.padding == 0 && [y.h * self.kernel, y.w * self.kernel] == [x.h, x.w]
+    }
+
     /// Taps of output pixel `(oy, ox)` inside an input of `map`: (tap number, first channel).
     fn taps<'a>(&'a self, map: &'a Map, oy: usize, ox: usize) -> impl Iterator<Item = (usize, usize)> + 'a {
         (0..self.kernel * self.kernel).filter_map(move |tap| {
@@ -66,8 +71,8 @@ unsafe fn max_body<S: Simd>(
 }
 
 per_isa! {
-    /// Adds the gradient of [`max`] to `gx`.
-    max_grad = max_grad_body(window: Window, y: (&[f32], &Map), index: (&[f32], &Map), gx: (&mut [f32], &Map))
+    /// Adds the gradient of [`max`] to `gx`, or writes it where windows cover `gx`.
+    max_grad = max_grad_body(window: Window, y: (&[f32], &Map), index: (&[f32], &Map), add: bool, gx: (&mut [f32], &Map))
 }
 
 #[inline(always)]
@@ -75,6 +80,7 @@ unsafe fn max_grad_body<S: Simd>(
     window: Window,
     (gy, ym): (&[f32], &Map),
     (index, im): (&[f32], &Map),
+    add: bool,
     (gx, xm): (&mut [f32], &Map),
 ) {
     let cp = ym.cp;
@@ -83,7 +89,8 @@ unsafe fn max_grad_body<S: Simd>(
             let (g, which) = (&gy[ym.at(oy, ox)..][..cp], &index[im.at(oy, ox)..][..cp]);
             for (tap, to) in window.taps(xm, oy, ox) {
                 for ((slot, &g), &w) in gx[to..to + cp].iter_mut().zip(g).zip(which) {
-                    *slot += if w == tap as f32 { g } else { 0.0 };
+                    let g = if w == tap as f32 { g } else { 0.0 };
+                    *slot = if add { *slot + g } else { g };
                 }
             }
         }

@@ -91,7 +91,22 @@ impl Product<'_> {
     /// # Safety
     /// The unit has the shapes of these factors; rows of all blocks, parts and steps are readable; four tiles of sums are
     /// writable.
-    pub unsafe fn add_to(&self, sums: *mut f32, _: &Unit) {
+    pub unsafe fn add_to(&self, sums: *mut f32, unit: &Unit) {
+        // SAFETY: passed on.
+        unsafe { self.multiply(sums, 1, unit) }
+    }
+
+    /// Writes the product to four tiles of sums.
+    ///
+    /// # Safety
+    /// As [`Product::add_to`].
+    pub unsafe fn write_to(&self, sums: *mut f32, unit: &Unit) {
+        // SAFETY: passed on.
+        unsafe { self.multiply(sums, 0, unit) }
+    }
+
+    #[inline]
+    unsafe fn multiply(&self, sums: *mut f32, add: usize, _: &Unit) {
         macro_rules! four {
             () => {
                 concat!(
@@ -103,10 +118,18 @@ impl Product<'_> {
         // SAFETY: reads and writes what the caller vouches for; no tile register keeps anything for later.
         unsafe {
             asm!(
+                "test {q}, {q}",
+                "jz 3f",
                 "tileloadd tmm0, [{sums} + {line}*1]",
                 "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
                 "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
                 "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
+                "jmp 2f",
+                "3:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "2:",
                 "mov {q}, [{step}]",
                 "mov {p}, [{product}]",
@@ -155,7 +178,7 @@ impl Product<'_> {
                 "tilestored [{sums} + {line}*1 + 2048], tmm2",
                 "tilestored [{sums} + {line}*1 + 3072], tmm3",
                 p = out(reg) _,
-                q = out(reg) _,
+                q = inout(reg) add => _,
                 r = out(reg) _,
                 s = out(reg) _,
                 t = out(reg) _,

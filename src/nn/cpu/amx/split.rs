@@ -119,6 +119,7 @@ unsafe fn transpose(lines: &[__m512i; 16], to: *mut f32) {
 ///
 /// # Safety
 /// Sixteen readable and writable values a vector; the machine has AVX-512.
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn finish(sums: &[f32], more: [*const f32; 2], relu: bool, to: *mut f32) {
     for v in 0..2 {

@@ -1,12 +1,9 @@
 //! The product of windows with weights: a convolution forward, or the gradient of its input.
 
-use std::ops::Range;
-
 use super::super::conv::{End, Target};
 use super::super::map::Map;
 use super::super::plan::RING;
 use super::super::simd::{Avx512, Simd};
-use super::super::tile::Start;
 use super::layout::{Lattice, Windows};
 use super::product::{BYTES, Factor, Product, Shapes, Sums, Unit};
 use super::{DEPTH, PARTS, SIDE, TILE, split};
@@ -33,6 +30,8 @@ pub(in super::super) struct Windowed {
     shapes: Shapes,
     /// Outputs: rows and columns.
     out: (usize, usize),
+    /// Image and pixel of the outputs of a band, of the images that take turns, in the order of their blocks.
+    outputs: Vec<(u32, u32)>,
 }
 
 impl Windowed {
@@ -43,7 +42,10 @@ impl Windowed {
         let lattice = Lattice::new(windows, [SIDE, 1, SIDE / 2], room)?;
         let shapes = Shapes::new(lattice.run, DEPTH);
         let (steps, origins) = (Vec::new(), Vec::new());
-        let mut side = Windowed { lattice, channels, lanes, steps, origins, shapes, out: windows.out };
+        let rows = 0..lattice.band * windows.out.1;
+        let row = |first| lattice.outputs.iter().map(move |&(column, turn)| (turn as u32, (first + column) as u32));
+        let outputs = rows.step_by(windows.out.1.max(1)).flat_map(row).collect();
+        let mut side = Windowed { lattice, channels, lanes, steps, origins, shapes, out: windows.out, outputs };
         // Taps follow each other, for they read the same lines.
         for line in 0..channels / DEPTH {
             for tap in 0..windows.taps.len() {
@@ -150,7 +152,7 @@ impl Windowed {
 
     unsafe fn panel(&self, planes: *const f32, w: *const f32, y: Target<'_>, at: &Place, end: &End<'_>) {
         let lattice = &self.lattice;
-        let runs = lattice.columns / lattice.run;
+        let (run, runs) = (lattice.run, lattice.columns / lattice.run);
         let total = lattice.band * runs;
         let right = Factor { blocks: [0, TILE].map(|at| w.wrapping_add(at).cast()), part: 2 * BYTES };
         let mut sums = Sums::default();
@@ -160,58 +162,62 @@ impl Windowed {
             let blocks = [first, first + 1].map(|block| {
                 // A block too many repeats the last.
                 let block = block.min(total - 1);
-                planes.wrapping_add(16 * lattice.base(block / runs, block % runs * lattice.run)).cast()
+                planes.wrapping_add(16 * lattice.base(block / runs, block % runs * run)).cast()
             });
             let left = Factor { blocks, part: self.part() };
-            let outputs = self.outputs(first..total.min(first + 2), at);
-            // Outputs come from memory while the unit multiplies.
-            for (image, pixel) in outputs.iter().flatten() {
-                let to = y.at.wrapping_add(image * y.map.image() + y.to[*pixel] as usize + at.lane);
-                Avx512::prefetch(to);
-                Avx512::prefetch(to.wrapping_add(SIDE));
-            }
+            let outputs = &self.outputs[first * run..total.min(first + 2) * run];
             // SAFETY: the split copy and the weights hold all steps; outputs lie in their map.
             unsafe {
-                sums.0.fill(0.0);
-                Product { left, right, steps: &self.steps }.add_to(sums.0.as_mut_ptr(), &unit);
-                self.finish(&sums, &outputs, y, at.lane, end);
+                let places = self.places(outputs, &y, at);
+                Product { left, right, steps: &self.steps }.write_to(sums.0.as_mut_ptr(), &unit);
+                self.finish(&sums, &places, outputs, at, end);
             }
         }
     }
 
-    /// Image and pixel of the outputs of two blocks, sixteen each; none where a block has no more.
-    fn outputs(&self, blocks: Range<usize>, at: &Place) -> [Option<(usize, usize)>; 2 * SIDE] {
-        let (run, mut outputs) = (self.lattice.run, [None; 2 * SIDE]);
-        for (outputs, block) in outputs.chunks_exact_mut(SIDE).zip(blocks) {
-            let runs = self.lattice.columns / run;
-            let (row, first) = (at.band * self.lattice.band + block / runs, block % runs * run);
-            for (output, &(column, turn)) in outputs.iter_mut().zip(&self.lattice.outputs[first..first + run]) {
-                *output = (turn < at.count).then_some((at.image + turn, row * self.out.1 + column));
+    /// Where two blocks' outputs go, sixteen each; null where a block has no more. Asks for them: they come from memory
+    /// while the unit multiplies.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn places(&self, outputs: &[(u32, u32)], y: &Target<'_>, at: &Place) -> [*mut f32; 2 * SIDE] {
+        let (image, base) = (y.map.image(), y.at.wrapping_add(at.image * y.map.image() + at.lane));
+        let to = &y.to[at.band * self.lattice.band * self.out.1..];
+        let mut places = [std::ptr::null_mut(); 2 * SIDE];
+        for (places, outputs) in places.chunks_exact_mut(SIDE).zip(outputs.chunks_exact(self.lattice.run)) {
+            for (place, &(turn, pixel)) in places.iter_mut().zip(outputs) {
+                if (turn as usize) < at.count {
+                    *place = base.wrapping_add(turn as usize * image + to[pixel as usize] as usize);
+                    Avx512::prefetch(*place);
+                    Avx512::prefetch(place.wrapping_add(SIDE));
+                }
             }
         }
-        outputs
+        places
     }
 
     /// Adds what belongs to the outputs of two blocks, and writes them.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
     unsafe fn finish(
         &self,
         sums: &Sums,
-        outputs: &[Option<(usize, usize)>; 2 * SIDE],
-        y: Target<'_>,
-        lane: usize,
+        places: &[*mut f32; 2 * SIDE],
+        outputs: &[(u32, u32)],
+        at: &Place,
         end: &End<'_>,
     ) {
-        let bias = if end.bias.is_null() { end.bias } else { end.bias.wrapping_add(lane) };
-        for (row, output) in outputs.iter().enumerate() {
-            let &Some((image, pixel)) = output else { continue };
+        let bias = if end.bias.is_null() { end.bias } else { end.bias.wrapping_add(at.lane) };
+        let band = at.band * self.lattice.band * self.out.1;
+        let run = self.lattice.run;
+        for (row, &to) in places.iter().enumerate().filter(|p| !p.1.is_null()) {
+            let (block, row) = (row / SIDE, row % SIDE);
+            let add = end.start.as_ref().map_or(std::ptr::null(), |s| {
+                let (turn, pixel) = outputs[block * run + row];
+                let image = at.image + turn as usize;
+                s.at.wrapping_add(image * s.image + s.to[band + pixel as usize] as usize + at.lane)
+            });
             // SAFETY: the pixel is one of the output's, the lanes are its own; the caller's contract.
-            unsafe {
-                let place = |s: &Start<'_>| s.at.add(image * s.image + s.to[pixel] as usize + lane);
-                let to = y.at.add(image * y.map.image() + y.to[pixel] as usize + lane);
-                let add = end.start.as_ref().map_or(std::ptr::null(), place);
-                let sums = &sums.0[row / SIDE * 2 * TILE + row % SIDE * SIDE..];
-                split::finish(sums, [bias, add], end.relu, to);
-            }
+            unsafe { split::finish(&sums.0[block * 2 * TILE + row * SIDE..], [bias, add], end.relu, to) }
         }
     }
 }
