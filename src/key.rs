@@ -96,6 +96,7 @@ pub fn philox(c: [u32; 4], k: [u32; 2]) -> [u32; 4] {
 
 /// `N` blocks side by side, word by word. Inlined, so that a caller compiled for vectors uses them.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "a lane of four arrays")]
 fn philox_lanes<const N: usize>(mut c: [[u32; N]; 4], mut k: [u32; 2]) -> [[u32; N]; 4] {
     for round in 0..10 {
         if round > 0 {

@@ -15,11 +15,11 @@ use crate::exec::Context;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// On a CPU our engine with the fastest algorithm for the machine (`cpu` with AMX, `winograd` without), candle
-    /// elsewhere.
+    /// On a CPU our engine, each convolution by what is fastest: Intel's matrix unit where there is one and the channels
+    /// are multiples of 32, else as `winograd`. candle elsewhere.
     #[default]
     Auto,
-    /// Our CPU engine with direct convolution alone; another device is refused.
+    /// Our CPU engine with direct convolution alone (on the matrix unit where there is one); another device is refused.
     Cpu,
     /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more: faster, up to ten
     /// times the rounding error.
@@ -33,10 +33,7 @@ impl Backend {
     pub fn workspace(self, net: &Arc<Net>, cx: &Context, threads: usize) -> Result<Box<dyn Interpreter>> {
         match (self, cx.device.is_cpu()) {
             (Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
-            (Backend::Auto, true) => {
-                let isa = Isa::detect();
-                Ok(Box::new(Engine::with(net, threads, isa, Algorithm::fastest(isa))?))
-            }
+            (Backend::Auto, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Fastest)?)),
             (Backend::Winograd, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Winograd)?)),
             (Backend::Cpu | Backend::Winograd, false) => {
                 Err(Error::input("run.engine = \"cpu\" runs on run.device = \"cpu\" only")

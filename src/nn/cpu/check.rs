@@ -50,6 +50,21 @@ struct Case {
     raw: bool,
 }
 
+impl Case {
+    /// Sides of the output; maps of input, output and their gradients.
+    fn maps(&self) -> ([usize; 2], [Map; 4]) {
+        let s = self.shape;
+        let out = self.side.map(|side| (side + 2 * s.padding - s.kernel) / s.stride + 1);
+        let mut x = Map::new(&[s.inputs, self.side[0], self.side[1]], s.padding + self.extra);
+        if self.raw {
+            x.cp = x.c;
+        }
+        let y = Map::new(&[s.outputs, out[0], out[1]], self.extra);
+        let border = s.grad_border([(self.side[0], out[0]), (self.side[1], out[1])]);
+        (out, [x, y, Map { border, ..y }, Map { cp: s.inputs.next_multiple_of(16), ..x }])
+    }
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let numbers = (1..4usize, 1..24usize, 1..24usize, 1..6usize, 1..4usize, 0..4usize);
     (numbers, [1..9usize, 1..9usize], 1..3usize, 0..2usize, any::<bool>()).prop_filter_map(
@@ -150,18 +165,10 @@ fn apart(what: &str, got: &[f32], want: &[f64], limit: f64) -> f64 {
 /// Gives the relative errors of output, input gradient and weight gradient.
 fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
     let (s, n) = (case.shape, case.images);
-    let out = case.side.map(|side| (side + 2 * s.padding - s.kernel) / s.stride + 1);
-    let mut xm = Map::new(&[s.inputs, case.side[0], case.side[1]], s.padding + case.extra);
-    if case.raw {
-        xm.cp = xm.c;
-    }
-    let ym = Map::new(&[s.outputs, out[0], out[1]], case.extra);
-    let border = s.grad_border([(case.side[0], out[0]), (case.side[1], out[1])]);
-    let gym = Map { border, ..ym };
-    let gxm = Map { cp: s.inputs.next_multiple_of(16), ..xm };
+    let (out, [xm, ym, gym, gxm]) = case.maps();
     let conv = Conv::new(s, isa, xm, ym, gym, Some(gxm), algorithm);
     assert_eq!(conv.minimal.is_some(), algorithm == Algorithm::Winograd, "{case:?}: which algorithm runs");
-    let mut scratch = Block::new(&vec![0.0; conv.scratch()]);
+    let mut scratch = Block::new(&vec![f32::NAN; conv.scratch()]);
 
     let area = s.kernel * s.kernel;
     let (x_len, y_len) = (s.inputs * xm.pixels(), s.outputs * ym.pixels());
@@ -226,6 +233,7 @@ fn the_matrix_unit_takes_convolutions_of_whole_tiles() {
         (512, 512, 4, 1, true),
         (16, 32, 32, 2, false),
         (48, 64, 32, 1, false),
+        (80, 96, 32, 1, false),
         (64, 64, 1, 1, false),
     ] {
         let shape = Shape { inputs, outputs, kernel: 3, stride, padding: 1, groups: 1 };
@@ -233,20 +241,33 @@ fn the_matrix_unit_takes_convolutions_of_whole_tiles() {
         let y = Map::new(&[outputs, side.div_ceil(stride), side.div_ceil(stride)], 1);
         let conv = |isa, algorithm| Conv::new(shape, isa, x, y, y, Some(x), algorithm);
         assert_eq!(conv(Isa::Amx, Algorithm::Direct).tiles.is_some(), takes, "{shape:?} at {side}");
+        let fastest = conv(Isa::Amx, Algorithm::Fastest);
+        assert_eq!(fastest.tiles.is_some(), takes);
+        assert_eq!(fastest.minimal.is_some(), !takes && stride == 1 && inputs == 80, "{shape:?} at {side}");
         assert!(conv(Isa::Avx512, Algorithm::Direct).tiles.is_none());
         assert!(conv(Isa::Amx, Algorithm::Winograd).tiles.is_none());
     }
 }
 
-/// Maps too large for one band of rows, and images that fill no group.
+/// Maps too large for one band of rows, images that take turns in bands, and images that fill no group or pass.
 #[test]
 fn the_matrix_unit_takes_large_maps_band_by_band() {
     if !Isa::available().contains(&Isa::Amx) {
         return;
     }
-    for (side, stride, images) in [([20, 30], 1, 2), ([40, 60], 2, 1), ([28, 14], 1, 3)] {
-        let shape = Shape { inputs: 160, outputs: 32, kernel: 3, stride, padding: 1, groups: 1 };
-        try_conv(&Case { shape, side, images, extra: 1, raw: false }, Isa::Amx, Algorithm::Direct);
+    let cases = [
+        ([20, 30], 1, 2, 160),
+        ([40, 60], 2, 1, 160),
+        ([28, 14], 1, 3, 160),
+        ([60, 4], 1, 5, 160),
+        ([9, 9], 1, 7, 256),
+    ];
+    for (side, stride, images, inputs) in cases {
+        let shape = Shape { inputs, outputs: 32, kernel: 3, stride, padding: 1, groups: 1 };
+        let case = Case { shape, side, images, extra: 1, raw: false };
+        let [x, y, gy, gx] = case.maps().1;
+        assert!(Conv::new(shape, Isa::Amx, x, y, gy, Some(gx), Algorithm::Direct).tiles.is_some(), "{case:?}");
+        try_conv(&case, Isa::Amx, Algorithm::Direct);
     }
 }
 
@@ -332,7 +353,7 @@ proptest! {
     fn fully_connected_layers_equal_plain_loops(
         size in [1..9usize, 1..70usize, 1..20usize, 0..3usize], long in any::<bool>(), add in any::<bool>()
     ) {
-        let size = if long { [size[0], 8 * size[1], size[2], size[3]] } else { size };
+        let size = if long { [size[0], 40 * size[1], size[2], size[3]] } else { size };
         Isa::available().into_iter().for_each(|isa| try_dense(size, add, isa));
     }
 }

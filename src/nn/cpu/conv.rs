@@ -80,13 +80,8 @@ pub enum Algorithm {
     Direct,
     /// Winograd's F(4×4, 3×3) where it fits: fewer products, about ten times the rounding error.
     Winograd,
-}
-
-impl Algorithm {
-    /// The fastest on an instruction set: the matrix unit, where there is one, needs no help of Winograd.
-    pub fn fastest(isa: Isa) -> Self {
-        if isa == Isa::Amx { Algorithm::Direct } else { Algorithm::Winograd }
-    }
+    /// The matrix unit where there is one and it fits, Winograd where that fits, else the sum as it is written.
+    Fastest,
 }
 
 /// The products of a convolution that Winograd's algorithm computes.
@@ -115,14 +110,14 @@ pub(super) struct Conv {
 impl Conv {
     /// Lays out the products. `x`, `y`: input and output; `gy`, `gx`: their gradients (`gx` absent: not needed).
     pub fn new(shape: Shape, isa: Isa, x: Map, y: Map, gy: Map, gx: Option<Map>, algorithm: Algorithm) -> Self {
-        let tiles = (isa == Isa::Amx && algorithm == Algorithm::Direct).then(|| Tiles::new(shape, x, y, gy, gx));
+        let tiles = (isa == Isa::Amx && algorithm != Algorithm::Winograd).then(|| Tiles::new(shape, x, y, gy, gx));
         let tiles = tiles.flatten().map(Box::new);
         let isa = isa.vectors();
         let forward = forward_grid(&shape, isa, &x, &y);
         let backward = gx.map(|gx| backward_grids(&shape, isa, &gy, &gx)).unwrap_or_default();
         let plain = (shape.kernel, shape.stride, shape.padding, shape.groups) == (3, 1, 1, 1);
         let fits = plain && winograd::fits(&x, &y) && gx.is_none_or(|gx| winograd::fits(&gy, &Map { border: 1, ..gx }));
-        let minimal = (algorithm == Algorithm::Winograd && fits).then(|| Minimal {
+        let minimal = (algorithm != Algorithm::Direct && tiles.is_none() && fits).then(|| Minimal {
             forward: Winograd::new(isa, shape.inputs, shape.outputs),
             backward: Winograd::new(isa, shape.outputs, shape.inputs),
         });
@@ -247,8 +242,8 @@ impl Conv {
     /// The output of `images` images.
     ///
     /// # Safety
-    /// `x` and `y` point to `images` images of these maps' sizes, `w` to [`Conv::packed`] floats; nobody else writes
-    /// them or reads `y`.
+    /// `x` and `y` point to `images` images of these maps' sizes, `w` to [`Conv::packed`] floats, `scratch` to
+    /// [`Conv::scratch`] of the caller's own; nobody else writes them or reads `y`.
     #[allow(clippy::too_many_arguments, reason = "kernels take their operands one by one")]
     pub unsafe fn forward(
         &self,

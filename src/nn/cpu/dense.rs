@@ -171,9 +171,9 @@ unsafe fn axpy<S: Simd, const R: usize, const N: usize>(
 ) {
     // SAFETY: the caller's rows hold `width` values, rows of `g` hold N.
     unsafe {
-        let mut gs = [[S::zero(); N]; R];
-        for (r, row) in gs.iter_mut().enumerate() {
-            for (j, v) in row.iter_mut().enumerate() {
+        let mut gs = [[S::zero(); R]; N];
+        for (j, column) in gs.iter_mut().enumerate() {
+            for (r, v) in column.iter_mut().enumerate() {
                 *v = S::splat(*g.at.add(r * g.stride + j));
             }
         }
@@ -183,10 +183,10 @@ unsafe fn axpy<S: Simd, const R: usize, const N: usize>(
             if !fresh {
                 sums.iter_mut().enumerate().for_each(|(r, s)| *s = S::load(to.add(r * to_stride + i)));
             }
-            for j in 0..N {
+            for (j, column) in gs.iter().enumerate() {
                 let value = S::load(w.add(j * stride + i));
-                for r in 0..R {
-                    sums[r] = S::fma(gs[r][j], value, sums[r]);
+                for (sum, &g) in sums.iter_mut().zip(column) {
+                    *sum = S::fma(g, value, *sum);
                 }
             }
             sums.iter().enumerate().for_each(|(r, s)| S::store(to.add(r * to_stride + i), *s));

@@ -74,7 +74,7 @@ impl Conv {
     /// Adds the packed weight gradient over `images` images, these tiles of it.
     ///
     /// # Safety
-    /// As [`Conv::forward`]; `gw` is a region of [`Conv::packed`] floats whose tiles nobody else touches.
+    /// As [`Conv::forward`]; `gw` is a region of [`Conv::packed_gradient`] floats whose tiles nobody else touches.
     pub unsafe fn weight_gradient(
         &self,
         x: *const f32,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::map::Map;
 use super::layout::{Lattice, Windows};
-use super::product::{BYTES, Factor, Product, Shapes, Unit};
+use super::product::{BYTES, Factor, Product, Shapes, Sums, Unit};
 use super::{DEPTH, PARTS, SIDE, TILE, split};
 
 /// Bytes of the split copies that stay in the second-level cache.
@@ -109,7 +109,13 @@ impl OverPixels {
         images: usize,
         scratch: *mut f32,
     ) {
+        if tiles.is_empty() {
+            return;
+        }
         let pairs = scratch.wrapping_add(self.turned());
+        // Panels of thirty-two lanes that these tiles belong to.
+        let panels = tiles.start / self.products()..tiles.end.div_ceil(self.products());
+        let groups = panels.start * 2..panels.end * 2;
         for image in (0..images).step_by(self.lattice.turns) {
             for band in 0..self.lattice.bands {
                 let count = images - image;
@@ -117,7 +123,7 @@ impl OverPixels {
                 unsafe {
                     let x = x.add(image * x_map.image() + band * self.lattice.next);
                     let gy = gy.add(image * gy_map.image() + gy_map.at(band * self.lattice.band, 0));
-                    self.turn(gy, gy_map, count, scratch);
+                    self.turn(gy, gy_map, count, groups.clone(), scratch);
                     self.pair(x, count, pairs);
                     self.multiply(scratch, pairs, sums, tiles.clone());
                 }
@@ -125,8 +131,9 @@ impl OverPixels {
         }
     }
 
-    /// Splits and turns a band of the output gradients: `[16 lanes][step][part]`, tiles of lanes × pixels.
-    unsafe fn turn(&self, gy: *const f32, map: &Map, count: usize, to: *mut f32) {
+    /// Splits and turns a band of the output gradients, these groups of sixteen lanes: `[16 lanes][step][part]`, tiles of
+    /// lanes × pixels.
+    unsafe fn turn(&self, gy: *const f32, map: &Map, count: usize, groups: Range<usize>, to: *mut f32) {
         let runs = self.lattice.columns / self.lattice.run;
         for step in 0..self.steps.len() {
             let (row, first) = (step / runs, step % runs * self.lattice.run);
@@ -138,7 +145,7 @@ impl OverPixels {
                     *pixel = gy.wrapping_add(image * map.image() + row * map.row() + column * map.cp);
                 }
             }
-            for group in 0..self.lanes / SIDE {
+            for group in groups.clone() {
                 let rows = pixels.map(|p| if p.is_null() { p } else { p.wrapping_add(group * SIDE) });
                 // SAFETY: sixteen lanes of pixels; three tiles of the copy.
                 unsafe { split::turned(&rows, to.add((group * self.steps.len() + step) * PARTS * TILE)) }
@@ -169,13 +176,18 @@ impl OverPixels {
         let group = PARTS * BYTES * self.steps.len();
         // SAFETY: the machine has the unit.
         let unit = unsafe { Unit::open(&self.shapes) };
+        let mut band = Sums::default();
         for tile in tiles {
             let (panel, block) = (tile / self.products(), tile % self.products() * 2);
             let lanes = [0, 1].map(|v| turned.cast::<u8>().wrapping_add((2 * panel + v) * group));
             let left = Factor { blocks: lanes, part: BYTES };
             let right = self.inputs(pairs, block);
             // SAFETY: copies hold all steps; the sums' tiles are this worker's.
-            unsafe { Product { left, right, steps: &self.steps }.add_to(sums.add(4 * TILE * tile), &unit) }
+            unsafe {
+                Product { left, right, steps: &self.steps }.write_to(band.0.as_mut_ptr(), &unit);
+                // One long sum over a batch would round ten times as much as sums of bands.
+                split::add(&band.0, sums.add(4 * TILE * tile));
+            }
         }
     }
 

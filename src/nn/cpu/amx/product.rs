@@ -1,6 +1,7 @@
 //! The micro-kernels: four tiles of f32 sums, from three parts of each factor.
 
 use std::arch::asm;
+use std::marker::PhantomData;
 
 use super::{DEPTH, SIDE, TILE};
 
@@ -37,8 +38,8 @@ impl Shapes {
     }
 }
 
-/// The tile registers in some shapes; given back empty, so that nobody saves them for this thread.
-pub(super) struct Unit(());
+/// The tile registers of this thread in some shapes; given back empty, so that nobody saves them.
+pub(super) struct Unit(PhantomData<*const ()>);
 
 impl Unit {
     /// Sets the shapes. No other may be set while this lives.
@@ -48,7 +49,7 @@ impl Unit {
     pub unsafe fn open(shapes: &Shapes) -> Self {
         // SAFETY: sixty-four readable bytes that say what the processor wants to know.
         unsafe { asm!("ldtilecfg [{}]", in(reg) shapes.0.as_ptr(), options(nostack, readonly)) }
-        Unit(())
+        Unit(PhantomData)
     }
 }
 
@@ -86,27 +87,12 @@ pub(super) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Adds the product to four tiles of sums.
+    /// Writes the product to four tiles of sums.
     ///
     /// # Safety
     /// The unit has the shapes of these factors; rows of all blocks, parts and steps are readable; four tiles of sums are
     /// writable.
-    pub unsafe fn add_to(&self, sums: *mut f32, unit: &Unit) {
-        // SAFETY: passed on.
-        unsafe { self.multiply(sums, 1, unit) }
-    }
-
-    /// Writes the product to four tiles of sums.
-    ///
-    /// # Safety
-    /// As [`Product::add_to`].
-    pub unsafe fn write_to(&self, sums: *mut f32, unit: &Unit) {
-        // SAFETY: passed on.
-        unsafe { self.multiply(sums, 0, unit) }
-    }
-
-    #[inline]
-    unsafe fn multiply(&self, sums: *mut f32, add: usize, _: &Unit) {
+    pub unsafe fn write_to(&self, sums: *mut f32, _: &Unit) {
         macro_rules! four {
             () => {
                 concat!(
@@ -118,14 +104,6 @@ impl Product<'_> {
         // SAFETY: reads and writes what the caller vouches for; no tile register keeps anything for later.
         unsafe {
             asm!(
-                "test {q}, {q}",
-                "jz 3f",
-                "tileloadd tmm0, [{sums} + {line}*1]",
-                "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
-                "jmp 2f",
-                "3:",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
@@ -178,7 +156,7 @@ impl Product<'_> {
                 "tilestored [{sums} + {line}*1 + 2048], tmm2",
                 "tilestored [{sums} + {line}*1 + 3072], tmm3",
                 p = out(reg) _,
-                q = inout(reg) add => _,
+                q = out(reg) _,
                 r = out(reg) _,
                 s = out(reg) _,
                 t = out(reg) _,
@@ -197,8 +175,11 @@ impl Product<'_> {
     }
 }
 
-/// Multiply-adds of f32 that `rounds` calls on data in the first-level cache do, and the seconds they take.
-pub(in super::super) fn peak(rounds: usize) -> (f64, f64) {
+/// Multiply-adds of f32 that `rounds` calls on cached data do, and the seconds they take.
+///
+/// # Safety
+/// The machine has the unit (`available`).
+pub(in super::super) unsafe fn peak(rounds: usize) -> (f64, f64) {
     // Sixty-four steps of two blocks with weights of 384 KiB, as in a wide convolution.
     let steps: Vec<[usize; 2]> = (0..64).map(|s| [s % 4 * BYTES, s * 6 * BYTES]).collect();
     let (left, right) = (vec![Sums::default(); 6], vec![Sums::default(); 64 * 6 / 4]);
@@ -214,7 +195,7 @@ pub(in super::super) fn peak(rounds: usize) -> (f64, f64) {
     let start = std::time::Instant::now();
     for _ in 0..rounds {
         // SAFETY: parts, steps and tiles lie in the buffers.
-        unsafe { product.add_to(sums.0.as_mut_ptr(), &unit) };
+        unsafe { product.write_to(sums.0.as_mut_ptr(), &unit) };
     }
     let done = (rounds * steps.len() * 4 * SIDE * SIDE * DEPTH) as f64;
     (done, start.elapsed().as_secs_f64())
@@ -251,15 +232,15 @@ mod tests {
         unsafe { split::tile(&rows, right[0].0.as_mut_ptr(), TILE) }
         let factor = |s: &[Sums]| Factor { blocks: [s.as_ptr().cast(); 2], part: BYTES };
         let product = Product { left: factor(&left), right: factor(&right), steps: &[[0, 0]] };
-        let mut sums = Sums([0.5; 4 * TILE]);
+        let mut sums = Sums([f32::NAN; 4 * TILE]);
         // SAFETY: tiles of three parts; the machine has the unit.
-        unsafe { product.add_to(sums.0.as_mut_ptr(), &Unit::open(&Shapes::new(SIDE, DEPTH))) };
+        unsafe { product.write_to(sums.0.as_mut_ptr(), &Unit::open(&Shapes::new(SIDE, DEPTH))) };
         let (mut ours, mut plain) = (0.0f64, 0.0f64);
         for (i, j) in (0..16).flat_map(|i| (0..16).map(move |j| (i, j))) {
             let terms = || (0..DEPTH).map(|k| f64::from(a[i][k]) * f64::from(b[k][j]));
-            let (want, size) = (0.5 + terms().sum::<f64>(), 0.5 + terms().map(f64::abs).sum::<f64>());
+            let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
             let off = |sum: f32| (f64::from(sum) - want).abs() / size;
-            plain = plain.max(off((0..DEPTH).fold(0.5, |sum, k| sum + a[i][k] * b[k][j])));
+            plain = plain.max(off((0..DEPTH).fold(0.0, |sum, k| sum + a[i][k] * b[k][j])));
             sums.0.chunks_exact(TILE).for_each(|tile| ours = ours.max(off(tile[16 * i + j])));
         }
         assert!(plain > 1e-7 && ours < 3.0 * plain, "off by {ours:.1e} of the terms, f32 sums by {plain:.1e}");

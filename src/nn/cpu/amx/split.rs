@@ -79,38 +79,7 @@ pub(super) unsafe fn turned(rows: &[*const f32; 32], to: *mut f32) {
             (0..PARTS).for_each(|p| all[p][j] = parts[p]);
         }
         for (p, lines) in all.iter().enumerate() {
-            transpose(lines, to.add(p * TILE));
-        }
-    }
-}
-
-/// Sixteen lines of sixteen lanes become columns.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose(lines: &[__m512i; 16], to: *mut f32) {
-    let mut a = [_mm512_setzero_si512(); 16];
-    let mut b = a;
-    for i in 0..8 {
-        b[2 * i] = _mm512_unpacklo_epi32(lines[2 * i], lines[2 * i + 1]);
-        b[2 * i + 1] = _mm512_unpackhi_epi32(lines[2 * i], lines[2 * i + 1]);
-    }
-    for i in (0..16).step_by(4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    for i in 0..4 {
-        b[i] = _mm512_shuffle_i32x4::<0x88>(a[i], a[4 + i]);
-        b[4 + i] = _mm512_shuffle_i32x4::<0xdd>(a[i], a[4 + i]);
-        b[8 + i] = _mm512_shuffle_i32x4::<0x88>(a[8 + i], a[12 + i]);
-        b[12 + i] = _mm512_shuffle_i32x4::<0xdd>(a[8 + i], a[12 + i]);
-    }
-    for i in 0..8 {
-        // SAFETY: the caller has room for sixteen lines.
-        unsafe {
-            _mm512_storeu_si512(to.add(16 * i).cast(), _mm512_shuffle_i32x4::<0x88>(b[i], b[8 + i]));
-            _mm512_storeu_si512(to.add(16 * (8 + i)).cast(), _mm512_shuffle_i32x4::<0xdd>(b[i], b[8 + i]));
+            Avx512::turn(lines.as_ptr().cast(), 16, to.add(p * TILE), 16);
         }
     }
 }
@@ -134,6 +103,21 @@ pub(super) unsafe fn finish(sums: &[f32], more: [*const f32; 2], relu: bool, to:
             // MAXPS returns its second operand when one is NaN.
             let end = if relu { _mm512_max_ps(_mm512_setzero_ps(), sum) } else { sum };
             _mm512_storeu_ps(to.add(16 * v), end);
+        }
+    }
+}
+
+/// Adds values to those at `to`.
+///
+/// # Safety
+/// As many readable and writable values, a multiple of sixteen; the machine has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn add(values: &[f32], to: *mut f32) {
+    for (i, values) in values.chunks_exact(16).enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let to = to.add(16 * i);
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_loadu_ps(values.as_ptr())));
         }
     }
 }

@@ -72,7 +72,9 @@ impl Windowed {
         // Copies stay in the second-level cache, unless the weights do not and are read for every pass.
         let light = 2 * PARTS * self.lanes * self.channels * self.lattice.taps.len() < MANY;
         let room = if light { PASS_ROOM / (4 * self.copy()) * self.lattice.turns } else { PASS_PIXELS };
-        (PASS_PIXELS / (self.out.0 * self.out.1).max(1)).min(room).clamp(self.lattice.turns, RING)
+        let turns = self.lattice.turns;
+        let most = (PASS_PIXELS / (self.out.0 * self.out.1).max(1)).min(room).clamp(turns, RING);
+        most / turns * turns
     }
 
     /// Floats of scratch that a worker needs.
