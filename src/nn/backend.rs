@@ -15,14 +15,14 @@ use crate::exec::Context;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// On a CPU our engine, each convolution by what is fastest: Intel's matrix unit where there is one and the channels
-    /// are multiples of 32, else as `winograd`. candle elsewhere.
+    /// On a CPU our engine, each convolution by what is fastest: Intel's matrix unit where there is one and the
+    /// convolution fills it (one group, multiples of 32 channels), else as `winograd`. candle elsewhere.
     #[default]
     Auto,
     /// Our CPU engine with direct convolution alone (on the matrix unit where there is one); another device is refused.
     Cpu,
-    /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more: faster, up to ten
-    /// times the rounding error.
+    /// Our CPU engine with Winograd's F(4×4, 3×3) for 3×3 convolutions of 64 channels and more, and no matrix unit:
+    /// faster than direct sums by vectors, up to ten times the rounding error.
     Winograd,
     /// candle tensors with autograd, on any device.
     Candle,

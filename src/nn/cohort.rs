@@ -8,7 +8,8 @@ use crate::key::Key;
 
 /// `K` clients on one network: parameters `[K, P]`, samples of client 0, then of client 1, and so on.
 ///
-/// `rows[k]` samples belong to client `k`; with `rows[k] = 0` its parameters, gradients and buffers stay as they are.
+/// `rows[k]` samples belong to client `k`; with `rows[k] = 0` its parameters and buffers stay as they are and its
+/// gradients are 0.
 /// Client `k` draws dropout masks from `keys[k]`, counting its own rows: it gets what it gets alone.
 pub struct Cohort<I> {
     net: Net,

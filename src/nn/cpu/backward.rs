@@ -128,18 +128,27 @@ impl<'p> Call<'p> {
         }
     }
 
-    /// Starts every sum at 0. Linear layers write their weights' gradients at once: where they are most of a network,
-    /// a pass over memory counts.
+    /// Starts every sum at 0, and what no gradient may reach. Products write their weights' gradients at once: they are
+    /// most of a network, and a pass over memory counts.
     fn clear(&self, grads: Shared<'_>) {
-        let written =
-            |weight| self.plan.steps.iter().any(|s| matches!(s, Step::Linear { weight: w, .. } if *w == weight));
-        for (_, entry) in self.net.layout.entries().iter().enumerate().filter(|(id, _)| !written(*id)) {
-            // SAFETY: the first worker alone, before the barrier.
-            unsafe { grads.part(entry.offset, entry.len()) }.fill(0.0);
-        }
+        let written = |id: ParamId| {
+            self.plan.steps.iter().any(|step| match step {
+                Step::Conv(conv) => conv.weight == id,
+                Step::Linear { weight, .. } => *weight == id,
+                _ => false,
+            })
+        };
+        (0..self.net.layout.entries().len()).filter(|id| !written(*id)).for_each(|id| self.zero(id, grads));
     }
 
-    /// Adds a convolution's packed weight gradient to the caller's.
+    /// Sets a parameter's gradient to 0: the first worker alone, before anybody else writes it.
+    fn zero(&self, id: ParamId, grads: Shared<'_>) {
+        let entry = &self.net.layout.entries()[id];
+        // SAFETY: the caller's promise.
+        unsafe { grads.part(entry.offset, entry.len()) }.fill(0.0);
+    }
+
+    /// Writes a convolution's packed weight gradient into the caller's.
     fn unpack(&self, step: &ConvStep, grads: Shared<'_>) {
         let entry = &self.net.layout.entries()[step.weight];
         // SAFETY: this worker's share of the convolutions; the packed gradient was finished before the barrier.
@@ -323,6 +332,13 @@ impl<'p> Walk<'_, 'p, '_> {
         }
     }
 
+    /// No gradient reaches a product's weight.
+    fn unreached(&self, weight: ParamId) {
+        if self.worker.first() {
+            self.call.zero(weight, self.grads);
+        }
+    }
+
     /// The gradient of a step's output, if anything reached it.
     fn upstream(&self, out: Node) -> Option<&'p Slot> {
         self.call.grad(out).filter(|_| self.filled[out])
@@ -388,7 +404,7 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     fn conv(&mut self, step: &'p ConvStep) {
-        let Some(gy) = self.upstream(step.out) else { return };
+        let Some(gy) = self.upstream(step.out) else { return self.unreached(step.weight) };
         if step.relu || step.bias.is_some() {
             self.segment.push(Local::Gate(step, gy));
         }
@@ -460,17 +476,13 @@ impl<'p> Walk<'_, 'p, '_> {
 
     fn linear(&mut self, x: Node, out: Node, weight: ParamId, bias: Option<ParamId>) {
         let call = self.call;
-        let entries = call.net.layout.entries();
         let Some(gy) = self.upstream(out) else {
-            if self.worker.first() {
-                // SAFETY: only the first worker writes what no gradient reaches.
-                unsafe { self.grads.part(entries[weight].offset, entries[weight].len()) }.fill(0.0);
-            }
+            self.unreached(weight);
             return self.segment_ends(true);
         };
         self.run();
         self.barrier();
-        let xs = call.value(x);
+        let (entries, xs) = (call.net.layout.entries(), call.value(x));
         let inputs = xs.map.c;
         let outs = self.worker.share(gy.map.c);
         if !outs.is_empty() {

@@ -176,7 +176,7 @@ fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
     let w = noise(s.outputs * s.inputs / s.groups * area, 2);
     let (bias, gy) = (noise(s.outputs, 3), noise(n * y_len, 4));
     let mut want_y: Vec<f64> = (0..n * y_len).map(|i| f64::from(bias[i / ym.pixels() % s.outputs])).collect();
-    let (mut want_gx, mut want_gw) = (vec![0.5f64; n * x_len], vec![0.25f64; w.len()]);
+    let (mut want_gx, mut want_gw) = (vec![0.5f64; n * x_len], vec![0.0f64; w.len()]);
     for k in 0..n {
         products(&s, case.side, out, |o, i, j| {
             want_y[k * y_len + o] += f64::from(x[k * x_len + i]) * f64::from(w[j]);
@@ -203,7 +203,7 @@ fn try_conv(case: &Case, isa: Isa, algorithm: Algorithm) -> [f64; 3] {
         conv.weight_gradient(xb.at(), gyb.at(), gw.at(), tiles / 2..tiles, n, scratch.at());
     }
     scratch.values();
-    let mut grad = vec![0.25; w.len()];
+    let mut grad = vec![f32::NAN; w.len()];
     conv.unpack(gw.values(), &mut grad);
     let results = [
         ("output", unpacked(&ym, &yb), want_y),
@@ -286,7 +286,7 @@ fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
         want_gw[o * inputs + i] += f64::from(g) * f64::from(xv);
     }
     let (mut xb, mut gyb) = (Block::new(&x), Block::new(&gy));
-    let (mut yb, mut gxb) = (Block::new(&vec![0.0; rows * outputs]), Block::new(&vec![0.5; rows * inputs]));
+    let (mut yb, mut gxb) = (Block::new(&vec![f32::NAN; rows * outputs]), Block::new(&vec![0.5; rows * inputs]));
     let mut gw = vec![f32::NAN; outputs * inputs];
     let half = outputs / 2;
     let xr = Rows { at: xb.at(), stride: xs, count: rows };
@@ -294,7 +294,7 @@ fn try_dense([rows, inputs, outputs, extra]: [usize; 4], add: bool, isa: Isa) {
     // SAFETY: operands of these sizes; one thread.
     unsafe {
         for outs in [0..half, half..outputs] {
-            dense::product(isa, xr, &w, inputs, Some(&bias), yb.at(), outputs, outs.clone());
+            dense::product(isa, xr, &w, inputs, dense::SUMMED, Some(&bias), yb.at(), outputs, outs.clone());
             dense::weight_gradient(isa, gr, xr, inputs, &mut gw[outs.start * inputs..outs.end * inputs], outs);
         }
         dense::input_gradient(isa, gr, &w, inputs, outputs, add, gxb.at(), inputs);
@@ -351,7 +351,7 @@ proptest! {
 
     #[test]
     fn fully_connected_layers_equal_plain_loops(
-        size in [1..9usize, 1..70usize, 1..20usize, 0..3usize], long in any::<bool>(), add in any::<bool>()
+        size in [1..20usize, 1..70usize, 1..20usize, 0..3usize], long in any::<bool>(), add in any::<bool>()
     ) {
         let size = if long { [size[0], 40 * size[1], size[2], size[3]] } else { size };
         Isa::available().into_iter().for_each(|isa| try_dense(size, add, isa));

@@ -72,15 +72,17 @@ pub(super) struct Grid {
     pub lines: Option<Lines>,
 }
 
-/// How 3×3 convolutions of stride 1 are computed.
+/// How convolutions are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
-    /// The sum as it is written.
+    /// The sum as it is written; on the matrix unit where there is one and the convolution fills it.
     #[default]
     Direct,
-    /// Winograd's F(4×4, 3×3) where it fits: fewer products, about ten times the rounding error.
+    /// Winograd's F(4×4, 3×3) where it fits (3×3, stride 1, 64 channels and more): fewer products, about ten times the
+    /// rounding error. Else the sum as it is written, never on the matrix unit.
     Winograd,
-    /// The matrix unit where there is one and it fits, Winograd where that fits, else the sum as it is written.
+    /// The matrix unit where there is one and the convolution fills it, Winograd where that fits, else the sum as it is
+    /// written.
     Fastest,
 }
 
@@ -216,17 +218,17 @@ impl Conv {
         }
     }
 
-    /// Adds this share of the panels of a packed gradient to `grad`, all of the convolution's weights.
+    /// Writes a packed gradient into `grad`, all of the convolution's weights.
     pub fn unpack(&self, from: &[f32], grad: &mut [f32]) {
         if let Some(tiles) = &self.tiles {
             return tiles.unpack(from, grad);
         }
         let Some(m) = &self.minimal else {
-            return self.forward.each(&self.shape, false, |at, index| grad[index] += from[at]);
+            return self.forward.each(&self.shape, false, |at, index| grad[index] = from[at]);
         };
         m.forward.unpack(from, |o, i, g| {
             let first = 9 * (o * self.shape.inputs + i);
-            grad[first..first + 9].iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+            grad[first..first + 9].copy_from_slice(&g);
         });
     }
 

@@ -15,15 +15,15 @@ pub(super) struct Rows {
     pub count: usize,
 }
 
-/// Inputs whose columns of a batch stay in the first-level cache while outputs pass: of sums over inputs, and of
-/// gradients.
-const SUMMED: usize = 1024;
+/// Inputs of a batch that stay near while outputs pass: what [`product`] of many rows sums at once.
+pub(super) const SUMMED: usize = 1024;
+/// The same of gradients.
 const BLOCK: usize = 512;
 
 per_isa! {
-    /// `y[r][o] = bias[o] + Σ x[r][i]·w[o][i]` for `outs`, block by block of inputs; `w` has `inputs` columns.
-    /// Contract: `x` has `inputs` readable floats a row, `y` has the rows of `x` with `y_stride`.
-    product = product_body(x: Rows, w: &[f32], inputs: usize, bias: Option<&[f32]>, y: *mut f32, y_stride: usize, outs: Range<usize>)
+    /// `y[r][o] = bias[o] + Σ x[r][i]·w[o][i]` for `outs`, summed by blocks of `at_once` inputs (at least 1); `w` has
+    /// `inputs` columns. Contract: `x` has `inputs` readable floats a row, `y` has the rows of `x` with `y_stride`.
+    product = product_body(x: Rows, w: &[f32], inputs: usize, at_once: usize, bias: Option<&[f32]>, y: *mut f32, y_stride: usize, outs: Range<usize>)
 }
 
 /// Columns `from..to` of a product, and where its sums go.
@@ -39,10 +39,12 @@ struct Part<'b> {
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a kernel's operands")]
 unsafe fn product_body<S: Simd>(
     x: Rows,
     w: &[f32],
     inputs: usize,
+    at_once: usize,
     bias: Option<&[f32]>,
     y: *mut f32,
     y_stride: usize,
@@ -51,8 +53,8 @@ unsafe fn product_body<S: Simd>(
     let (most_outs, most_rows) = if S::ISA == Isa::Avx512 { (4, 6) } else { (2, 2) };
     // Rows in groups of nearly one size.
     let groups = x.count.div_ceil(most_rows).max(1);
-    for from in (0..inputs.max(1)).step_by(SUMMED) {
-        let part = Part { x, w: w.as_ptr(), inputs, columns: (from, inputs.min(from + SUMMED)), bias, y, y_stride };
+    for from in (0..inputs.max(1)).step_by(at_once) {
+        let part = Part { x, w: w.as_ptr(), inputs, columns: (from, inputs.min(from + at_once)), bias, y, y_stride };
         let mut o = outs.start;
         while o < outs.end {
             let step = most_outs.min(outs.end - o);
@@ -237,12 +239,14 @@ unsafe fn weight_gradient_body<S: Simd>(gy: Rows, x: Rows, inputs: usize, gw: &m
 unsafe fn outer<S: Simd, const N: usize>(g: Rows, x: Rows, to: *mut f32, stride: usize, width: usize) {
     // SAFETY: the caller's rows hold `width` values, each row of `g` holds N.
     unsafe {
-        let (pairs, whole) = (width / 32 * 32, width / 16 * 16);
+        // Two vectors side by side where a vector is one register.
+        let pairs = if S::ISA == Isa::Avx512 { width / 32 * 32 } else { 0 };
+        let whole = width / 16 * 16;
         for i in (0..pairs).step_by(32) {
             outer_block::<S, N, 2>(g, x, to, stride, i);
         }
-        if pairs < whole {
-            outer_block::<S, N, 1>(g, x, to, stride, pairs);
+        for i in (pairs..whole).step_by(16) {
+            outer_block::<S, N, 1>(g, x, to, stride, i);
         }
         for i in whole..width {
             for j in 0..N {

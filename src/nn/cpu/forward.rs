@@ -342,7 +342,10 @@ impl<'a> Call<'a> {
             let rows = self.rows_of(x);
             let (w, bias) = (self.param(weight), bias.map(|b| self.param(b)));
             // SAFETY: this worker's share of the outputs; vectors have no border, so rows are samples.
-            unsafe { dense::product(self.isa, rows, w, x.map.c, bias, self.mem.ptr(y.region), y.map.image(), share) }
+            unsafe {
+                let (y, stride) = (self.mem.ptr(y.region), y.map.image());
+                dense::product(self.isa, rows, w, x.map.c, dense::SUMMED, bias, y, stride, share);
+            }
         }
         worker.meet();
     }

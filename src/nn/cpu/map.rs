@@ -167,8 +167,9 @@ mod tests {
 
     #[test]
     fn squares_are_packed_and_unpacked_as_single_values_are() {
-        for (shape, border) in [([20, 3, 18], 1), ([32, 5, 7], 0), ([5, 4, 16], 0), ([16, 1, 33], 2)] {
-            let map = Map::new(&shape, border);
+        let shapes = [([20, 3, 18], 1), ([32, 5, 7], 0), ([5, 4, 16], 0), ([16, 1, 33], 2)];
+        let raw = Map { cp: 20, ..Map::new(&[20, 4, 9], 0) };
+        for map in shapes.map(|(shape, border)| Map::new(&shape, border)).into_iter().chain([raw]) {
             let from: Vec<f32> = (1..=map.c * map.pixels()).map(|v| v as f32).collect();
             let mut want = vec![-1.0; map.image()];
             map.pack(&from, &mut want);

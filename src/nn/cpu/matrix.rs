@@ -211,7 +211,7 @@ fn thin(isa: Isa, x: &[f32], rows: usize, task: &Task<'_>) {
     let x = Rows { at: x.as_ptr(), stride: inputs, count: rows };
     let dots = |weight: &[f32], bias: Option<&[f32]>, to: *mut f32, stride: usize, outs: Range<usize>| {
         // SAFETY: `isa` is this machine's; `x` has `rows` rows, `to` has room for them; tasks write disjoint columns.
-        unsafe { dense::product(isa, x, weight, inputs, bias, to, stride, outs) }
+        unsafe { dense::product(isa, x, weight, inputs, inputs.max(1), bias, to, stride, outs) }
     };
     if task.after == After::Write {
         return dots(weight, bias, task.to.0, task.outputs, task.from..task.until);

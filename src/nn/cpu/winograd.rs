@@ -129,7 +129,7 @@ impl Winograd {
     }
 
     /// `Gᵀ dU G`: calls `add(lane, channel, gradient)` for every pair of channels.
-    pub fn unpack(&self, from: &[f32], mut add: impl FnMut(usize, usize, [f32; 9])) {
+    pub fn unpack(&self, from: &[f32], mut each: impl FnMut(usize, usize, [f32; 9])) {
         let position = self.inputs * self.outputs;
         for (place, lanes, input) in self.rows() {
             let mut all = [[0.0; LANES]; POSITIONS];
@@ -145,7 +145,7 @@ impl Winograd {
                 lines(std::array::from_fn::<_, IN, _>(|c| &half[c][r]), window, gradient);
             }
             for (i, lane) in lanes.enumerate() {
-                add(lane, input, std::array::from_fn(|t| window[t / 3][t % 3][i]));
+                each(lane, input, std::array::from_fn(|t| window[t / 3][t % 3][i]));
             }
         }
     }

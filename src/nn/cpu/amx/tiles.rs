@@ -117,14 +117,14 @@ impl Tiles {
         }
     }
 
-    /// Adds a packed gradient to `grad`, all of the convolution's weights.
+    /// Writes a packed gradient into `grad`, all of the convolution's weights.
     pub fn unpack(&self, from: &[f32], grad: &mut [f32]) {
         let area = self.shape.kernel * self.shape.kernel;
         for (lane, grad) in grad.chunks_exact_mut(self.shape.inputs * area).enumerate() {
             for (group, grad) in grad.chunks_exact_mut(SIDE * area).enumerate() {
                 for tap in 0..area {
                     let sums = &from[self.gradient.row(lane, group * SIDE, tap)..][..SIDE];
-                    grad[tap..].iter_mut().step_by(area).zip(sums).for_each(|(grad, sum)| *grad += sum);
+                    grad[tap..].iter_mut().step_by(area).zip(sums).for_each(|(grad, sum)| *grad = *sum);
                 }
             }
         }

@@ -79,7 +79,7 @@ impl Windowed {
 
     /// Floats of scratch that a worker needs.
     pub fn scratch(&self) -> usize {
-        self.pass().div_ceil(self.lattice.turns) * self.copy()
+        self.pass() / self.lattice.turns * self.copy()
     }
 
     /// Floats of the split weights.
