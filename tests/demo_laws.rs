@@ -158,7 +158,7 @@ fn the_gain_of_the_teacher_goes_when_its_distributions_are_shuffled() {
 }
 
 /// The shipped CLIP with each tensor's values in random order.
-fn randomised_clip(folder: &Path) {
+fn randomised_clip(folder: &Path, seed: u64) {
     for entry in std::fs::read_dir(shipped_clip()).unwrap() {
         let entry = entry.unwrap().path();
         std::fs::copy(&entry, folder.join(entry.file_name().unwrap())).unwrap();
@@ -166,9 +166,10 @@ fn randomised_clip(folder: &Path) {
     let path = folder.join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut rng = fedllava::key::Key::from_seed(1).rng();
-    let shuffled: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = file
-        .tensors()
+    let mut rng = fedllava::key::Key::from_seed(seed).rng();
+    let mut tensors = file.tensors();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let shuffled: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
         .into_iter()
         .map(|(name, view)| {
             let mut values: Vec<[u8; 4]> = view.data().as_chunks().0.to_vec();
@@ -184,17 +185,26 @@ fn randomised_clip(folder: &Path) {
 
 #[test]
 fn a_randomised_clip_is_at_chance_and_teaches_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    randomised_clip(folder.path());
-    let (sound, random) = (World::new(&shipped_clip()), World::new(folder.path()));
+    let sound = World::new(&shipped_clip());
     let alone = |world: &World| {
         world.accuracy("alone", "teacher", &[SCRATCH, "align.beta=2.0", "evaluate.teacher=true", "align.steps=1"])
     };
-    let (knows, guesses) = (alone(&sound), alone(&random));
-    let (labels, taught) = (labels_alone(), aligned(&random, "taught", "align.enabled=true"));
-    eprintln!("zero-shot: sound {knows:.1}, randomised {guesses:.1}; aligned: labels {labels:.1}, taught {taught:.1}");
-    assert!(knows > 50.0 && (guesses - 10.0).abs() < 5.0, "sound {knows}, randomised {guesses}");
-    assert!(taught < labels + 1.5, "labels {labels}, with a randomised teacher {taught}");
+    let (knows, labels) = (alone(&sound), labels_alone());
+    let mut all = Vec::new();
+    for seed in [1, 2, 3] {
+        let folder = tempfile::tempdir().unwrap();
+        randomised_clip(folder.path(), seed);
+        let random = World::new(folder.path());
+        let (guesses, taught) = (alone(&random), aligned(&random, "taught", "align.enabled=true"));
+        eprintln!(
+            "zero-shot: sound {knows:.1}, randomised {guesses:.1}; aligned: labels {labels:.1}, taught {taught:.1}"
+        );
+        assert!(knows > 50.0 && (guesses - 10.0).abs() < 5.0, "sound {knows}, randomised {guesses}");
+        all.push(taught);
+    }
+    // One alone may gain two points by chance.
+    let taught = all.iter().sum::<f64>() / all.len() as f64;
+    assert!(taught < labels + 1.5, "labels {labels}, with randomised teachers {taught}");
 }
 
 #[test]
