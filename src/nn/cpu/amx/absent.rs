@@ -9,11 +9,6 @@ use super::map::Map;
 #[derive(Debug)]
 pub(super) enum Tiles {}
 
-/// Never.
-pub(super) fn available() -> bool {
-    false
-}
-
 /// Nothing.
 ///
 /// # Safety
