@@ -3,6 +3,7 @@
 mod cli;
 mod demo_clip;
 mod demo_laws;
+mod digests;
 mod engine;
 mod laws;
 mod layers;
