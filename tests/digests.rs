@@ -68,7 +68,10 @@ overlaps = false
 const RUNS: [(&str, &[&str]); 9] = [
     ("fedavg", &["pretrain.enabled=false", "align.enabled=false"]),
     ("fedavg-momentum", &["pretrain.enabled=false", "align.enabled=false", "federated.optimiser.momentum=0.9"]),
-    ("fedavg-dropout", &["pretrain.enabled=false", "align.enabled=false", "model={kind=\"cnn\"}", "federated.rounds=1"]),
+    (
+        "fedavg-dropout",
+        &["pretrain.enabled=false", "align.enabled=false", "model={kind=\"cnn\"}", "federated.rounds=1"],
+    ),
     ("fedprox", &["pretrain.enabled=false", "align.enabled=false", "algorithm={kind=\"fedprox\",mu=0.5}"]),
     ("scaffold", &["pretrain.enabled=false", "align.enabled=false", "algorithm={kind=\"scaffold\"}"]),
     ("align-end", &["pretrain.enabled=false", "align.bn=update", "align.weight={kind=\"linear\"}"]),
