@@ -39,8 +39,12 @@ fn aggregate(models: &[Params]) -> Vec<f64> {
     let mut got = Collected::default();
     for (k, model) in models.iter().enumerate() {
         let (data, weight) = (model.clone(), (k + 1) as f64);
-        let reply =
-            Reply { parts: vec![Part { name: "model", kind: PartKind::Value, data, weight }], samples: 1, loss: 0.0 };
+        let reply = Reply {
+            parts: vec![Part { name: "model".into(), kind: PartKind::Value, data, weight }],
+            samples: 1,
+            loss: None,
+            multiply_adds: 0,
+        };
         got.fold(k as u32, reply, Collect::Sum).expect("adds up");
     }
     got.close();

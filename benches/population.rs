@@ -99,7 +99,7 @@ fn row([population, size, hidden, steps, rounds]: [usize; 5]) -> String {
     let net = Arc::new(Mlp { hidden: vec![hidden] }.build(SHAPE, Head::Classes(CLASSES)).expect("builds"));
     let config = FederatedConfig { rounds, cohort: size, local_epochs: steps, ..FederatedConfig::default() };
     let algorithm = AlgorithmConfig::default();
-    let trainer = CompactTrainer { net: net.clone(), backend: Backend::Cpu, images: &loaded, clients: &split.clients };
+    let trainer = CompactTrainer::new(net.clone(), Backend::Cpu, &loaded, &split.clients);
     let draw = |round: usize| Ok(cohort::by_key(key, round, population, size));
     let federation = Federation {
         algorithm: algorithm.algorithm(),

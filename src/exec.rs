@@ -199,7 +199,7 @@ impl<T, F: FnMut(usize, T) -> Result<()>> Line<T, F> {
 }
 
 /// A poisoned lock only says that a worker panicked, which is reported on its own.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 

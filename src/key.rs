@@ -48,6 +48,12 @@ pub enum Purpose {
     Item = 19,
     /// Tests and benchmarks.
     Test = 20,
+    /// An exchange of a round after its first.
+    Exchange = 21,
+    /// The server's own work in a round.
+    Server = 22,
+    /// Noise on features.
+    Noise = 23,
 }
 
 /// A 128-bit key: where in the tree of draws we are.

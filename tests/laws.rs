@@ -3,9 +3,8 @@
 use fedllava::error::{Error, Result};
 use fedllava::exec::Context;
 use fedllava::fl::round::ServerStep;
-use fedllava::fl::trainer::{Arena, Images};
 use fedllava::key::Key;
-use fedllava::nn::{Backend, Mode, Params, Role, loss};
+use fedllava::nn::{Backend, Batch, Mode, Params, Role, Samples, View, loss};
 
 use crate::toy::{Setting, Toy, algorithm, deal, federated, net, run, run_from, run_on};
 
@@ -50,13 +49,19 @@ fn fedprox_without_its_term_is_fedavg_byte_for_byte_and_with_it_is_not() {
 
 /// The gradient of the mean cross-entropy over all `ids`, batch statistics on, and the buffers it leaves.
 fn full_gradient(params: &Params, ids: &[u32], toy: &Toy) -> (Vec<f32>, Params) {
-    let mut arena = Arena::new(&net(), Backend::Candle, &Context::cpu(1), 1).unwrap();
-    toy.fill(ids, None, &mut arena.batch).unwrap();
+    let net = net();
+    let mut interpreter = Backend::Candle.workspace(&net, &Context::cpu(1), 1).unwrap();
+    let (mut batch, mut logits, mut grads) = (Batch::default(), Vec::new(), vec![0.0; params.data().len()]);
+    toy.fill(ids, View::Plain, Key::from_seed(0), &mut batch).unwrap();
     let mode = Mode::Train(Key::from_seed(0));
-    arena.gradient(params.data(), mode, |z, y, c, g| loss::cross_entropy(z, y, c, 1.0, g)).unwrap();
+    interpreter.forward(params.data(), &batch.x, &batch.rows, mode.alone()).unwrap();
+    interpreter.read(net.logits, &mut logits).unwrap();
+    let mut seed = vec![0.0; logits.len()];
+    loss::cross_entropy(&logits, &batch.y, net.outputs(), 1.0, &mut seed).unwrap();
+    interpreter.backward(params.data(), &[(net.logits, &seed)], &mut grads).unwrap();
     let mut moved = params.clone();
-    arena.update_buffers(moved.data_mut()).unwrap();
-    (arena.grads().to_vec(), moved)
+    interpreter.update_buffers(moved.data_mut()).unwrap();
+    (grads, moved)
 }
 
 fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
@@ -125,7 +130,7 @@ fn scaffold_control_variates_after_one_full_step_are_the_clients_gradients() {
     let mut mean = vec![0.0; start.data().len()];
     for (client, ids) in clients.iter().enumerate() {
         let (gradient, _) = full_gradient(&start, ids, &toy);
-        let control = &server.kept[&(client as u32)]["control"];
+        let control = &server.kept[&(client as u32)].named["control"];
         for range in layout.ranges(Role::Weight) {
             assert_close(&control.data()[range.clone()], &gradient[range], 2e-3);
         }

@@ -8,18 +8,18 @@ use fedllava::error::Result;
 use fedllava::exec::Context;
 use fedllava::fl::FederatedConfig;
 use fedllava::fl::round::Federation;
-use fedllava::fl::trainer::{CompactTrainer, Images};
+use fedllava::fl::trainer::CompactTrainer;
 use fedllava::key::Key;
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::{Backend, Batch, Params};
+use fedllava::nn::{Backend, Batch, Params, Samples, View};
 
 use crate::net_golden::{distance, noise, params};
 use crate::toy::algorithm;
 
 struct Noise(Vec<f32>);
 
-impl Images for Noise {
-    fn fill(&self, ids: &[u32], _: Option<Key>, batch: &mut Batch) -> Result<()> {
+impl Samples for Noise {
+    fn fill(&self, ids: &[u32], _: View, _: Key, batch: &mut Batch) -> Result<()> {
         let size = 3 * 32 * 32;
         batch.x = ids.iter().flat_map(|&i| &self.0[i as usize * size..(i as usize + 1) * size]).copied().collect();
         batch.y = ids.iter().map(|i| i % 10).collect();
@@ -41,7 +41,7 @@ fn a_round_of_fedavg_from_an_exported_split_equals_pytorch() {
     let config = FederatedConfig { rounds: 1, cohort: 3, local_epochs: 1, batch_size: 0, ..FederatedConfig::default() };
     let algorithm = algorithm("kind = \"fedavg\"");
     for backend in [Backend::Candle, Backend::Cpu] {
-        let trainer = CompactTrainer { net: net.clone(), backend, images: &images, clients: &split.clients };
+        let trainer = CompactTrainer::new(net.clone(), backend, &images, &split.clients);
         let federation = Federation {
             algorithm: algorithm.algorithm(),
             trainer: &trainer,
@@ -52,8 +52,9 @@ fn a_round_of_fedavg_from_an_exported_split_equals_pytorch() {
             feedback: false,
             key: Key::from_seed(1),
         };
-        let start = federation.start(Params::new(net.layout.clone(), params(&net)).unwrap()).unwrap();
-        let got = federation.run(start, &Context::cpu(2), &mut |_| Ok(())).unwrap().model;
+        let cx = Context::cpu(2);
+        let start = federation.start(Params::new(net.layout.clone(), params(&net)).unwrap(), &cx).unwrap();
+        let got = federation.run(start, &cx, &mut |_| Ok(())).unwrap().model;
         for entry in net.layout.entries() {
             let off = distance(got.get(&entry.name).unwrap(), want.get(&entry.name).unwrap());
             assert!(off < 1e-5, "{backend:?} {}: off by {off:.1e}", entry.name);

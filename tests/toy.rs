@@ -5,11 +5,11 @@ use std::sync::Arc;
 use fedllava::error::Result;
 use fedllava::exec::Context;
 use fedllava::fl::round::{Federation, Server, ServerStep};
-use fedllava::fl::trainer::{CompactTrainer, Images};
+use fedllava::fl::trainer::CompactTrainer;
 use fedllava::fl::{AlgorithmConfig, ClientId, FederatedConfig};
 use fedllava::key::{Key, Purpose};
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::{Backend, Batch, Net, OptimiserConfig, Params, optim::SgdConfig};
+use fedllava::nn::{Backend, Batch, Net, OptimiserConfig, Params, Samples, View, optim::SgdConfig};
 
 pub const CLASSES: usize = 3;
 pub const SIDE: usize = 8;
@@ -33,8 +33,12 @@ impl Toy {
     }
 }
 
-impl Images for Toy {
-    fn fill(&self, ids: &[u32], _: Option<Key>, batch: &mut Batch) -> Result<()> {
+impl Samples for Toy {
+    fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    fn fill(&self, ids: &[u32], _: View, _: Key, batch: &mut Batch) -> Result<()> {
         let size = SIDE * SIDE;
         batch.x = ids.iter().flat_map(|&i| &self.pixels[i as usize * size..(i as usize + 1) * size]).copied().collect();
         batch.y = ids.iter().map(|&i| self.labels[i as usize]).collect();
@@ -94,7 +98,7 @@ pub fn run_from(s: &Setting<'_>, start: Params) -> Result<Server> {
 pub fn run_on(backend: Backend, s: &Setting<'_>, start: Params) -> Result<Server> {
     let toy = Toy::new(s.clients.iter().map(Vec::len).sum::<usize>().max(1));
     let net = net();
-    let trainer = CompactTrainer { net, backend, images: &toy, clients: s.clients };
+    let trainer = CompactTrainer::new(net, backend, &toy, s.clients);
     let (n, m) = (s.clients.len(), s.config.cohort);
     let cohort =
         |round: usize| -> Result<Vec<ClientId>> { Ok(fedllava::fl::cohort::by_key(Key::from_seed(3), round, n, m)) };
@@ -108,8 +112,9 @@ pub fn run_on(backend: Backend, s: &Setting<'_>, start: Params) -> Result<Server
         feedback: s.feedback,
         key: Key::from_seed(11),
     };
-    let server = federation.start(start)?;
-    federation.run(server, &Context::cpu(s.threads), &mut |_| Ok(()))
+    let cx = Context::cpu(s.threads);
+    let server = federation.start(start, &cx)?;
+    federation.run(server, &cx, &mut |_| Ok(()))
 }
 
 pub fn algorithm(text: &str) -> AlgorithmConfig {

@@ -241,6 +241,7 @@ impl Config {
                     ));
             }
         }
+        self.finetune.check()?;
         if self.finetune.head_init == HeadInit::Probe && !self.finetune.from.is_empty() {
             return Err(Error::input(
                 "finetune.from starts the classifier too: head_init = \"probe\" would replace it",

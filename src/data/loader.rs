@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::dataset::{Dataset, Images};
 use crate::error::{Error, Place, Result};
 use crate::key::{Key, Purpose, Rng};
-use crate::nn::Batch;
+use crate::nn::{Batch, View};
 
 /// Normalisation and augmentation of training images.
 ///
@@ -98,30 +98,16 @@ impl Loader {
         Ok(Loader { augment: augment.clone(), shape, table })
     }
 
-    /// Fills `batch` with the augmented images at `indices`; `key` is the step's own. One client: `rows` has one entry.
+    /// Fills `batch` with the images at `indices` in a view; `key` is the draw's own. One client: `rows` has one entry.
     /// The batch's memory is reused.
-    pub fn train(&self, data: &Dataset, indices: &[u32], key: Key, batch: &mut Batch) -> Result<()> {
-        self.fill(&data.images, indices, Some(key), batch).at(|| data.name.clone())?;
+    pub fn fill(&self, data: &Dataset, indices: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
+        self.images(&data.images, indices, view, key, batch).at(|| data.name.clone())?;
         batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
-        Ok(())
-    }
-
-    /// Fills `batch` with the images at `indices`, normalised only.
-    pub fn plain(&self, data: &Dataset, indices: &[u32], batch: &mut Batch) -> Result<()> {
-        self.fill(&data.images, indices, None, batch).at(|| data.name.clone())?;
-        batch.y.extend(indices.iter().map(|&i| data.labels[i as usize]));
-        Ok(())
-    }
-
-    /// Fills `batch` with images without labels (a decoded pool): labels are 0. Augmented if there is a key.
-    pub fn unlabelled(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
-        self.fill(images, indices, key, batch)?;
-        batch.y.resize(indices.len(), 0);
         Ok(())
     }
 
     /// Everything but the labels, which are left empty.
-    fn fill(&self, images: &Images, indices: &[u32], key: Option<Key>, batch: &mut Batch) -> Result<()> {
+    fn images(&self, images: &Images, indices: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
         if images.shape() != self.shape {
             return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, images.shape())));
         }
@@ -131,10 +117,10 @@ impl Loader {
         self.resize(batch, indices.len());
         batch.ids.extend_from_slice(indices);
         let targets = indices.iter().zip(batch.x.chunks_exact_mut(images.size()));
-        let Some(key) = key else {
+        if view == View::Plain {
             targets.for_each(|(&i, target)| self.normalise(images.get(i as usize), target));
             return Ok(());
-        };
+        }
         let mut rng = key.fold(Purpose::Augment, 0).rng();
         let mut cut = self.draw(&mut rng);
         for (position, (&i, target)) in targets.enumerate() {
@@ -235,7 +221,7 @@ mod tests {
         let (data, mut plain) = (toy(1), Batch::default());
         for pad in [0, 1, 2, 5] {
             let loader = Loader::new(&augment(pad, true, Per::Batch), [1, 3, 4]).unwrap();
-            loader.plain(&data, &[0], &mut plain).unwrap();
+            loader.fill(&data, &[0], View::Plain, Key::from_seed(0), &mut plain).unwrap();
             let mut got = vec![f32::NAN; 12];
             for (dy, dx, flip) in
                 (0..=2 * pad).flat_map(|a| (0..=2 * pad).flat_map(move |b| [(a, b, false), (a, b, true)]))
@@ -254,7 +240,7 @@ mod tests {
         let distinct = |per: Per, seed: u64| {
             let mut batch = Batch::default();
             let loader = Loader::new(&augment(1, true, per), [1, 3, 4]).unwrap();
-            loader.train(&data, &all, Key::from_seed(seed), &mut batch).unwrap();
+            loader.fill(&data, &all, View::Weak, Key::from_seed(seed), &mut batch).unwrap();
             let mut rows: Vec<Vec<u32>> =
                 batch.x.chunks(12).map(|r| r.iter().map(|v| v.round() as u32).collect()).collect();
             rows.sort();
@@ -282,7 +268,7 @@ mod tests {
         let images = Images::new([3, 1, 1], vec![0, 255, 128]).unwrap();
         let data = Dataset::new("one", images, vec![0], vec!["c".into()], Order::Original).unwrap();
         let mut batch = Batch::default();
-        loader.plain(&data, &[0], &mut batch).unwrap();
+        loader.fill(&data, &[0], View::Plain, Key::from_seed(0), &mut batch).unwrap();
         // torch: (torch.tensor([0, 255, 128.]) / 255 - mean) / std, float32
         assert_eq!(batch.x, [-2.429_065_7, 2.596_790_3, 0.275_924_4]);
     }
@@ -291,25 +277,21 @@ mod tests {
     fn a_batch_keeps_its_memory_and_carries_labels_and_ids() {
         let (data, mut batch) = (toy(8), Batch::default());
         let loader = Loader::new(&augment(1, true, Per::Image), [1, 3, 4]).unwrap();
-        loader.train(&data, &[7, 2, 5], Key::from_seed(1), &mut batch).unwrap();
+        loader.fill(&data, &[7, 2, 5], View::Weak, Key::from_seed(1), &mut batch).unwrap();
         assert_eq!(
             (batch.y.as_slice(), batch.ids.as_slice(), batch.rows.as_slice()),
             ([7, 2, 5].as_slice(), [7, 2, 5].as_slice(), [3].as_slice())
         );
         let at = batch.x.as_ptr();
-        loader.train(&data, &[1, 3], Key::from_seed(1), &mut batch).unwrap();
-        loader.plain(&data, &[1, 3, 4], &mut batch).unwrap();
+        loader.fill(&data, &[1, 3], View::Weak, Key::from_seed(1), &mut batch).unwrap();
+        loader.fill(&data, &[1, 3, 4], View::Plain, Key::from_seed(0), &mut batch).unwrap();
         assert_eq!((batch.x.as_ptr(), batch.x.len(), batch.len()), (at, 36, 3));
-        assert!(loader.plain(&data, &[8], &mut batch).unwrap_err().to_string().contains("toy: no image 8"));
-        let labelled = batch.x.clone();
-        loader.train(&data, &[1, 3, 4], Key::from_seed(4), &mut batch).unwrap();
-        let augmented = batch.x.clone();
-        loader.unlabelled(&data.images, &[1, 3, 4], Some(Key::from_seed(4)), &mut batch).unwrap();
-        assert_eq!(
-            (&batch.x, batch.y.as_slice(), batch.ids.as_slice()),
-            (&augmented, [0; 3].as_slice(), [1, 3, 4].as_slice())
+        assert!(
+            loader
+                .fill(&data, &[8], View::Plain, Key::from_seed(0), &mut batch)
+                .unwrap_err()
+                .to_string()
+                .contains("toy: no image 8")
         );
-        loader.unlabelled(&data.images, &[1, 3, 4], None, &mut batch).unwrap();
-        assert_eq!(batch.x, labelled);
     }
 }

@@ -9,7 +9,7 @@
 //! | [`reserve`] | the server's and the validation set |
 //! | [`split`], [`split_file`] | who holds what, its digests, its file |
 //! | [`shots`] | many, medium and few |
-//! | [`loader`], [`sampler`] | augmented batches, the order of samples |
+//! | [`loader`] | augmented batches |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
 //! | [`features`], [`npy`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
@@ -41,7 +41,6 @@ pub mod partition;
 pub mod pickle;
 pub mod pool;
 pub mod reserve;
-pub mod sampler;
 pub mod shots;
 pub mod split;
 pub mod split_file;
@@ -57,7 +56,6 @@ pub use longtail::{LongTailConfig, LongTailKind};
 pub use partition::PartitionConfig;
 pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
-pub use sampler::Sampler;
 pub use shots::{Groups, Shots};
 pub use split::Split;
 

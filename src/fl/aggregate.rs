@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::brief::{Part, PartKind, Reply};
+use super::brief::{Name, Part, PartKind, Reply};
 use super::{ClientId, Collect};
 use crate::error::{Error, Result};
 use crate::nn::sum::add_weighted;
@@ -67,6 +67,16 @@ impl Sum {
         Ok(self.total.iter().map(|t| t / self.weight).collect())
     }
 
+    /// The sum itself, in f64 and layout order, and the weight in it: for sums whose denominators are parts of their own.
+    pub fn total(&self) -> (&[f64], f64) {
+        (&self.total, self.weight)
+    }
+
+    /// The layout of the parts.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
     /// Step or value.
     pub fn kind(&self) -> PartKind {
         self.kind
@@ -77,7 +87,7 @@ impl Sum {
 #[derive(Default)]
 pub struct Collected {
     /// Weighted sums by part, for [`Collect::Sum`].
-    pub sums: BTreeMap<&'static str, Sum>,
+    pub sums: BTreeMap<Name, Sum>,
     /// All replies in cohort order, for [`Collect::Each`].
     pub each: Vec<(ClientId, Reply)>,
     /// Replies folded.
@@ -86,6 +96,8 @@ pub struct Collected {
     pub loss: (f64, f64),
     /// Bytes from clients to server.
     pub bytes_up: u64,
+    /// Multiply-adds of all who replied.
+    pub multiply_adds: u64,
 }
 
 impl Collected {
@@ -93,13 +105,16 @@ impl Collected {
     pub fn fold(&mut self, client: ClientId, reply: Reply, how: Collect) -> Result<()> {
         self.replies += 1;
         self.bytes_up += reply.bytes_up();
-        let n = reply.samples as f64;
-        self.loss = (self.loss.0 + n * reply.loss, self.loss.1 + n);
+        self.multiply_adds += reply.multiply_adds;
+        if let Some(loss) = reply.loss {
+            let n = reply.samples as f64;
+            self.loss = (self.loss.0 + n * loss, self.loss.1 + n);
+        }
         match how {
             Collect::Each => self.each.push((client, reply)),
             Collect::Sum => {
                 for part in &reply.parts {
-                    self.sums.entry(part.name).or_insert_with(|| Sum::new(part)).add(part)?;
+                    self.sums.entry(part.name.clone()).or_insert_with(|| Sum::new(part)).add(part)?;
                 }
             }
         }
@@ -149,7 +164,12 @@ mod tests {
 
     fn reply(data: [f32; 3], weight: f64) -> Reply {
         let data = Params::new(layout(), data.to_vec()).unwrap();
-        Reply { parts: vec![Part { name: "model", kind: PartKind::Delta, data, weight }], samples: 1, loss: 0.0 }
+        Reply {
+            parts: vec![Part { name: "model".into(), kind: PartKind::Delta, data, weight }],
+            samples: 1,
+            loss: Some(0.0),
+            multiply_adds: 0,
+        }
     }
 
     #[test]

@@ -4,17 +4,23 @@
 //! model, q the frozen teacher's distribution and y the label. The dynamic weight w, the optimiser, the number of
 //! steps and the frozen batch norm are this project's choices.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::brief::{Bn, Feed, Length, Loss, Name, Train};
+use super::feed::{Data, Source};
+use super::fit::{Plan, Standing, fit};
+use super::objective::{Column, Here, Objective};
 use super::round::ServerStep;
-use super::trainer::{Arena, Images};
+use super::trainer::Supplies;
 use crate::error::{Error, Result};
 use crate::exec::{self, Context};
 use crate::key::{Key, Purpose};
+use crate::nn::session::Plain;
 use crate::nn::weight::{Confidence, Weight};
-use crate::nn::{Backend, Mode, Net, Optimiser, OptimiserConfig, Params, loss, optim::SgdConfig};
+use crate::nn::{Backend, Net, OptimiserConfig, Params, Samples, Schedule, loss, optim::SgdConfig};
 
 /// When alignment runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,12 +121,11 @@ impl AlignConfig {
     }
 }
 
-/// Alignment ready to run.
+/// Alignment ready to run: the server as a client with data of its own.
 pub struct Aligner<'a> {
     net: Arc<Net>,
-    images: &'a dyn Images,
-    set: &'a [u32],
-    teacher: Option<&'a [f32]>,
+    own: Source<'a>,
+    columns: BTreeMap<Name, Column>,
     config: &'a AlignConfig,
     backend: Backend,
     key: Key,
@@ -131,7 +136,7 @@ impl<'a> Aligner<'a> {
     pub fn new(
         net: Arc<Net>,
         backend: Backend,
-        images: &'a dyn Images,
+        samples: &'a dyn Samples,
         set: &'a [u32],
         teacher: Option<&'a [f32]>,
         config: &'a AlignConfig,
@@ -142,90 +147,77 @@ impl<'a> Aligner<'a> {
             return Err(Error::input("align: the server set is empty")
                 .hint("set server_set.per_class, or switch alignment off with align.enabled = false"));
         }
-        if config.beta > 0.0 && teacher.map(<[f32]>::len) != Some(set.len() * net.outputs()) {
-            return Err(Error::defect(format!(
-                "align: teacher distributions of {:?} values for ({}, {})",
-                teacher.map(<[f32]>::len),
-                set.len(),
-                net.outputs()
-            )));
+        let mut columns = BTreeMap::new();
+        match (config.beta > 0.0, teacher) {
+            (true, None) => return Err(Error::defect("align: β > 0 and no teacher distributions")),
+            (true, Some(q)) => {
+                let column = Column::new(net.outputs(), set, q.to_vec())?;
+                columns.insert(Supplies::TEACHER.into(), column);
+            }
+            (false, _) => {}
         }
-        Ok(Aligner { net, images, set, teacher, config, backend, key })
+        Ok(Aligner { net, own: Source { samples, ids: set }, columns, config, backend, key })
     }
 
-    /// One pass in shuffled order; position in the set, so that the teacher's row is found.
-    fn epoch(&self, key: Key) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.set.len()).collect();
-        key.fold(Purpose::Shuffle, 0).rng().shuffle(&mut order);
-        order
-    }
-
-    fn step(&self, arena: &mut Arena, params: &mut Params, rows: &[usize], t: f32, key: Key) -> Result<()> {
-        let ids: Vec<u32> = rows.iter().map(|&r| self.set[r]).collect();
-        self.images.fill(&ids, Some(key.fold(Purpose::Augment, 0)), &mut arena.batch)?;
-        let mode = match self.config.bn {
-            BatchNorm::Frozen => Mode::Eval,
-            BatchNorm::Update => Mode::Train(key),
-        };
-        let AlignConfig { beta, weight, cross_entropy, temperature, .. } = self.config;
-        let data = params.data_mut();
-        arena.gradient(data, mode, |logits, y, classes, seed| {
-            let mut value = 0.0;
-            if *cross_entropy {
-                value += loss::cross_entropy(logits, y, classes, 1.0, seed)?;
-            }
-            if let (Some(teacher), true) = (self.teacher, *beta > 0.0) {
-                let q: Vec<f32> =
-                    rows.iter().flat_map(|&r| &teacher[r * classes..(r + 1) * classes]).copied().collect();
-                let w = weight.of_samples(t, &q, y, classes);
-                value += f64::from(*beta) * loss::kl_divergence(logits, &q, &w, classes, *temperature, *beta, seed)?;
-            }
-            Ok(value)
-        })?;
-        if self.config.bn == BatchNorm::Update {
-            arena.update_buffers(data)?;
+    fn train(&self) -> Train<'a> {
+        let config = self.config;
+        let names = self.columns.keys().cloned().collect();
+        Train {
+            trained: match config.trainable {
+                Trainable::All => None,
+                Trainable::Head => Some(self.net.head()),
+            },
+            feeds: vec![Feed { batch_size: config.batch_size, columns: names, ..Feed::default() }],
+            bn: match config.bn {
+                BatchNorm::Frozen => Bn::Running,
+                BatchNorm::Update => Bn::Batch,
+            },
+            loss: Loss::Open(vec![Arc::new(Aligned(config))]),
+            length: Length::Steps(config.steps),
+            optimiser: config.optimiser.clone(),
+            rate: Schedule::Constant(1.0),
+            ..Train::default()
         }
-        Ok(())
     }
+}
 
-    fn train(&self, arena: &mut Arena, model: &Params, round: usize, cx: &Context) -> Result<Params> {
-        let mut params = model.clone();
-        let ranges = match self.config.trainable {
-            Trainable::All => self.net.layout.ranges(crate::nn::Role::Weight),
-            Trainable::Head => self.net.head(),
-        };
-        let mut optimiser = Optimiser::for_ranges(&self.config.optimiser, ranges, params.data().len());
-        let key = self.key.fold(Purpose::Round, round as u64);
-        let size = self.config.batch_size.min(self.set.len());
-        let per_epoch = self.set.len().div_ceil(size);
-        let mut order = Vec::new();
-        for step in 0..self.config.steps {
-            cx.cancel.check()?;
-            let (epoch, batch) = (step / per_epoch, step % per_epoch);
-            let key = key.fold(Purpose::Epoch, epoch as u64);
-            if batch == 0 {
-                order = self.epoch(key);
-            }
-            let rows = &order[batch * size..((batch + 1) * size).min(order.len())];
-            let t = step as f32 / self.config.steps.saturating_sub(1).max(1) as f32;
-            self.step(arena, &mut params, rows, t, key.fold(Purpose::Step, batch as u64))?;
-            optimiser.step(params.data_mut(), arena.grads(), 1.0);
+/// `CE(y, p) + β · mean_i w_i · KL(q_i ‖ p_i)`.
+struct Aligned<'a>(&'a AlignConfig);
+
+impl Objective for Aligned<'_> {
+    fn add(&self, at: &mut Here<'_>) -> Result<f64> {
+        let AlignConfig { beta, weight, cross_entropy, temperature, .. } = self.0;
+        let mut value = 0.0;
+        if *cross_entropy {
+            value += loss::cross_entropy(at.logits, at.y, at.classes, 1.0, at.d_logits)?;
         }
-        Ok(params)
+        if *beta > 0.0 {
+            let q = at.column(Supplies::TEACHER)?.to_vec();
+            let w = weight.of_samples(at.progress, &q, at.y, at.classes);
+            let kl = loss::kl_divergence(at.logits, &q, &w, at.classes, *temperature, *beta, at.d_logits)?;
+            value += f64::from(*beta) * kl;
+        }
+        Ok(value)
     }
 }
 
 impl ServerStep for Aligner<'_> {
     fn apply(&self, model: &Params, round: usize, cx: &Context) -> Result<Params> {
+        let (train, slots) = (self.train(), [model.clone()]);
+        let data = Data { own: self.own, server: None, unlabelled: None, columns: &self.columns };
+        let key = self.key.fold(Purpose::Round, round as u64);
         let mut aligned = None;
         exec::ordered(
             1,
             1,
             1,
-            |_| Arena::new(&self.net, self.backend, cx, cx.threads),
-            |arena, _| self.train(arena, model, round, cx),
-            |_, params| {
-                aligned = Some(params);
+            |_| self.backend.session(&self.net, cx, cx.threads, 1),
+            |session: &mut Plain, _| {
+                let plan = Plan { train: &train, slots: &slots, data: &data, key };
+                fit(session, &[plan], vec![Standing::default()], cx, &mut ())
+            },
+            |_, fitted| {
+                aligned = fitted.into_iter().next().map(|f| f.params);
                 Ok(())
             },
         )?;

@@ -1,14 +1,26 @@
 //! What travels between server and clients, as data: briefs, jobs, outcomes, replies.
+//!
+//! A [`Brief`] is a list of steps on slots. Parameters are closed: a slot says where they come from, a pull acts on all
+//! of them. Losses are open: an [`Objective`](super::Objective) of the method's own.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{ClientId, FederatedConfig, Local, Named};
+use super::objective::{Objective, Statistic};
+use super::{ClientId, Now};
 use crate::error::{Error, Result};
 use crate::key::Key;
-use crate::nn::{OptimiserConfig, Params};
+use crate::nn::optim::Schedule;
+use crate::nn::{Named, OptimiserConfig, Params, Pull, Ranges, Role, View};
+
+/// A name in briefs, replies and states.
+pub type Name = Cow<'static, str>;
 
 /// An input of a brief: its index in [`Brief::slots`].
 pub type SlotId = usize;
+
+/// The name under which the last training step's result is found.
+pub const MODEL: &str = "model";
 
 /// Where an input of the local work comes from.
 #[derive(Clone, Debug)]
@@ -16,58 +28,191 @@ pub enum Slot {
     /// The model that the server sends to everybody.
     Start,
     /// Something else that the server sends: counted in the bytes down.
-    Sent(&'static str, Params),
-    /// What this client kept; zeros where it kept nothing yet.
-    Kept(&'static str),
+    Sent(Name, Params),
+    /// The model with these of its tensors replaced; only they are counted in the bytes down.
+    Patch(Name, Params),
+    /// What this client kept, and what it is where nothing is kept yet.
+    Kept(Name, Params),
+    /// What the client kept of its own model; the server's where nothing is kept yet.
+    KeptModel(Name),
+    /// What an earlier step of this brief found or trained; [`MODEL`] is the last training step's result.
+    Found(Name),
 }
 
-/// A term of the local objective.
-#[derive(Clone, Debug)]
-pub enum Term {
-    /// `mean CE(z, y)`.
-    CrossEntropy,
-    /// `μ/2 ‖w − slot‖²` over the weights.
-    Proximal {
-        /// μ ≥ 0.
-        mu: f32,
-        /// The anchor.
-        to: SlotId,
-    },
-    /// `coefficient · ⟨w, slot⟩`: adds a constant to the gradient of the weights.
-    Linear {
-        /// Factor.
-        coefficient: f32,
-        /// The added vector.
-        of: SlotId,
-    },
+/// Which images a feed takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rows {
+    /// The client's own.
+    #[default]
+    Own,
+    /// The server's labelled set.
+    Server,
+    /// The server's images without labels.
+    Unlabelled,
+    /// Rows of a slot, `(rows, features)`, in place of images: the classifier alone is trained.
+    Features(SlotId),
 }
 
-/// A piece of local work.
+/// In which order they come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Shuffled anew in each epoch.
+    #[default]
+    Shuffled,
+    /// As they are stored.
+    Stored,
+    /// Every class that is there equally often: classes in turn, each one's images shuffled and used up before they
+    /// come again; an epoch has as many rows as there are images.
+    Balanced,
+    /// One batch a class: up to so many of its images, drawn without replacement.
+    ByClass {
+        /// Images of a class at most.
+        per_class: usize,
+    },
+    /// The very images of the first feed, row by row.
+    Paired,
+}
+
+/// A stream of batches; several feeds go through the network in one forward.
+#[derive(Clone, Debug, Default)]
+pub struct Feed {
+    /// Which images.
+    pub rows: Rows,
+    /// In which order.
+    pub order: Order,
+    /// How they are shown.
+    pub view: View,
+    /// Samples in a batch; 0 for all.
+    pub batch_size: usize,
+    /// Whether a last batch that is not full is left out.
+    pub drop_last: bool,
+    /// Columns that are joined by the images' numbers.
+    pub columns: Vec<Name>,
+    /// Labels of stored features, `(rows,)`.
+    pub labels: Option<SlotId>,
+}
+
+/// What batch norm does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bn {
+    /// Batch statistics, and in training the running ones move; dropout is on.
+    #[default]
+    Batch,
+    /// Running statistics are used and stay.
+    Running,
+}
+
+/// The local loss.
+#[derive(Clone, Default)]
+pub enum Loss<'a> {
+    /// The task's own: mean cross-entropy of a classifier.
+    #[default]
+    Task,
+    /// The sum of these.
+    Open(Vec<Arc<dyn Objective + 'a>>),
+}
+
+/// How long to train; a step is a batch of the first feed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Passes over the first feed.
+    Epochs(usize),
+    /// Optimiser steps.
+    Steps(usize),
+    /// As many steps as this many passes have, rounded up.
+    Passes(f64),
+}
+
+/// Optimiser state that outlives the step.
 #[derive(Clone, Debug)]
-pub enum Step {
-    /// Train from a slot's parameters.
-    Train(Train),
+pub struct Moments {
+    /// Found as `name/first`, `name/second`, `name/steps`; taken from what the client kept under these names.
+    pub name: Name,
+    /// Where nothing is kept: what to go on from, under the same names; empty for a fresh state.
+    pub start: Named,
 }
 
 /// Local training.
-#[derive(Clone, Debug)]
-pub struct Train {
+#[derive(Clone)]
+pub struct Train<'a> {
     /// Where it starts.
     pub from: SlotId,
-    /// The objective is the sum of these.
-    pub terms: Vec<Term>,
-    /// Passes over the client's data.
-    pub epochs: usize,
-    /// Samples in a step; 0 for all.
-    pub batch_size: usize,
-    /// Fresh for this step.
+    /// Vectors trained beside the network by the same optimiser.
+    pub beside: Vec<SlotId>,
+    /// What moves; all weights if none.
+    pub trained: Option<Ranges>,
+    /// Frozen networks that see the same batches.
+    pub witnesses: Vec<SlotId>,
+    /// What frozen networks do with batch norm.
+    pub witness_bn: Bn,
+    /// The batches, all in one forward; the first one's rows count as samples.
+    pub feeds: Vec<Feed>,
+    /// Batch norm.
+    pub bn: Bn,
+    /// The loss.
+    pub loss: Loss<'a>,
+    /// What pulls at the parameters.
+    pub pulls: Vec<Pull<SlotId>>,
+    /// How long.
+    pub length: Length,
+    /// Fresh for this step but for `moments`.
     pub optimiser: OptimiserConfig,
-    /// Learning-rate factor of the round.
-    pub rate: f32,
+    /// The learning rate's factor over the steps.
+    pub rate: Schedule,
+    /// Optimiser state to go on from and to keep.
+    pub moments: Option<Moments>,
+    /// Under which name the result is found; [`MODEL`] is the client's model.
+    pub into: Name,
+}
+
+impl Default for Train<'_> {
+    /// From the first slot, the usual feed, one epoch.
+    fn default() -> Self {
+        Train {
+            from: 0,
+            beside: Vec::new(),
+            trained: None,
+            witnesses: Vec::new(),
+            witness_bn: Bn::Running,
+            feeds: vec![Feed { batch_size: 32, ..Feed::default() }],
+            bn: Bn::Batch,
+            loss: Loss::Task,
+            pulls: Vec::new(),
+            length: Length::Epochs(1),
+            optimiser: OptimiserConfig::default(),
+            rate: Schedule::Constant(1.0),
+            moments: None,
+            into: MODEL.into(),
+        }
+    }
+}
+
+/// A look at some data without training.
+#[derive(Clone)]
+pub struct Measure {
+    /// The networks, one after the other on each batch.
+    pub at: Vec<SlotId>,
+    /// The data; with [`Order::Shuffled`] each repeat has its own order.
+    pub feed: Feed,
+    /// Batch norm; running statistics never move.
+    pub bn: Bn,
+    /// Passes, each with its own draws.
+    pub repeats: usize,
+    /// What is added up.
+    pub what: Arc<dyn Statistic>,
+}
+
+/// A piece of local work.
+#[derive(Clone)]
+pub enum Step {
+    /// Train from a slot's parameters.
+    Train(Train<'static>),
+    /// Measure, without training.
+    Measure(Measure),
 }
 
 /// What the server sends: inputs and steps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default)]
 pub struct Brief {
     /// The inputs.
     pub slots: Vec<Slot>,
@@ -76,59 +221,83 @@ pub struct Brief {
 }
 
 impl Brief {
-    /// The usual brief: train from the server's model (slot 0) for the configured epochs.
-    pub fn train(local: &Local<'_>, others: Vec<Slot>, terms: Vec<Term>) -> Self {
-        let FederatedConfig { local_epochs, batch_size, optimiser, .. } = local.config;
-        let mut slots = vec![Slot::Start];
-        slots.extend(others);
-        let step = Train {
-            from: 0,
-            terms,
-            epochs: *local_epochs,
-            batch_size: *batch_size,
-            optimiser: optimiser.clone(),
-            rate: local.config.rate(local.round),
-        };
-        Brief { slots, steps: vec![Step::Train(step)] }
+    /// The usual training as the `federated` section says: from the server's model (slot 0) by the task's loss.
+    pub fn training(now: &Now<'_>) -> Train<'static> {
+        let config = now.config;
+        Train {
+            feeds: vec![Feed { batch_size: config.batch_size, ..Feed::default() }],
+            length: config.length(now.clients),
+            optimiser: config.optimiser.clone(),
+            rate: Schedule::Constant(config.rate(now.round)),
+            ..Train::default()
+        }
     }
 
-    /// Bytes that the server sends to one client: the model and every `Sent` slot.
+    /// One training step; slot 0 is the server's model, `others` follow.
+    pub fn train(train: Train<'static>, others: Vec<Slot>) -> Self {
+        let mut slots = vec![Slot::Start];
+        slots.extend(others);
+        Brief { slots, steps: vec![Step::Train(train)] }
+    }
+
+    /// Measuring steps alone; slot 0 is the server's model.
+    pub fn measure(steps: Vec<Measure>, others: Vec<Slot>) -> Self {
+        let mut slots = vec![Slot::Start];
+        slots.extend(others);
+        Brief { slots, steps: steps.into_iter().map(Step::Measure).collect() }
+    }
+
+    /// Bytes that the server sends to one client: the model and every `Sent` or `Patch` slot.
     pub fn bytes_down(&self, model: &Params) -> u64 {
         let of = |slot: &Slot| match slot {
             Slot::Start => 4 * model.data().len() as u64,
-            Slot::Sent(_, params) => 4 * params.data().len() as u64,
-            Slot::Kept(_) => 0,
+            Slot::Sent(_, params) | Slot::Patch(_, params) => 4 * params.data().len() as u64,
+            Slot::Kept(..) | Slot::KeptModel(_) | Slot::Found(_) => 0,
         };
         self.slots.iter().map(of).sum()
     }
 }
 
-/// One client's work in a round.
+/// One client's work in an exchange, or one of the server's own.
 #[derive(Clone)]
 pub struct Job {
-    /// Who.
+    /// Who; for the server's own work its number in the exchange.
     pub client: ClientId,
+    /// Whether the server does it itself.
+    pub server: bool,
     /// Which round, from 1.
     pub round: usize,
+    /// The exchange's name.
+    pub exchange: &'static str,
     /// What to do.
     pub brief: Brief,
     /// The server's model.
     pub model: Params,
     /// What the client kept.
     pub kept: Option<Arc<Named>>,
-    /// Randomness of this client in this round.
+    /// Randomness of this client in this exchange.
     pub key: Key,
 }
 
 impl Job {
-    /// The parameters behind a slot.
-    pub fn slot(&self, id: SlotId) -> Result<Params> {
+    /// Who does it, in words.
+    pub fn place(&self) -> String {
+        let who = if self.server { "server, job" } else { "client" };
+        format!("round {}, {who} {}", self.round, self.client)
+    }
+
+    /// The parameters behind a slot; `found` is what earlier steps found.
+    pub fn slot(&self, id: SlotId, found: &Named) -> Result<Params> {
+        let kept = |name: &str| self.kept.as_ref().and_then(|k| k.get(name)).cloned();
         match self.brief.slots.get(id) {
             Some(Slot::Start) => Ok(self.model.clone()),
             Some(Slot::Sent(_, params)) => Ok(params.clone()),
-            Some(Slot::Kept(name)) => {
-                let kept = self.kept.as_ref().and_then(|k| k.get(*name));
-                Ok(kept.cloned().unwrap_or_else(|| Params::zeros(self.model.layout().clone())))
+            Some(Slot::Patch(_, part)) => self.model.patched(part),
+            Some(Slot::Kept(name, default)) => Ok(kept(name).unwrap_or_else(|| default.clone())),
+            Some(Slot::KeptModel(name)) => Ok(kept(name).unwrap_or_else(|| self.model.clone())),
+            Some(Slot::Found(name)) => {
+                let none = || Error::defect(format!("brief: slot {id}: no earlier step found {name}"));
+                found.get(name.as_ref()).cloned().ok_or_else(none)
             }
             None => Err(Error::defect(format!("brief: slot {id} of {}", self.brief.slots.len()))),
         }
@@ -138,14 +307,27 @@ impl Job {
 /// What local work produced.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The trained parameters, buffers included.
+    /// The trained parameters, buffers included; the server's model where nothing was trained.
     pub params: Params,
+    /// What measuring steps found, and every result that has a name of its own.
+    pub found: Named,
     /// Samples the client holds.
     pub samples: usize,
+    /// Of each class; empty where images have no labels.
+    pub counts: Vec<u32>,
     /// Optimiser steps taken.
     pub steps: usize,
-    /// Mean cross-entropy over the samples seen in training.
-    pub loss: f64,
+    /// Mean loss over the samples seen in training; none where nothing was trained.
+    pub loss: Option<f64>,
+    /// Multiply-adds of all forward and backward passes.
+    pub multiply_adds: u64,
+}
+
+impl Outcome {
+    /// What a step found under this name.
+    pub fn found(&self, name: &str) -> Result<&Params> {
+        self.found.get(name).ok_or_else(|| Error::defect(format!("outcome: no step found {name}")))
+    }
 }
 
 /// What a part of a reply is, so that clipping, noise and compression know what they touch.
@@ -161,7 +343,7 @@ pub enum PartKind {
 #[derive(Clone, Debug)]
 pub struct Part {
     /// Its name: `model`, `control`.
-    pub name: &'static str,
+    pub name: Name,
     /// Step or value.
     pub kind: PartKind,
     /// The numbers.
@@ -170,23 +352,45 @@ pub struct Part {
     pub weight: f64,
 }
 
+impl Part {
+    /// A value with weight 1.
+    pub fn value(name: impl Into<Name>, data: Params) -> Self {
+        Part { name: name.into(), kind: PartKind::Value, data, weight: 1.0 }
+    }
+}
+
 /// What a client sends back.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// The parts.
     pub parts: Vec<Part>,
-    /// Samples and mean training loss, for the record.
+    /// Samples of the client, for the record.
     pub samples: usize,
-    /// Mean training loss.
-    pub loss: f64,
+    /// Mean training loss, where it trained.
+    pub loss: Option<f64>,
+    /// Multiply-adds spent, for the record.
+    pub multiply_adds: u64,
 }
 
 impl Reply {
     /// The usual reply: the model as a step, with this weight in the mean.
-    pub fn model(job: &Job, outcome: &Outcome, weight: f64) -> Self {
-        let data = difference(&outcome.params, &job.model);
-        let part = Part { name: "model", kind: PartKind::Delta, data, weight };
-        Reply { parts: vec![part], samples: outcome.samples, loss: outcome.loss }
+    pub fn model(job: &Job, outcome: Outcome, weight: f64) -> Self {
+        let mut reply = Reply::of(&outcome, Vec::new());
+        let data = difference(outcome.params, &job.model);
+        reply.parts.push(Part { name: MODEL.into(), kind: PartKind::Delta, data, weight });
+        reply
+    }
+
+    /// These parts alone.
+    pub fn of(outcome: &Outcome, parts: Vec<Part>) -> Self {
+        let Outcome { samples, loss, multiply_adds, .. } = *outcome;
+        Reply { parts, samples, loss, multiply_adds }
+    }
+
+    /// The part called `name`.
+    pub fn part(&self, name: &str) -> Result<&Part> {
+        let none = || Error::defect(format!("reply: no part is called {name}"));
+        self.parts.iter().find(|p| p.name == name).ok_or_else(none)
     }
 
     /// Bytes that the client sends.
@@ -196,12 +400,21 @@ impl Reply {
 }
 
 /// `a − b` in the weights, `a` in the buffers.
-pub fn difference(a: &Params, b: &Params) -> Params {
-    let mut out = a.clone();
-    let ranges = a.layout().ranges(crate::nn::Role::Weight);
-    let data = out.data_mut();
+pub fn difference(mut a: Params, b: &Params) -> Params {
+    let ranges = a.layout().ranges(Role::Weight);
+    let data = a.data_mut();
     for range in ranges {
         data[range.clone()].iter_mut().zip(&b.data()[range]).for_each(|(x, y)| *x -= y);
     }
-    out
+    a
+}
+
+/// `b + step` in the weights, the step's values in the buffers: what [`difference`] took apart.
+pub fn applied(mut step: Params, b: &Params) -> Params {
+    let ranges = step.layout().ranges(Role::Weight);
+    let data = step.data_mut();
+    for range in ranges {
+        data[range.clone()].iter_mut().zip(&b.data()[range]).for_each(|(x, y)| *x += y);
+    }
+    step
 }

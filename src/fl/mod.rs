@@ -1,36 +1,44 @@
 //! The federated loop, once; what algorithms say, what trainers do, how updates are added up.
 //!
 //! An [`Algorithm`] says what to do, a [`Trainer`] does it, and [`Federation`](round::Federation) owns the model.
-//! One file per algorithm; adding one is a new file, a line in [`AlgorithmConfig`], and a config.
+//! Losses are open: an [`Objective`] lives in its method's file. Parameters are closed: slots, pulls, trained ranges.
+//! The server is a client with data of its own. One file per method in [`methods`].
 
 pub mod aggregate;
 pub mod align;
 pub mod brief;
 pub mod cohort;
+pub mod config;
 pub mod estimate;
-pub mod fedavg;
-pub mod fedprox;
+pub mod feed;
+pub mod fit;
+pub mod local;
+pub mod methods;
+pub mod objective;
 pub mod predict;
 pub mod round;
-pub mod scaffold;
+pub mod tau_norm;
 pub mod trainer;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::nn::{OptimiserConfig, Params};
+use crate::exec::Context;
+use crate::key::Key;
+pub use crate::nn::Named;
+use crate::nn::{Classifier, Params};
 pub use aggregate::{Collected, LEAF};
-pub use brief::{Brief, Job, Outcome, Part, PartKind, Reply, Slot, Step, Term};
-pub use trainer::Trainer;
+pub use brief::{
+    Bn, Brief, Feed, Job, Length, Loss, Measure, Moments, Name, Order, Outcome, Part, PartKind, Reply, Rows, Slot,
+    Step, Train,
+};
+pub use config::{FederatedConfig, Mode};
+pub use methods::AlgorithmConfig;
+pub use objective::{Beside, Column, Here, Objective, Statistic, Sums, Tap};
+pub use trainer::{Supplies, Trainer};
 
 /// A client's number, `0..clients`.
 pub type ClientId = u32;
-
-/// State as named parameter vectors: what a server or a client keeps between rounds, ready for a checkpoint.
-pub type Named = BTreeMap<String, Params>;
 
 /// What an algorithm asks of the run; impossible combinations are refused before it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +47,61 @@ pub struct Needs {
     pub kept: bool,
     /// The correction is derived for plain SGD: no momentum, no weight decay, no Adam.
     pub plain_sgd: bool,
+    /// The server holds a labelled set.
+    pub server_set: bool,
+    /// The server holds images without labels.
+    pub unlabelled: bool,
+    /// A frozen teacher's logits of every client's images.
+    pub teacher: bool,
+    /// A frozen text tower's features of the class names.
+    pub texts: bool,
+    /// The network ends in a linear classifier.
+    pub classifier: bool,
+    /// Every reply is kept by itself, so no way that hides them can be taken.
+    pub each: bool,
+}
+
+/// What a method is, in words, for `fedllava methods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Authors, title, venue.
+    pub paper: &'static str,
+    /// What leaves the client beside the model's parameters.
+    pub leaves: &'static str,
+}
+
+/// The sizes that a method's cost is a function of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Numbers of the model, running statistics included.
+    pub model: u64,
+    /// Numbers of its classifier.
+    pub head: u64,
+    /// Classes.
+    pub classes: u64,
+    /// Width of the feature.
+    pub features: u64,
+    /// Images of the client.
+    pub samples: u64,
+    /// Classes that the client holds.
+    pub held: u64,
+    /// Passes over them in a round.
+    pub epochs: u64,
+    /// Multiply-adds of a forward pass of one image.
+    pub forward: u64,
+    /// Unit text features of the class names, numbers in all; 0 without a text tower.
+    pub texts: u64,
+}
+
+/// What a client is sent, sends, and computes more than FedAvg's, in a round in which it takes part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Numbers down.
+    pub down: u64,
+    /// Numbers up.
+    pub up: u64,
+    /// Multiply-adds of network passes beyond local training's.
+    pub extra: u64,
 }
 
 /// Who takes part in an exchange.
@@ -48,6 +111,11 @@ pub enum Who {
     Cohort,
     /// Every client.
     All,
+    /// The server itself, with its own data, in so many jobs.
+    Server {
+        /// Jobs, numbered from 0.
+        jobs: usize,
+    },
 }
 
 /// How replies are collected.
@@ -59,8 +127,8 @@ pub enum Collect {
     Each,
 }
 
-/// One exchange of messages between server and clients; a round has one or several.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One exchange of messages between server and clients; a round has one or several, with one cohort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// A name for errors and for algorithms with several exchanges.
     pub name: &'static str,
@@ -70,160 +138,109 @@ pub struct Exchange {
     pub collect: Collect,
 }
 
-/// What every algorithm knows about local work.
-#[derive(Clone, Debug)]
-pub struct Local<'a> {
+impl Exchange {
+    /// The cohort trains and its replies are added up.
+    pub const TRAIN: Exchange = Exchange { name: "train", who: Who::Cohort, collect: Collect::Sum };
+}
+
+/// What an algorithm knows about the moment.
+#[derive(Clone, Copy)]
+pub struct Now<'a> {
     /// The `federated` section.
     pub config: &'a FederatedConfig,
-    /// Round, from 1.
+    /// Round, from 1; 0 before the first.
     pub round: usize,
     /// Number of clients in the federation.
     pub clients: usize,
+    /// Whether the model is judged after this round.
+    pub judged: bool,
+    /// Where the classifier is, if the network ends in one.
+    pub classifier: Option<&'a Classifier>,
+    /// What the server has.
+    pub supplies: &'a Supplies<'a>,
+    /// Randomness of the server in this round.
+    pub key: Key,
+    /// What earlier exchanges of this round brought.
+    pub got: &'a [Collected],
+    /// Threads, cancellation.
+    pub cx: &'a Context,
 }
 
-/// A federated algorithm: values in, values out. It never trains, stores or sends anything itself.
+impl Now<'_> {
+    /// The classifier, for methods that need one.
+    pub fn head(&self) -> Result<&Classifier> {
+        self.classifier.ok_or_else(|| Error::input("this method needs a network that ends in a linear classifier"))
+    }
+}
+
+/// A federated algorithm: values in, values out. It never trains, stores or sends anything itself. The defaults are
+/// FedAvg.
 pub trait Algorithm: Send + Sync {
+    /// What it is.
+    fn about(&self) -> About;
+
     /// What the run must provide.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
+    /// Refuses its own keys out of range.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What it costs a client.
+    fn cost(&self, sizes: &Sizes) -> Cost {
+        Cost { down: sizes.model, up: sizes.model, extra: 0 }
+    }
+
     /// What the server carries besides the model.
-    fn init(&self, _model: &Params) -> Result<Named> {
+    fn init(&self, _model: &Params, _now: &Now<'_>) -> Result<Named> {
         Ok(Named::new())
     }
 
     /// The exchanges of a round; by default the cohort trains and its replies are added up.
-    fn exchanges(&self, _round: usize) -> Vec<Exchange> {
-        vec![Exchange { name: "train", who: Who::Cohort, collect: Collect::Sum }]
+    fn exchanges(&self, _state: &Named, _now: &Now<'_>) -> Vec<Exchange> {
+        vec![Exchange::TRAIN]
     }
 
     /// What the server sends to a client, as data.
     fn brief(
         &self,
-        model: &Params,
-        state: &Named,
-        exchange: &Exchange,
-        local: &Local<'_>,
-        client: ClientId,
-    ) -> Result<Brief>;
+        _model: &Params,
+        _state: &Named,
+        _exchange: &Exchange,
+        now: &Now<'_>,
+        _client: ClientId,
+    ) -> Result<Brief> {
+        Ok(Brief::train(Brief::training(now), vec![]))
+    }
 
     /// The client's side after the work: what it sends back, and what it keeps.
-    fn reply(&self, job: &Job, outcome: Outcome) -> Result<(Reply, Option<Named>)>;
+    fn reply(&self, job: &Job, outcome: Outcome) -> Result<(Reply, Option<Named>)> {
+        let weight = outcome.samples as f64;
+        Ok((Reply::model(job, outcome, weight), None))
+    }
 
     /// The server's step: the next model and the next state.
     fn server(
         &self,
         model: &Params,
         state: &Named,
-        exchange: &Exchange,
+        _exchange: &Exchange,
         got: &Collected,
-        local: &Local<'_>,
-    ) -> Result<(Params, Named)>;
-
-    /// What is evaluated and exported.
-    fn deploy<'m>(&self, model: &'m Params, _state: &Named) -> Cow<'m, Params> {
-        Cow::Borrowed(model)
-    }
-}
-
-/// Which algorithm, with its knobs (`algorithm` section).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum AlgorithmConfig {
-    /// Federated averaging.
-    FedAvg(fedavg::FedAvg),
-    /// A proximal term keeps clients near the model they received.
-    FedProx(fedprox::FedProx),
-    /// Control variates correct client drift.
-    Scaffold(scaffold::Scaffold),
-}
-
-impl Default for AlgorithmConfig {
-    fn default() -> Self {
-        AlgorithmConfig::FedAvg(fedavg::FedAvg::default())
-    }
-}
-
-impl AlgorithmConfig {
-    /// The algorithm itself.
-    pub fn algorithm(&self) -> &dyn Algorithm {
-        match self {
-            AlgorithmConfig::FedAvg(a) => a,
-            AlgorithmConfig::FedProx(a) => a,
-            AlgorithmConfig::Scaffold(a) => a,
-        }
-    }
-}
-
-/// The `federated` section: rounds, cohorts and local work. The defaults are the reference protocol's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FederatedConfig {
-    /// Communication rounds; 0 leaves the start model.
-    pub rounds: usize,
-    /// Clients in a round.
-    pub cohort: usize,
-    /// Where cohorts come from.
-    pub cohort_draw: cohort::CohortDraw,
-    /// Passes over a client's data in a round.
-    pub local_epochs: usize,
-    /// Samples in a local step; 0 takes all of a client's data at once.
-    pub batch_size: usize,
-    /// The clients' optimiser, fresh in every round.
-    pub optimiser: OptimiserConfig,
-    /// The learning rate is multiplied by this after every round.
-    pub lr_decay: f32,
-    /// Evaluate on test after every so many rounds (the last ten always).
-    pub eval_every: usize,
-    /// Write a checkpoint after every so many rounds (the last always).
-    pub checkpoint_every: usize,
-    /// Checkpoints kept, the newest ones.
-    pub keep_checkpoints: usize,
-}
-
-impl Default for FederatedConfig {
-    fn default() -> Self {
-        FederatedConfig {
-            rounds: 200,
-            cohort: 8,
-            cohort_draw: cohort::CohortDraw::Key,
-            local_epochs: 10,
-            batch_size: 32,
-            optimiser: OptimiserConfig::default(),
-            lr_decay: 1.0,
-            eval_every: 1,
-            checkpoint_every: 10,
-            keep_checkpoints: 2,
-        }
-    }
-}
-
-impl FederatedConfig {
-    /// Refuses what cannot run, `clients` being the federation's size.
-    pub fn check(&self, clients: usize, algorithm: &dyn Algorithm) -> Result<()> {
-        if self.cohort == 0 || self.cohort > clients {
-            return Err(Error::input(format!("federated.cohort = {}: choose 1 to {clients} clients", self.cohort))
-                .hint("partition.clients is the federation's size"));
-        }
-        for (key, value) in [("eval_every", self.eval_every), ("checkpoint_every", self.checkpoint_every)] {
-            if value == 0 {
-                return Err(Error::input(format!("federated.{key} = 0: the smallest is 1")));
-            }
-        }
-        let lr = self.optimiser.lr();
-        if !(lr.is_finite() && lr >= 0.0 && self.lr_decay.is_finite() && self.lr_decay > 0.0) {
-            return Err(Error::input(format!("federated: learning rate {lr}, lr_decay {}", self.lr_decay)));
-        }
-        if algorithm.needs().plain_sgd && !self.optimiser.is_plain_sgd() {
-            return Err(Error::input("federated.optimiser: this algorithm corrects plain SGD steps")
-                .hint("use kind = \"sgd\" with momentum = 0 and weight_decay = 0"));
-        }
-        Ok(())
+        _now: &Now<'_>,
+    ) -> Result<(Params, Named)> {
+        Ok((got.moved(model, brief::MODEL, 1.0)?, state.clone()))
     }
 
-    /// The learning-rate factor of a round, from 1.
-    pub fn rate(&self, round: usize) -> f32 {
-        self.lr_decay.powi(round.saturating_sub(1) as i32)
+    /// What is judged and exported; it never returns to the clients.
+    fn deploy<'m>(&self, model: &'m Params, _state: &Named, _now: &Now<'_>) -> Result<Cow<'m, Params>> {
+        Ok(Cow::Borrowed(model))
+    }
+
+    /// What a client that kept `kept` would use, where that differs from the deployed model.
+    fn personal(&self, _deployed: &Params, _kept: &Named, _now: &Now<'_>) -> Result<Option<Params>> {
+        Ok(None)
     }
 }

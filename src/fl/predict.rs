@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::trainer::{Arena, Images};
 use crate::error::Result;
 use crate::exec::{self, Context};
-use crate::nn::{Backend, Net, Node, Params};
+use crate::key::Key;
+use crate::nn::session::Plain;
+use crate::nn::{Backend, Batch, Mode, Net, Node, Params, Samples, Session, View};
 
 /// Images in one forward pass: few enough for the caches, many enough for the widest layers.
 const CHUNK: usize = 32;
@@ -16,23 +17,25 @@ pub fn predict(
     backend: Backend,
     params: &Params,
     node: Node,
-    images: &dyn Images,
+    images: &dyn Samples,
     ids: &[u32],
     cx: &Context,
 ) -> Result<(Vec<f32>, Vec<u32>)> {
     let chunks: Vec<&[u32]> = ids.chunks(CHUNK).collect();
     let (mut values, mut labels) = (Vec::new(), Vec::with_capacity(ids.len()));
-    let job = |arena: &mut Arena, i: usize| {
+    let job = |(session, batch): &mut (Plain, Batch), i: usize| {
         cx.cancel.check()?;
-        images.fill(chunks[i], None, &mut arena.batch)?;
-        let value = arena.evaluate(params.data(), node)?.to_vec();
-        Ok((value, arena.batch.y.clone()))
+        images.fill(chunks[i], View::Plain, Key::from_seed(0), batch)?;
+        let mut value = [Vec::new()];
+        session.look(params, &batch.x, chunks[i].len(), Mode::Infer, &[node], &mut value)?;
+        let [value] = value;
+        Ok((value, batch.y.clone()))
     };
     exec::ordered(
         cx.threads,
         chunks.len(),
         4 * cx.threads,
-        |_| Arena::new(net, backend, cx, 1),
+        |_| Ok((backend.session(net, cx, 1, 1)?, Batch::default())),
         job,
         |_, (v, y)| {
             values.extend(v);

@@ -4,11 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::brief::{Brief, Job};
-use super::{Algorithm, ClientId, Collected, Exchange, FederatedConfig, Local, Named, Trainer, Who};
+use super::{Algorithm, ClientId, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
-use crate::nn::Params;
+use crate::nn::{Classifier, Params};
+
+/// What a client kept, and since when.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The round that changed it last.
+    pub round: usize,
+    /// The vectors.
+    pub named: Arc<Named>,
+}
 
 /// Everything the server holds between two rounds; what a checkpoint holds.
 #[derive(Clone, Debug)]
@@ -20,7 +29,7 @@ pub struct Server {
     /// The algorithm's state.
     pub state: Named,
     /// What clients kept, by client.
-    pub kept: BTreeMap<ClientId, Arc<Named>>,
+    pub kept: BTreeMap<ClientId, Kept>,
 }
 
 /// A change of the global model on the server after the algorithm's own step: alignment.
@@ -39,12 +48,41 @@ pub struct Finished<'a> {
     pub aligned: Option<&'a Params>,
     /// Who took part.
     pub cohort: &'a [ClientId],
-    /// Mean training loss over the cohort's samples.
-    pub loss: f64,
+    /// What the round cost.
+    pub tally: Tally,
+}
+
+/// What a round cost, added up over its exchanges.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Mean training loss weighted by samples: numerator and denominator.
+    loss: (f64, f64),
     /// Bytes sent to clients.
     pub bytes_down: u64,
     /// Bytes sent by clients.
     pub bytes_up: u64,
+    /// Multiply-adds of all clients.
+    pub multiply_adds: u64,
+    /// Multiply-adds of the server's own jobs.
+    pub server_multiply_adds: u64,
+}
+
+impl Tally {
+    /// Mean training loss over the cohort's samples; NaN where nobody trained.
+    pub fn loss(&self) -> f64 {
+        if self.loss.1 > 0.0 { self.loss.0 / self.loss.1 } else { f64::NAN }
+    }
+
+    fn add(&mut self, got: &Collected, jobs: &[Job], server: bool) {
+        if server {
+            self.server_multiply_adds += got.multiply_adds;
+            return;
+        }
+        self.loss = (self.loss.0 + got.loss.0, self.loss.1 + got.loss.1);
+        self.bytes_down += jobs.iter().map(|job| job.brief.bytes_down(&job.model)).sum::<u64>();
+        self.bytes_up += got.bytes_up;
+        self.multiply_adds += got.multiply_adds;
+    }
 }
 
 /// A federation ready to run.
@@ -69,12 +107,14 @@ pub struct Federation<'a> {
 
 impl Federation<'_> {
     /// The server before the first round.
-    pub fn start(&self, model: Params) -> Result<Server> {
+    pub fn start(&self, model: Params, cx: &Context) -> Result<Server> {
         if model.layout() != self.trainer.layout() {
             return Err(Error::defect("federation: the start model is not the trainer's network"));
         }
         self.config.check(self.clients, self.algorithm)?;
-        let state = self.algorithm.init(&model)?;
+        let classifier = self.trainer.classifier();
+        provided(self.algorithm.needs(), self.trainer.supplies(), classifier.as_ref())?;
+        let state = self.algorithm.init(&model, &self.now(0, classifier.as_ref(), &[], cx))?;
         Ok(Server { round: 0, model, state, kept: BTreeMap::new() })
     }
 
@@ -91,69 +131,97 @@ impl Federation<'_> {
         Ok(server)
     }
 
+    /// What the algorithm knows in a round, from 1.
+    pub fn now<'n>(
+        &'n self,
+        round: usize,
+        classifier: Option<&'n Classifier>,
+        got: &'n [Collected],
+        cx: &'n Context,
+    ) -> Now<'n> {
+        let key = self.key.fold(Purpose::Round, round as u64).fold(Purpose::Server, 0);
+        let (judged, supplies) = (self.config.judged(round), self.trainer.supplies());
+        Now { config: self.config, round, clients: self.clients, judged, classifier, supplies, key, got, cx }
+    }
+
     fn round(
         &self,
         server: Server,
         cx: &Context,
         finished: &mut dyn FnMut(Finished<'_>) -> Result<()>,
     ) -> Result<Server> {
-        let round = server.round + 1;
+        let (round, classifier) = (server.round + 1, self.trainer.classifier());
         // 1. Who takes part.
         let cohort = (self.cohort)(round)?;
-        let local = Local { config: self.config, round, clients: self.clients };
         let mut next = Server { round, ..server };
-        let (mut loss, mut bytes) = ((0.0, 0.0), (0, 0));
-        for exchange in self.algorithm.exchanges(round) {
+        let (mut tally, mut all) = (Tally::default(), Vec::new());
+        let exchanges = self.algorithm.exchanges(&next.state, &self.now(round, classifier.as_ref(), &[], cx));
+        for (number, exchange) in exchanges.iter().enumerate() {
+            let now = self.now(round, classifier.as_ref(), &all, cx);
             // 2. Briefs, 3. local work, 4. adding up.
-            let everyone: Vec<ClientId>;
-            let who = match exchange.who {
-                Who::Cohort => cohort.as_slice(),
-                Who::All => {
-                    everyone = (0..self.clients as ClientId).collect();
-                    &everyone
-                }
-            };
-            let jobs = self.jobs(&next, &exchange, &local, who)?;
-            bytes.0 += jobs.iter().map(|job| job.brief.bytes_down(&job.model)).sum::<u64>();
-            let (got, kept) = self.exchange(&jobs, &exchange, cx)?;
+            let jobs = self.jobs(&next, exchange, number, &now, &self.parties(exchange.who, &cohort))?;
+            let (got, kept) = self.exchange(&jobs, exchange, cx)?;
             // 5. The server's step.
-            let step = self.algorithm.server(&next.model, &next.state, &exchange, &got, &local);
+            let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
             (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;
             next.kept.extend(kept);
-            loss = (loss.0 + got.loss.0, loss.1 + got.loss.1);
-            bytes.1 += got.bytes_up;
+            tally.add(&got, &jobs, matches!(exchange.who, Who::Server { .. }));
+            all.push(got);
         }
-        // 6. Alignment.
-        let deployed = self.algorithm.deploy(&next.model, &next.state).into_owned();
-        let aligned = self.align.map(|step| step.apply(&deployed, round, cx)).transpose();
-        let aligned = aligned.at(|| format!("round {round}, alignment"))?;
-        if let (true, Some(aligned)) = (self.feedback, &aligned) {
-            next.model = aligned.clone();
-        }
+        // 6. What is judged, and alignment: of the model where it returns, else of what is judged.
+        let now = self.now(round, classifier.as_ref(), &all, cx);
+        let deploy = |model: &Params, state: &Named| -> Result<Params> {
+            let deployed = self.algorithm.deploy(model, state, &now);
+            Ok(deployed.at(|| format!("round {round}, deployment"))?.into_owned())
+        };
+        let deployed = deploy(&next.model, &next.state)?;
+        let place = || format!("round {round}, alignment");
+        let aligned = match (self.align, self.feedback) {
+            (None, _) => None,
+            (Some(step), false) => Some(step.apply(&deployed, round, cx).at(place)?),
+            (Some(step), true) => {
+                next.model = step.apply(&next.model, round, cx).at(place)?;
+                Some(deploy(&next.model, &next.state)?)
+            }
+        };
         // 7. Evaluate, record, checkpoint.
-        finished(Finished {
-            server: &next,
-            deployed: &deployed,
-            aligned: aligned.as_ref(),
-            cohort: &cohort,
-            loss: loss.0 / f64::max(loss.1, 1.0),
-            bytes_down: bytes.0,
-            bytes_up: bytes.1,
-        })?;
+        finished(Finished { server: &next, deployed: &deployed, aligned: aligned.as_ref(), cohort: &cohort, tally })?;
         Ok(next)
     }
 
-    fn jobs(&self, server: &Server, exchange: &Exchange, local: &Local<'_>, who: &[ClientId]) -> Result<Vec<Job>> {
-        let round_key = self.key.fold(Purpose::Round, server.round as u64);
+    /// Who works in an exchange: clients, or the server's jobs by number.
+    fn parties(&self, who: Who, cohort: &[ClientId]) -> Vec<ClientId> {
+        match who {
+            Who::Cohort => cohort.to_vec(),
+            Who::All => (0..self.clients as ClientId).collect(),
+            Who::Server { jobs } => (0..jobs as ClientId).collect(),
+        }
+    }
+
+    fn jobs(
+        &self,
+        server: &Server,
+        exchange: &Exchange,
+        number: usize,
+        now: &Now<'_>,
+        who: &[ClientId],
+    ) -> Result<Vec<Job>> {
+        let mut key = self.key.fold(Purpose::Round, server.round as u64);
+        if number > 0 {
+            key = key.fold(Purpose::Exchange, number as u64);
+        }
+        let own = matches!(exchange.who, Who::Server { .. });
         let job = |&client: &ClientId| -> Result<Job> {
-            let brief: Brief = self.algorithm.brief(&server.model, &server.state, exchange, local, client)?;
+            let brief: Brief = self.algorithm.brief(&server.model, &server.state, exchange, now, client)?;
             Ok(Job {
                 client,
+                server: own,
                 round: server.round,
+                exchange: exchange.name,
                 brief,
                 model: server.model.clone(),
-                kept: server.kept.get(&client).cloned(),
-                key: round_key.fold(Purpose::Client, u64::from(client)),
+                kept: server.kept.get(&client).filter(|_| !own).map(|k| k.named.clone()),
+                key: key.fold(if own { Purpose::Server } else { Purpose::Client }, u64::from(client)),
             })
         };
         who.iter().map(job).collect()
@@ -165,16 +233,38 @@ impl Federation<'_> {
         jobs: &[Job],
         exchange: &Exchange,
         cx: &Context,
-    ) -> Result<(Collected, BTreeMap<ClientId, Arc<Named>>)> {
+    ) -> Result<(Collected, BTreeMap<ClientId, Kept>)> {
         let (mut got, mut kept) = (Collected::default(), BTreeMap::new());
         let reply = |job: &Job, outcome| self.algorithm.reply(job, outcome);
         self.trainer.run(jobs, cx, &reply, &mut |i, (reply, keep)| {
             if let Some(keep) = keep {
-                kept.insert(jobs[i].client, Arc::new(keep));
+                kept.insert(jobs[i].client, Kept { round: jobs[i].round, named: Arc::new(keep) });
             }
             got.fold(jobs[i].client, reply, exchange.collect)
         })?;
         got.close();
         Ok((got, kept))
+    }
+}
+
+/// Refuses an algorithm that needs what the run does not have, with what to set.
+fn provided(needs: Needs, supplies: &Supplies<'_>, classifier: Option<&Classifier>) -> Result<()> {
+    let teacher = supplies.columns.contains_key(Supplies::TEACHER);
+    let lacking = [
+        (needs.server_set && supplies.server.is_none(), "a labelled set of the server", "set server_set.per_class"),
+        (needs.unlabelled && supplies.unlabelled.is_none(), "the server's images without labels", "add [unlabelled]"),
+        (needs.teacher && !teacher, "a teacher's logits of the clients' images", "name one in [teacher]"),
+        (needs.texts && supplies.texts.is_none(), "text features of the class names", "name a CLIP in [clip]"),
+        (
+            needs.classifier && classifier.is_none(),
+            "a network that ends in a linear classifier",
+            "choose another model",
+        ),
+    ];
+    match lacking.iter().find(|(lacks, ..)| *lacks) {
+        Some((_, what, hint)) => {
+            Err(Error::input(format!("algorithm.kind: this method needs {what}, and the run has none")).hint(*hint))
+        }
+        None => Ok(()),
     }
 }

@@ -19,6 +19,14 @@ impl Batch {
         self.rows.iter().sum()
     }
 
+    /// Puts another batch of the same client behind this one.
+    pub fn append(&mut self, other: &Batch) {
+        self.x.extend_from_slice(&other.x);
+        self.y.extend_from_slice(&other.y);
+        self.ids.extend_from_slice(&other.ids);
+        self.rows = vec![self.len() + other.len()];
+    }
+
     /// Whether there is no sample.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -74,3 +74,21 @@ pub trait Interpreter: Send {
     /// and for weights that no seed reaches. Works after a forward in [`Mode::Train`] and [`Mode::Eval`].
     fn backward(&mut self, params: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()>;
 }
+
+impl<I: Interpreter + ?Sized> Interpreter for Box<I> {
+    fn forward(&mut self, params: &[f32], x: &[f32], rows: &[usize], mode: Mode<&[Key]>) -> Result<()> {
+        (**self).forward(params, x, rows, mode)
+    }
+
+    fn update_buffers(&mut self, params: &mut [f32]) -> Result<()> {
+        (**self).update_buffers(params)
+    }
+
+    fn read(&mut self, node: Node, out: &mut Vec<f32>) -> Result<()> {
+        (**self).read(node, out)
+    }
+
+    fn backward(&mut self, params: &[f32], seeds: &[(Node, &[f32])], grads: &mut [f32]) -> Result<()> {
+        (**self).backward(params, seeds, grads)
+    }
+}

@@ -81,6 +81,29 @@ impl OptimiserConfig {
     }
 }
 
+/// The learning rate's factor over a training's progress.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Schedule {
+    /// Always the same.
+    Constant(f32),
+    /// Rises over this share of the steps, then falls as half a cosine.
+    WarmupCosine(f32),
+}
+
+impl Schedule {
+    /// The factor at progress `t` in `[0, 1]`.
+    pub fn at(self, t: f32) -> f32 {
+        match self {
+            Schedule::Constant(rate) => rate,
+            Schedule::WarmupCosine(warmup) if t < warmup => (t / warmup).max(0.01),
+            Schedule::WarmupCosine(warmup) => {
+                let progress = (t - warmup) / (1.0 - warmup).max(1e-6);
+                0.5 * (1.0 + (std::f32::consts::PI * progress).cos())
+            }
+        }
+    }
+}
+
 /// An optimiser's state for one slice of parameters. Buffers and frozen tensors are never touched.
 pub struct Optimiser {
     config: OptimiserConfig,

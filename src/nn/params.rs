@@ -10,6 +10,12 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, closest};
 use crate::fsx;
 
+/// State as named parameter vectors: what a server, a client or an optimiser keeps, ready for a checkpoint.
+pub type Named = BTreeMap<String, Params>;
+
+/// Places in the flat slice.
+pub type Ranges = Vec<std::ops::Range<usize>>;
+
 /// What a tensor is to an optimiser and to aggregation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -135,6 +141,13 @@ impl Params {
         Params { layout, data }
     }
 
+    /// One tensor by itself, `(shape…)`, as a layout of one entry.
+    pub fn tensor(name: impl Into<String>, shape: &[usize], data: impl Into<Arc<[f32]>>) -> Result<Self> {
+        let mut layout = Layout::default();
+        layout.push(name, shape, Role::Weight)?;
+        Self::new(Arc::new(layout), data)
+    }
+
     /// Names, shapes, roles.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
@@ -156,6 +169,32 @@ impl Params {
             Some(entry) => Ok(&self.data[entry.range()]),
             None => Err(missing(name, &self.layout)),
         }
+    }
+
+    /// A copy with the tensors of `part`, which must be this layout's by name and shape, in place of its own.
+    pub fn patched(&self, part: &Params) -> Result<Self> {
+        let mut out = self.clone();
+        for entry in part.layout.entries() {
+            let own = self.layout.get(&entry.name).ok_or_else(|| missing(&entry.name, &self.layout))?;
+            if own.shape != entry.shape {
+                let (name, want, found) = (&entry.name, &own.shape, &entry.shape);
+                return Err(Error::defect(format!("patch: {name}: expected {want:?}, found {found:?}")));
+            }
+            out.data_mut()[own.range()].copy_from_slice(&part.data[entry.range()]);
+        }
+        Ok(out)
+    }
+
+    /// The tensors at these ranges of the slice (whole tensors), under their own names: what [`Params::patched`] takes.
+    pub fn part(&self, ranges: &[std::ops::Range<usize>]) -> Result<Self> {
+        let (mut layout, mut data) = (Layout::default(), Vec::new());
+        for entry in self.layout.entries() {
+            if ranges.iter().any(|r| r.start <= entry.offset && entry.range().end <= r.end) {
+                layout.push(entry.name.as_str(), &entry.shape, entry.role)?;
+                data.extend_from_slice(&self.data[entry.range()]);
+            }
+        }
+        Self::new(Arc::new(layout), data)
     }
 
     /// SHA-256 over names, shapes and little-endian bytes, in layout order.

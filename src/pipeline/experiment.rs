@@ -88,7 +88,8 @@ impl Experiment {
     /// The test set as a judge.
     pub fn judge(&self) -> Judge<'_> {
         let data = &self.benchmark.test;
-        Judge { data, loader: &self.loader, groups: &self.groups, backend: self.config.run.engine }
+        let (backend, tau_norm) = (self.config.run.engine, self.config.finetune.tau_norm);
+        Judge { data, loader: &self.loader, groups: &self.groups, backend, tau_norm }
     }
 
     /// The cohort of a round, from 1: an imported one, the reference generator's, or the key path's.

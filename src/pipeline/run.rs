@@ -109,7 +109,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
         stage = "align";
     }
     if config.evaluate.logits {
-        let (logits, labels) = experiment.judge().outputs(&experiment.net, &model, cx)?;
+        let (logits, labels) = experiment.judge().logits(&experiment.net, &model, cx)?;
         evaluate::write_logits(dir, "logits.safetensors", &logits, &labels, experiment.net.outputs())?;
     }
     evaluate::write(dir, &entries, stage, extras)?;
@@ -190,7 +190,7 @@ impl Experiment {
         }
         let images = self.train();
         let (net, backend) = (self.net.clone(), self.config.run.engine);
-        let trainer = CompactTrainer { net, backend, images: &images, clients: &self.split.clients };
+        let trainer = CompactTrainer::new(net, backend, &images, &self.split.clients);
         let cohort = |round| self.cohort(round);
         let federation = Federation {
             algorithm: self.config.algorithm.algorithm(),

@@ -9,13 +9,12 @@ use crate::data::pool::Pool;
 use crate::data::{self, PoolConfig};
 use crate::error::{Place, Result};
 use crate::exec::Context;
-use crate::fl::trainer::Images;
 use crate::key::Purpose;
 use crate::mllm::Instruction;
 use crate::mllm::objective::Objective;
 use crate::model::hub;
 use crate::model::llava::Llava;
-use crate::nn::{Net, Params};
+use crate::nn::{Net, Params, Samples};
 use crate::run::RunDir;
 use crate::stage::pretrain_llm::{LlmPretrain, cached_annotations, map_of, tower_features};
 
@@ -28,7 +27,7 @@ impl Experiment {
         net: &Arc<Net>,
         pool: &Pool,
         kept: &[u32],
-        images: &dyn Images,
+        images: &dyn Samples,
         cx: &Context,
     ) -> Result<Params> {
         let config = &self.config.pretrain.llm;

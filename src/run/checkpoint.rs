@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::clients::{Clients, Index};
 use super::{SCHEMA, directory, state};
 use crate::error::{Error, Result};
 use crate::fsx;
@@ -16,6 +17,9 @@ struct Meta {
     schema: u32,
     round: usize,
     digests: BTreeMap<String, String>,
+    /// Files of what clients keep.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    clients: Index,
 }
 
 /// The contents of a checkpoint: file stem → named vectors.
@@ -23,9 +27,20 @@ pub type Files = BTreeMap<String, BTreeMap<String, Params>>;
 
 /// Writes `folder/round-000120` whole (temporary folder, `meta.json` last, rename), then keeps the newest `keep`.
 pub fn save(folder: &Path, round: usize, files: &Files, keep: usize) -> Result<()> {
+    save_with(folder, round, files, (&Clients::new(folder), Index::new()), keep)
+}
+
+/// As [`save`], with the files of what clients keep; those that no checkpoint needs any more go.
+pub fn save_with(
+    folder: &Path,
+    round: usize,
+    files: &Files,
+    (clients, index): (&Clients, Index),
+    keep: usize,
+) -> Result<()> {
     let part = folder.join(format!(".part-round-{round:06}"));
     remove(&part)?;
-    let mut meta = Meta { schema: SCHEMA, round, digests: BTreeMap::new() };
+    let mut meta = Meta { schema: SCHEMA, round, digests: BTreeMap::new(), clients: index };
     for (stem, named) in files {
         let bytes = state::to_bytes(named)?;
         let name = format!("{stem}.safetensors");
@@ -38,25 +53,39 @@ pub fn save(folder: &Path, round: usize, files: &Files, keep: usize) -> Result<(
     remove(&target)?;
     std::fs::rename(&part, &target).map_err(|e| Error::io("rename to", &target, e))?;
     let all = rounds(folder)?;
-    for (_, old) in all.iter().take(all.len().saturating_sub(keep.max(1))) {
-        remove(old)?;
+    let (old, kept) = all.split_at(all.len().saturating_sub(keep.max(1)));
+    let needed = kept.iter().map(|(_, path)| Ok(meta_of(path)?.clients)).collect::<Result<Vec<_>>>()?;
+    for (_, path) in old {
+        // One that cannot be read names no files; it goes all the same.
+        let gone = meta_of(path).map(|meta| meta.clients).unwrap_or_default();
+        remove(path)?;
+        clients.forget(&gone, &needed.iter().collect::<Vec<_>>())?;
     }
     Ok(())
 }
 
 /// The newest checkpoint, if there is one: its round and files.
 pub fn latest(folder: &Path) -> Result<Option<(usize, Files)>> {
+    Ok(latest_with(folder)?.map(|(round, files, _)| (round, files)))
+}
+
+/// As [`latest`], with the files of what clients keep.
+pub fn latest_with(folder: &Path) -> Result<Option<(usize, Files, Index)>> {
     match rounds(folder)?.pop() {
         None => Ok(None),
         Some((_, path)) => load(&path).map(Some),
     }
 }
 
-fn load(path: &Path) -> Result<(usize, Files)> {
+fn meta_of(path: &Path) -> Result<Meta> {
     let file = path.join("meta.json");
     let value = directory::read_json(&file)?;
     directory::refuse_newer(value.get("schema").and_then(serde_json::Value::as_i64), &file)?;
-    let meta: Meta = serde_json::from_value(value).map_err(|e| Error::data(format!("{}: {e}", file.display())))?;
+    serde_json::from_value(value).map_err(|e| Error::data(format!("{}: {e}", file.display())))
+}
+
+fn load(path: &Path) -> Result<(usize, Files, Index)> {
+    let meta = meta_of(path)?;
     let mut files = Files::new();
     for (name, digest) in &meta.digests {
         let file = path.join(name);
@@ -66,7 +95,7 @@ fn load(path: &Path) -> Result<(usize, Files)> {
         }
         files.insert(name.trim_end_matches(".safetensors").to_string(), state::load(&file)?);
     }
-    Ok((meta.round, files))
+    Ok((meta.round, files, meta.clients))
 }
 
 /// Finished checkpoints by round.

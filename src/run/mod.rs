@@ -5,11 +5,13 @@
 //!   config.toml      resolved, re-runnable       split.json     who holds what
 //!   manifest.json    versions, seed, device      metrics.jsonl  one record a line
 //!   <stage>/         model.safetensors and done.json, when the stage is done
-//!   checkpoints/     round-000120/{model,server,clients}.safetensors, meta.json
+//!   checkpoints/     round-000120/{model,server}.safetensors, meta.json
+//!   clients/         000017/round-000118.safetensors, what a client keeps
 //!   eval.json        final numbers
 //! ```
 
 pub mod checkpoint;
+pub mod clients;
 pub mod directory;
 pub mod records;
 pub mod shelf;

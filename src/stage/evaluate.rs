@@ -13,6 +13,7 @@ use crate::data::{Dataset, Groups, Loader};
 use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::fl::predict::predict;
+use crate::fl::tau_norm::tau_normalised;
 use crate::fsx;
 use crate::model::clip::embed::Features;
 use crate::model::clip::zeroshot::ZeroShot;
@@ -29,12 +30,14 @@ pub struct Judge<'a> {
     pub groups: &'a Groups,
     /// Who runs the network.
     pub backend: Backend,
+    /// τ of the classifier's normalisation at test time; 0 leaves it.
+    pub tau_norm: f32,
 }
 
 impl Judge<'_> {
     /// Figures of a classifier.
     pub fn classifier(&self, net: &Arc<Net>, params: &Params, cx: &Context) -> Result<Evaluation> {
-        let (logits, labels) = self.outputs(net, params, cx)?;
+        let (logits, labels) = self.logits(net, params, cx)?;
         Ok(Evaluation::of(&logits, &labels, self.data.classes.len(), self.groups))
     }
 
@@ -51,8 +54,13 @@ impl Judge<'_> {
         Ok(Evaluation::of(&scores, &labels, self.data.classes.len(), self.groups))
     }
 
+    /// A classifier's logits `(n, classes)`, its head repaired as `tau_norm` says, and the labels `(n,)`.
+    pub fn logits(&self, net: &Arc<Net>, params: &Params, cx: &Context) -> Result<(Vec<f32>, Vec<u32>)> {
+        self.outputs(net, &tau_normalised(net, params, self.tau_norm)?, cx)
+    }
+
     /// The network's outputs `(n, outputs)` and the labels `(n,)`.
-    pub fn outputs(&self, net: &Arc<Net>, params: &Params, cx: &Context) -> Result<(Vec<f32>, Vec<u32>)> {
+    fn outputs(&self, net: &Arc<Net>, params: &Params, cx: &Context) -> Result<(Vec<f32>, Vec<u32>)> {
         let images = Loaded { data: self.data, loader: self.loader };
         let ids: Vec<u32> = (0..self.data.len() as u32).collect();
         predict(net, self.backend, params, net.logits, &images, &ids, cx)

@@ -9,14 +9,13 @@ use serde_json::json;
 use super::metrics::Evaluation;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
-use crate::fl::round::{Federation, Finished, Server};
+pub use crate::fl::config::LAST;
+use crate::fl::round::{Federation, Finished, Kept, Server};
 use crate::fl::{ClientId, Named};
 use crate::nn::{Net, Params};
 use crate::run::checkpoint::{self, Files};
+use crate::run::clients::{Clients, Index};
 use crate::run::{Records, RunDir};
-
-/// The last rounds whose mean is the headline number.
-pub const LAST: usize = 10;
 
 /// What a fresh classifier on a pretrained body starts as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +32,26 @@ pub enum HeadInit {
 }
 
 /// The `finetune` section: where the federated stage starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FinetuneConfig {
     /// How the classifier starts; `text` needs pretraining, and without one is `random`.
     pub head_init: HeadInit,
     /// A safetensors file to start from instead; tensors it lacks start fresh.
     pub from: String,
+    /// τ of the classifier's normalisation when a model is judged, in `[0, 1]`; 0 leaves it
+    /// ([`tau_norm`](crate::fl::tau_norm)). Exported models are as trained.
+    pub tau_norm: f32,
+}
+
+impl FinetuneConfig {
+    /// Refuses values out of range.
+    pub fn check(&self) -> Result<()> {
+        match (0.0..=1.0).contains(&self.tau_norm) {
+            true => Ok(()),
+            false => Err(Error::input(format!("finetune.tau_norm = {}: choose 0 to 1", self.tau_norm))),
+        }
+    }
 }
 
 /// What the stage needs besides the federation itself.
@@ -60,6 +72,8 @@ pub struct Finetuned {
     pub model: Params,
     /// After the last round's alignment, where it runs every round.
     pub aligned: Option<Params>,
+    /// What clients kept; empty where a finished stage was read back and no checkpoint is left.
+    pub kept: BTreeMap<ClientId, Kept>,
 }
 
 impl Finetune<'_> {
@@ -72,14 +86,24 @@ impl Finetune<'_> {
                 None => None,
             };
             if self.federation.align.is_none() || aligned.is_some() {
-                return Ok(Finetuned { model, aligned });
+                let clients = Clients::new(self.dir.path());
+                let kept = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
+                    Some((_, _, index)) => read_kept(&clients, &index)?,
+                    None => BTreeMap::new(),
+                };
+                return Ok(Finetuned { model, aligned, kept });
             }
         }
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
         let folder = self.dir.file("checkpoints");
-        let (server, mut last) = match checkpoint::latest(&folder)? {
-            Some((round, files)) => restore(round, files)?,
-            None => (self.federation.start(start)?, None),
+        let clients = Clients::new(self.dir.path());
+        let (server, mut last, mut index) = match checkpoint::latest_with(&folder)? {
+            Some((round, files, index)) => {
+                let (mut server, last) = restore(round, files)?;
+                server.kept = read_kept(&clients, &index)?;
+                (server, last, index)
+            }
+            None => (self.federation.start(start, cx)?, None, Index::new()),
         };
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
@@ -91,7 +115,9 @@ impl Finetune<'_> {
             let (round, config) = (finished.server.round, self.federation.config);
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || round == config.rounds {
-                checkpoint::save(&folder, round, &files(&finished), config.keep_checkpoints)?;
+                write_kept(&clients, &finished.server.kept, &mut index)?;
+                let kept = (&clients, index.clone());
+                checkpoint::save_with(&folder, round, &files(&finished), kept, config.keep_checkpoints)?;
             }
             Ok(())
         })?;
@@ -104,7 +130,7 @@ impl Finetune<'_> {
         if let Some(aligned) = &aligned {
             self.dir.finish("align", aligned, json!({ "rounds": server.round, "when": "every-round" }))?;
         }
-        Ok(Finetuned { model, aligned })
+        Ok(Finetuned { model, aligned, kept: server.kept })
     }
 
     /// Zero rounds: the start model is the result, aligned once where alignment is on ("server only").
@@ -115,14 +141,17 @@ impl Finetune<'_> {
 
     fn record(&self, finished: &Finished<'_>, records: &mut Records, cx: &Context) -> Result<()> {
         let (round, config) = (finished.server.round, self.federation.config);
+        let tally = &finished.tally;
         let train = [
-            ("loss", finished.loss),
-            ("bytes_down", finished.bytes_down as f64),
-            ("bytes_up", finished.bytes_up as f64),
+            ("loss", tally.loss()),
+            ("bytes_down", tally.bytes_down as f64),
+            ("bytes_up", tally.bytes_up as f64),
+            ("multiply_adds", tally.multiply_adds as f64),
+            ("server_multiply_adds", tally.server_multiply_adds as f64),
         ];
         records.add("finetune", round, "train", &train)?;
-        let mut shown = vec![("loss", finished.loss)];
-        if round % config.eval_every == 0 || round + LAST > config.rounds {
+        let mut shown = vec![("loss", tally.loss())];
+        if config.judged(round) {
             let before = (self.evaluate)(finished.deployed)?;
             records.add("finetune", round, "test", &before.figures())?;
             shown.push(("accuracy", before.overall));
@@ -144,15 +173,24 @@ fn files(finished: &Finished<'_>) -> Files {
     if let Some(aligned) = finished.aligned {
         model.insert("aligned".to_string(), aligned.clone());
     }
-    let mut files = Files::from([("model".to_string(), model), ("server".to_string(), server.state.clone())]);
-    let mut clients = Named::new();
-    for (client, kept) in &server.kept {
-        for (name, params) in kept.iter() {
-            clients.insert(format!("{client:08}/{name}"), params.clone());
+    Files::from([("model".to_string(), model), ("server".to_string(), server.state.clone())])
+}
+
+/// Writes what clients kept since the files in `index`.
+fn write_kept(clients: &Clients, kept: &BTreeMap<ClientId, Kept>, index: &mut Index) -> Result<()> {
+    for (&client, Kept { round, named }) in kept {
+        if index.get(&client).is_none_or(|entry| entry.round != *round) {
+            index.insert(client, clients.write(client, *round, named)?);
         }
     }
-    files.insert("clients".to_string(), clients);
-    files
+    Ok(())
+}
+
+fn read_kept(clients: &Clients, index: &Index) -> Result<BTreeMap<ClientId, Kept>> {
+    let read = |(&client, entry): (&ClientId, &crate::run::clients::Entry)| {
+        Ok((client, Kept { round: entry.round, named: Arc::new(clients.read(client, entry)?) }))
+    };
+    index.iter().map(read).collect()
 }
 
 type Restored = (Server, Option<(Params, Option<Params>)>);
@@ -160,15 +198,13 @@ type Restored = (Server, Option<(Params, Option<Params>)>);
 fn restore(round: usize, mut files: Files) -> Result<Restored> {
     let broken = |what: &str| Error::data(format!("checkpoint of round {round}: no {what}"));
     let mut take = |stem: &str| files.remove(stem).ok_or_else(|| broken(stem));
-    let (mut models, state, clients) = (take("model")?, take("server")?, take("clients")?);
-    let mut kept: BTreeMap<ClientId, Named> = BTreeMap::new();
-    for (name, params) in clients {
-        let (client, name) = name.split_once('/').ok_or_else(|| broken("client number"))?;
-        let client: ClientId = client.parse().map_err(|_| broken("client number"))?;
-        kept.entry(client).or_default().insert(name.to_string(), params);
+    let (mut models, state) = (take("model")?, take("server")?);
+    if files.get("clients").is_some_and(|kept| !kept.is_empty()) {
+        return Err(Error::data(format!("checkpoint of round {round} keeps all clients in one file"))
+            .hint("an earlier version of fedllava wrote it: finish the run with that one, or begin it anew"));
     }
     let model = models.remove("model").ok_or_else(|| broken("model"))?;
     let deployed = models.remove("deployed").ok_or_else(|| broken("deployed model"))?;
-    let kept = kept.into_iter().map(|(client, named)| (client, Arc::new(named))).collect();
-    Ok((Server { round, model, state, kept }, Some((deployed, models.remove("aligned")))))
+    let server = Server { round, model, state, kept: BTreeMap::new() };
+    Ok((server, Some((deployed, models.remove("aligned")))))
 }

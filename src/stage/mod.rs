@@ -17,11 +17,10 @@ pub mod teach_mllm;
 
 use crate::data::{Dataset, Loader};
 use crate::error::Result;
-use crate::fl::trainer::Images;
 use crate::key::Key;
-use crate::nn::Batch;
+use crate::nn::{Batch, Samples, View};
 
-/// A data set behind a loader, as the federated loop sees it.
+/// A data set behind a loader, as the training loop sees it.
 pub struct Loaded<'a> {
     /// Images and labels.
     pub data: &'a Dataset,
@@ -29,11 +28,12 @@ pub struct Loaded<'a> {
     pub loader: &'a Loader,
 }
 
-impl Images for Loaded<'_> {
-    fn fill(&self, ids: &[u32], augment: Option<Key>, batch: &mut Batch) -> Result<()> {
-        match augment {
-            Some(key) => self.loader.train(self.data, ids, key, batch),
-            None => self.loader.plain(self.data, ids, batch),
-        }
+impl Samples for Loaded<'_> {
+    fn fill(&self, ids: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
+        self.loader.fill(self.data, ids, view, key, batch)
+    }
+
+    fn labels(&self) -> &[u32] {
+        &self.data.labels
     }
 }

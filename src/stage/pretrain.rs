@@ -7,7 +7,9 @@
 //! share the target. The loss at a = 1 is recorded throughout: a mixture can hide an untrained student.
 //! Where only text features exist, a = 1 and the second term is absent.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -15,13 +17,17 @@ use serde_json::json;
 
 use super::pretrain_llm::LlmPretrainConfig;
 use crate::error::{Error, Place, Result};
-use crate::exec::{Context, Event};
-use crate::fl::trainer::Images;
+use crate::exec::{Context, Event, lock};
+use crate::fl::brief::{Feed, Length, Loss, Train};
+use crate::fl::feed::{Data, Source};
+use crate::fl::fit::{Observer, Plan, Standing, fit};
+use crate::fl::{Here, Objective as Open};
 use crate::key::{Key, Purpose};
 use crate::nn::optim::AdamwConfig;
+use crate::nn::session::Session;
 use crate::nn::tap::tap_gradient;
 use crate::nn::weight::Ramp;
-use crate::nn::{Backend, Batch, Mode, Net, Optimiser, OptimiserConfig, Params, Weight};
+use crate::nn::{Backend, Batch, Mode, Net, OptimiserConfig, Params, Samples, Schedule, View, Weight};
 use crate::run::checkpoint::{self, Files};
 use crate::run::{Records, RunDir};
 
@@ -108,7 +114,7 @@ impl PretrainConfig {
 /// The pool as this stage sees it. Features are L2-normalised rows of the network's output width.
 pub struct PoolFeatures<'a> {
     /// The images.
-    pub images: &'a dyn Images,
+    pub images: &'a dyn Samples,
     /// How many.
     pub len: usize,
     /// Text features of each image's captions: `(first row, rows)` into `text`.
@@ -159,111 +165,60 @@ impl Pretrain<'_> {
         }
         let folder = self.dir.file("pretrain/checkpoints");
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
-        let mut optimiser = Optimiser::new(&self.config.optimiser, &self.net.layout);
-        let (mut done, mut params) = (0, self.net.init(self.key.fold(Purpose::Init, 0)));
-        if let Some((epoch, files)) = checkpoint::latest(&folder)? {
-            (done, params) = (epoch, self.restore(files, &mut optimiser)?);
-        }
-        records.cut("pretrain", done + 1)?;
-        let total = self.config.epochs as u64;
-        cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done: done as u64, total });
-        let mut interpreter = self.backend.workspace(self.net, cx, cx.threads)?;
-        for epoch in done..self.config.epochs {
-            let means = self.epoch(epoch, &mut params, &mut optimiser, interpreter.as_mut(), cx)?;
-            let n = means.steps.max(1.0);
-            let figures =
-                [("loss", means.loss / n), ("student_loss", means.student / n), ("image_cosine", means.cosine / n)];
-            records.add("pretrain", epoch + 1, "pool", &figures)?;
-            checkpoint::save(&folder, epoch + 1, &self.files(&params, &optimiser)?, 1)?;
-            cx.events.on(Event::Advance { done: epoch as u64 + 1, figures: &figures[..2] });
-        }
+        let standing = match checkpoint::latest(&folder)? {
+            Some((epochs, files)) => restore(epochs, files)?,
+            None => Standing::default(),
+        };
+        records.cut("pretrain", standing.epochs + 1)?;
+        let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
+        cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done, total });
+        let means = Arc::new(Mutex::new(Means::default()));
+        let mut session = self.backend.session(self.net, cx, cx.threads, 1)?;
+        let params = {
+            let mut log = Log { folder, records, means: means.clone(), cx };
+            self.fit(&mut session, standing, means, &mut log, cx)?
+        };
         cx.events.on(Event::End);
-        let norm = self.norm(&params, interpreter.as_mut())?;
+        let norm = self.norm(&params, &mut session)?;
         let facts = json!({ "epochs": self.config.epochs, "images": self.pool.len, "norm": norm });
         self.dir.finish("pretrain", &params, facts)?;
         Ok(params)
     }
 
+    fn fit(
+        &self,
+        session: &mut dyn Session,
+        standing: Standing,
+        means: Arc<Mutex<Means>>,
+        log: &mut Log<'_>,
+        cx: &Context,
+    ) -> Result<Params> {
+        let train = Train {
+            feeds: vec![Feed { batch_size: self.config.batch_size, drop_last: true, ..Feed::default() }],
+            loss: Loss::Open(vec![Arc::new(Beside { stage: self, means })]),
+            length: Length::Epochs(self.config.epochs),
+            optimiser: self.config.optimiser.clone(),
+            rate: Schedule::WarmupCosine(self.config.warmup),
+            ..Train::default()
+        };
+        let ids: Vec<u32> = (0..self.pool.len as u32).collect();
+        let (own, columns) = (Source { samples: self.pool.images, ids: &ids }, BTreeMap::new());
+        let data = Data { own, server: None, unlabelled: None, columns: &columns };
+        let slots = [self.net.init(self.key.fold(Purpose::Init, 0))];
+        let plan = Plan { train: &train, slots: &slots, data: &data, key: self.key };
+        let fitted = fit(session, &[plan], vec![standing], cx, log)?.pop();
+        Ok(fitted.ok_or_else(|| Error::defect("pretrain: nothing was trained"))?.params)
+    }
+
     /// Mean length of the projected features over the first images of the pool, in evaluation mode.
-    fn norm(&self, params: &Params, interpreter: &mut dyn crate::nn::Interpreter) -> Result<f64> {
+    fn norm(&self, params: &Params, session: &mut dyn Session) -> Result<f64> {
         let ids: Vec<u32> = (0..self.pool.len.min(NORM_IMAGES) as u32).collect();
-        let (mut batch, mut values) = (Batch::default(), Vec::new());
-        self.pool.images.fill(&ids, None, &mut batch)?;
-        interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Infer)?;
-        interpreter.read(self.net.logits, &mut values)?;
-        let rows = values.chunks(self.net.outputs());
+        let (mut batch, mut values) = (Batch::default(), [Vec::new()]);
+        self.pool.images.fill(&ids, View::Plain, self.key, &mut batch)?;
+        session.look(params, &batch.x, ids.len(), Mode::Infer, &[self.net.logits], &mut values)?;
+        let rows = values[0].chunks(self.net.outputs());
         let lengths = rows.map(|r| r.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt());
         Ok(lengths.sum::<f64>() / ids.len().max(1) as f64)
-    }
-
-    fn epoch(
-        &self,
-        epoch: usize,
-        params: &mut Params,
-        optimiser: &mut Optimiser,
-        interpreter: &mut dyn crate::nn::Interpreter,
-        cx: &Context,
-    ) -> Result<Means> {
-        let key = self.key.fold(Purpose::Epoch, epoch as u64);
-        let mut order: Vec<u32> = (0..self.pool.len as u32).collect();
-        key.fold(Purpose::Shuffle, 0).rng().shuffle(&mut order);
-        let per_epoch = self.pool.len / self.config.batch_size;
-        let (mut batch, mut values, mut grads) = (Batch::default(), Vec::new(), vec![0.0; params.data().len()]);
-        let mut means = Means::default();
-        for (step, ids) in order.chunks_exact(self.config.batch_size).enumerate() {
-            cx.cancel.check()?;
-            let key = key.fold(Purpose::Step, step as u64);
-            let t =
-                (epoch * per_epoch + step) as f32 / (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
-            self.pool.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
-            interpreter.forward(params.data(), &batch.x, &batch.rows, Mode::Train(&[key]))?;
-            interpreter.read(self.net.logits, &mut values)?;
-            let seed = self.objective(&values, ids, t, key, &mut means)?;
-            interpreter.backward(params.data(), &[(self.net.logits, &seed)], &mut grads)?;
-            interpreter.update_buffers(params.data_mut())?;
-            optimiser.step(params.data_mut(), &grads, self.rate(t));
-        }
-        Ok(means)
-    }
-
-    /// The gradient of the loss at the projection's values, `(rows, width)`.
-    fn objective(&self, values: &[f32], ids: &[u32], t: f32, key: Key, means: &mut Means) -> Result<Vec<f32>> {
-        let (rows, width) = (ids.len(), self.net.outputs());
-        let device = Device::Cpu;
-        let text = Tensor::from_vec(self.captions(ids, key), (rows, width), &device)?;
-        let image = self.pool.image.map(|all| Tensor::from_vec(gather(all, ids, width), (rows, width), &device));
-        let image = image.transpose()?;
-        let a = if image.is_some() { f64::from(self.config.weight.at(t).unwrap_or(1.0)) } else { 1.0 };
-        let mut facts = (0.0, 0.0);
-        let (loss, gradient) = tap_gradient(values, &[rows, width], &device, |z| {
-            let contrast = |z: &Tensor| contrast(z, &text, self.config.temperature);
-            facts.0 = scalar(&contrast(&z.detach())?)?;
-            let mut terms = (z.sum_all()? * 0.0)?;
-            if self.config.text {
-                let mixed = match &image {
-                    Some(g) => ((z * a)? + (g * (1.0 - a))?)?,
-                    None => z.clone(),
-                };
-                terms = (terms + contrast(&mixed)?)?;
-            }
-            if let Some(g) = &image {
-                let cosine = (normalise(z)? * g)?.sum(D::Minus1)?.mean_all()?;
-                facts.1 = scalar(&cosine)?;
-                // Without text nothing else would train the compact model, so the term does not fade.
-                let share = if self.config.text { 1.0 - a } else { 1.0 };
-                terms = (terms + ((1.0 - cosine)? * (f64::from(self.config.lambda) * share))?)?;
-            }
-            Ok(terms)
-        })
-        .at(|| format!("pretrain, t = {t:.4}"))?;
-        if !loss.is_finite() {
-            return Err(Error::input(format!("pretrain: the loss is {loss}")).hint("lower pretrain.optimiser.lr"));
-        }
-        means.loss += loss;
-        means.student += facts.0;
-        means.cosine += facts.1;
-        means.steps += 1.0;
-        Ok(gradient)
     }
 
     /// One caption's feature for each image, drawn by key; the shuffled control takes another image's.
@@ -285,29 +240,89 @@ impl Pretrain<'_> {
         let shift = 1 + self.key.fold(Purpose::Caption, 1).rng().below(self.pool.len.max(2) - 1);
         (id as usize + shift) % self.pool.len
     }
+}
 
-    fn rate(&self, t: f32) -> f32 {
-        let warmup = self.config.warmup;
-        if t < warmup {
-            return (t / warmup).max(0.01);
+/// The stage's loss: the student beside the frozen CLIP whose weight fades.
+struct Beside<'a> {
+    stage: &'a Pretrain<'a>,
+    means: Arc<Mutex<Means>>,
+}
+
+impl Open for Beside<'_> {
+    fn add(&self, at: &mut Here<'_>) -> Result<f64> {
+        let (stage, t) = (self.stage, at.progress);
+        let (rows, width, device) = (at.ids.len(), at.classes, Device::Cpu);
+        let text = Tensor::from_vec(stage.captions(at.ids, at.key), (rows, width), &device)?;
+        let image = stage.pool.image.map(|all| Tensor::from_vec(gather(all, at.ids, width), (rows, width), &device));
+        let image = image.transpose()?;
+        let a = if image.is_some() { f64::from(stage.config.weight.at(t).unwrap_or(1.0)) } else { 1.0 };
+        let mut facts = (0.0, 0.0);
+        let (loss, gradient) = tap_gradient(at.logits, &[rows, width], &device, |z| {
+            let contrast = |z: &Tensor| contrast(z, &text, stage.config.temperature);
+            facts.0 = scalar(&contrast(&z.detach())?)?;
+            let mut terms = (z.sum_all()? * 0.0)?;
+            if stage.config.text {
+                let mixed = match &image {
+                    Some(g) => ((z * a)? + (g * (1.0 - a))?)?,
+                    None => z.clone(),
+                };
+                terms = (terms + contrast(&mixed)?)?;
+            }
+            if let Some(g) = &image {
+                let cosine = (normalise(z)? * g)?.sum(D::Minus1)?.mean_all()?;
+                facts.1 = scalar(&cosine)?;
+                // Without text nothing else would train the compact model, so the term does not fade.
+                let share = if stage.config.text { 1.0 - a } else { 1.0 };
+                terms = (terms + ((1.0 - cosine)? * (f64::from(stage.config.lambda) * share))?)?;
+            }
+            Ok(terms)
+        })
+        .at(|| format!("pretrain, t = {t:.4}"))?;
+        if !loss.is_finite() {
+            return Err(Error::input(format!("pretrain: the loss is {loss}")).hint("lower pretrain.optimiser.lr"));
         }
-        let progress = (t - warmup) / (1.0 - warmup).max(1e-6);
-        0.5 * (1.0 + (std::f32::consts::PI * progress).cos())
+        at.d_logits.iter_mut().zip(&gradient).for_each(|(d, g)| *d += g);
+        let mut means = lock(&self.means);
+        means.loss += loss;
+        means.student += facts.0;
+        means.cosine += facts.1;
+        means.steps += 1.0;
+        Ok(loss)
     }
+}
 
-    fn files(&self, params: &Params, optimiser: &Optimiser) -> Result<Files> {
-        let mut named = crate::fl::Named::from([("model".to_string(), params.clone())]);
-        named.extend(optimiser.state(&self.net.layout)?);
-        Ok(Files::from([("model".to_string(), named)]))
-    }
+/// Writes every epoch's records and checkpoint.
+struct Log<'a> {
+    folder: PathBuf,
+    records: Records,
+    means: Arc<Mutex<Means>>,
+    cx: &'a Context,
+}
 
-    fn restore(&self, mut files: Files, optimiser: &mut Optimiser) -> Result<Params> {
-        let broken = || Error::data("pretrain: the checkpoint holds no model");
-        let mut named = files.remove("model").ok_or_else(broken)?;
-        let params = named.remove("model").ok_or_else(broken)?;
-        optimiser.restore(&named)?;
-        Ok(params)
+impl Observer for Log<'_> {
+    fn epoch(&mut self, done: usize, standing: &mut dyn FnMut() -> Result<Standing>) -> Result<()> {
+        let means = std::mem::take(&mut *lock(&self.means));
+        let n = means.steps.max(1.0);
+        let figures =
+            [("loss", means.loss / n), ("student_loss", means.student / n), ("image_cosine", means.cosine / n)];
+        self.records.add("pretrain", done, "pool", &figures)?;
+        checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
+        self.cx.events.on(Event::Advance { done: done as u64, figures: &figures[..2] });
+        Ok(())
     }
+}
+
+fn files(standing: Standing) -> Files {
+    let mut named = standing.moments;
+    named.extend(standing.params.map(|params| ("model".to_string(), params)));
+    Files::from([("model".to_string(), named)])
+}
+
+fn restore(epochs: usize, mut files: Files) -> Result<Standing> {
+    let broken = || Error::data("pretrain: the checkpoint holds no model");
+    let mut moments = files.remove("model").ok_or_else(broken)?;
+    let params = moments.remove("model").ok_or_else(broken)?;
+    Ok(Standing { epochs, params: Some(params), moments, beside: Vec::new() })
 }
 
 /// Symmetric InfoNCE over cosines of `z` and `text`, both `(rows, width)`, `text` normalised; equal captions share

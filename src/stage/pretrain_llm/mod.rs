@@ -9,7 +9,9 @@ mod inputs;
 mod sharded;
 mod tokens;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -20,13 +22,16 @@ pub use sharded::gradients;
 
 use crate::data::features::Features;
 use crate::error::{Error, Place, Result};
-use crate::exec::{Context, Event};
-use crate::fl::trainer::Images;
+use crate::exec::{Context, Event, lock};
+use crate::fl::brief::{Feed, Length, Loss, Train};
+use crate::fl::feed::{Data, Source};
+use crate::fl::fit::{Observer, Plan, Standing, fit};
+use crate::fl::{Here, Named, Objective as Open, Tap};
 use crate::key::{Key, Purpose};
 use crate::mllm::objective::{Objective, Sample, Step, StudentProjection};
 use crate::nn::optim::AdamwConfig;
 use crate::nn::weight::Ramp;
-use crate::nn::{Backend, Batch, Interpreter, Mode, Net, Node, Optimiser, OptimiserConfig, Params, Weight};
+use crate::nn::{Backend, Net, Node, OptimiserConfig, Params, Samples, Schedule, Weight};
 use crate::run::checkpoint::{self, Files};
 use crate::run::{Records, RunDir};
 
@@ -105,7 +110,7 @@ pub struct LlmPretrain<'a> {
     /// The loss, for maps of [`map_of`]'s shape.
     pub objective: &'a Objective<'a>,
     /// The pool's images as the compact network sees them.
-    pub images: &'a dyn Images,
+    pub images: &'a dyn Samples,
     /// Annotations of each image.
     pub annotations: &'a [Vec<Sample>],
     /// The tower's features `(images, places · width)`, where a(t) is ever below 1.
@@ -125,14 +130,6 @@ pub fn map_of(net: &Net) -> Result<(Node, [usize; 3])> {
         &[c] => Ok((node, [c, 1, 1])),
         other => Err(Error::defect(format!("{}: a map of shape {other:?}", net.name))),
     }
-}
-
-/// Everything that a step changes.
-struct Student {
-    params: Params,
-    projections: Params,
-    body: Optimiser,
-    bridge: Optimiser,
 }
 
 /// Sums over an epoch.
@@ -158,92 +155,41 @@ impl LlmPretrain<'_> {
         }
         let folder = self.dir.file("pretrain/checkpoints");
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
-        let mut student = self.fresh()?;
-        let mut done = 0;
-        if let Some((epoch, files)) = checkpoint::latest(&folder)? {
-            self.restore(files, &mut student)?;
-            done = epoch;
-        }
-        records.cut("pretrain", done + 1)?;
-        let total = self.config.epochs as u64;
-        cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done: done as u64, total });
-        let mut interpreter = self.backend.workspace(self.net, cx, cx.threads)?;
-        for epoch in done..self.config.epochs {
-            let m = self.epoch(epoch, &mut student, interpreter.as_mut(), cx)?;
-            let (own, others) = (m.own / m.looks.max(1.0), m.others / m.looks.max(1.0));
-            let figures = [
-                ("loss", m.loss / m.steps.max(1.0)),
-                ("student_loss", own),
-                ("shuffled_loss", others),
-                ("gap", others - own),
-            ];
-            records.add("pretrain", epoch + 1, "pool", &figures)?;
-            checkpoint::save(&folder, epoch + 1, &self.files(&student)?, 1)?;
-            cx.events.on(Event::Advance { done: epoch as u64 + 1, figures: &figures });
-        }
+        let standing = match checkpoint::latest(&folder)? {
+            Some((epochs, files)) => restore(epochs, files)?,
+            None => Standing::default(),
+        };
+        records.cut("pretrain", standing.epochs + 1)?;
+        let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
+        cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done, total });
+        let means = Arc::new(Mutex::new(Means::default()));
+        let mut log = Log { folder, records, means: means.clone(), cx };
+        let params = self.fit(standing, means, &mut log, cx)?;
         cx.events.on(Event::End);
         let facts = json!({ "epochs": self.config.epochs, "images": self.annotations.len(), "objective": "llm" });
-        self.dir.finish("pretrain", &student.params, facts)?;
-        Ok(student.params)
+        self.dir.finish("pretrain", &params, facts)?;
+        Ok(params)
     }
 
-    fn fresh(&self) -> Result<Student> {
-        Ok(Student {
-            params: self.net.init(self.key.fold(Purpose::Init, 0)),
-            projections: self.objective.init(self.key.fold(Purpose::Init, 1))?,
-            body: Optimiser::new(&self.config.optimiser, &self.net.layout),
-            bridge: Optimiser::new(&self.config.optimiser, self.objective.layout()),
-        })
-    }
-
-    fn epoch(&self, epoch: usize, s: &mut Student, net: &mut dyn Interpreter, cx: &Context) -> Result<Means> {
-        let key = self.key.fold(Purpose::Epoch, epoch as u64);
-        let mut order: Vec<u32> = (0..self.annotations.len() as u32).collect();
-        key.fold(Purpose::Shuffle, 0).rng().shuffle(&mut order);
-        let per_epoch = order.len() / self.config.batch_size;
-        let last = (self.config.epochs * per_epoch).saturating_sub(1).max(1) as f32;
-        let (node, _) = map_of(self.net)?;
-        let (mut batch, mut map, mut grads) = (Batch::default(), Vec::new(), vec![0.0; s.params.data().len()]);
-        let mut means = Means::default();
-        for (step, ids) in order.chunks_exact(self.config.batch_size).enumerate() {
-            cx.cancel.check()?;
-            let key = key.fold(Purpose::Step, step as u64);
-            let t = (epoch * per_epoch + step) as f32 / last;
-            self.images.fill(ids, Some(key.fold(Purpose::Augment, 0)), &mut batch)?;
-            net.forward(s.params.data(), &batch.x, &batch.rows, Mode::Train(&[key]))?;
-            net.read(node, &mut map)?;
-            let samples = self.samples(ids, key)?;
-            let a = f64::from(self.config.weight.at(t).unwrap_or(1.0)).clamp(0.0, 1.0);
-            let tower = if a < 1.0 { Some(self.seen(ids, cx)?) } else { None };
-            let this = Step { samples: &samples, map: &map, tower: tower.as_ref(), a };
-            if step % self.config.look_every == 0 || step + 1 == per_epoch {
-                self.look(this, s, &mut means)?;
-            }
-            let got = gradients(self.objective, this, &s.projections, cx).at(|| format!("pretrain, t = {t:.4}"))?;
-            if !got.loss.is_finite() {
-                return Err(Error::input(format!("pretrain: the loss is {}", got.loss))
-                    .hint("lower pretrain.llm.optimiser.lr, or compute in f32"));
-            }
-            means.loss += got.loss;
-            means.steps += 1.0;
-            net.backward(s.params.data(), &[(node, &got.map)], &mut grads)?;
-            net.update_buffers(s.params.data_mut())?;
-            let rate = self.rate(t);
-            s.body.step(s.params.data_mut(), &grads, rate);
-            s.bridge.step(s.projections.data_mut(), &got.projections, rate);
-        }
-        Ok(means)
-    }
-
-    /// The student's loss alone, with its own map and with its neighbour's in the batch.
-    fn look(&self, step: Step, s: &Student, means: &mut Means) -> Result<()> {
-        let alone = Step { tower: None, a: 1.0, ..step };
-        means.own += self.objective.loss(alone, &s.projections)?;
-        let mut moved = step.map.to_vec();
-        moved.rotate_left(step.map.len() / step.samples.len().max(1));
-        means.others += self.objective.loss(Step { map: &moved, ..alone }, &s.projections)?;
-        means.looks += 1.0;
-        Ok(())
+    fn fit(&self, standing: Standing, means: Arc<Mutex<Means>>, log: &mut Log<'_>, cx: &Context) -> Result<Params> {
+        let train = Train {
+            beside: vec![1],
+            feeds: vec![Feed { batch_size: self.config.batch_size, drop_last: true, ..Feed::default() }],
+            loss: Loss::Open(vec![Arc::new(Spoken { stage: self, means, cx })]),
+            length: Length::Epochs(self.config.epochs),
+            optimiser: self.config.optimiser.clone(),
+            rate: Schedule::WarmupCosine(self.config.warmup),
+            ..Train::default()
+        };
+        let ids: Vec<u32> = (0..self.annotations.len() as u32).collect();
+        let (own, columns) = (Source { samples: self.images, ids: &ids }, BTreeMap::new());
+        let data = Data { own, server: None, unlabelled: None, columns: &columns };
+        let projections = self.objective.init(self.key.fold(Purpose::Init, 1))?;
+        let slots = [self.net.init(self.key.fold(Purpose::Init, 0)), projections];
+        let plan = Plan { train: &train, slots: &slots, data: &data, key: self.key };
+        let mut session = self.backend.session(self.net, cx, cx.threads, 1)?;
+        let fitted = fit(&mut session, &[plan], vec![standing], cx, log)?.pop();
+        Ok(fitted.ok_or_else(|| Error::defect("pretrain: nothing was trained"))?.params)
     }
 
     /// One annotation for each image, drawn by key; the shuffled control takes another image's.
@@ -267,36 +213,106 @@ impl LlmPretrain<'_> {
         let (places, width) = self.tower_shape;
         Ok(Tensor::from_vec(data, (ids.len(), places, width), &cx.device)?)
     }
+}
 
-    fn rate(&self, t: f32) -> f32 {
-        let warmup = self.config.warmup;
-        if t < warmup {
-            return (t / warmup).max(0.01);
-        }
-        let progress = (t - warmup) / (1.0 - warmup).max(1e-6);
-        0.5 * (1.0 + (std::f32::consts::PI * progress).cos())
-    }
+/// The language model's loss of the captions, on the compact network's map; W_s (and W_c) are trained beside it.
+struct Spoken<'a> {
+    stage: &'a LlmPretrain<'a>,
+    means: Arc<Mutex<Means>>,
+    cx: &'a Context,
+}
 
-    fn files(&self, s: &Student) -> Result<Files> {
-        let mut model = s.body.state(&self.net.layout)?;
-        model.insert("model".into(), s.params.clone());
-        let mut bridge = s.bridge.state(self.objective.layout())?;
-        bridge.insert("projections".into(), s.projections.clone());
-        Ok(Files::from([("model".to_string(), model), ("projections".to_string(), bridge)]))
-    }
-
-    fn restore(&self, mut files: Files, s: &mut Student) -> Result<()> {
-        let mut take = |file: &str, name: &str, optimiser: &mut Optimiser| -> Result<Params> {
-            let missing = || Error::data(format!("pretrain: the checkpoint holds no {name}"));
-            let mut named = files.remove(file).ok_or_else(missing)?;
-            let params = named.remove(name).ok_or_else(missing)?;
-            optimiser.restore(&named)?;
-            Ok(params)
-        };
-        s.params = take("model", "model", &mut s.body)?;
-        s.projections = take("projections", "projections", &mut s.bridge)?;
+impl Spoken<'_> {
+    /// The student's loss alone, with its own map and with its neighbour's in the batch.
+    fn look(&self, step: Step, projections: &Params) -> Result<()> {
+        let objective = self.stage.objective;
+        let alone = Step { tower: None, a: 1.0, ..step };
+        let own = objective.loss(alone, projections)?;
+        let mut moved = step.map.to_vec();
+        moved.rotate_left(step.map.len() / step.samples.len().max(1));
+        let others = objective.loss(Step { map: &moved, ..alone }, projections)?;
+        let mut means = lock(&self.means);
+        means.own += own;
+        means.others += others;
+        means.looks += 1.0;
         Ok(())
     }
+}
+
+impl Open for Spoken<'_> {
+    fn taps(&self) -> &[Tap] {
+        &[Tap::Map]
+    }
+
+    fn add(&self, at: &mut Here<'_>) -> Result<f64> {
+        let (stage, config, t) = (self.stage, self.stage.config, at.progress);
+        let samples = stage.samples(at.ids, at.key)?;
+        let a = f64::from(config.weight.at(t).unwrap_or(1.0)).clamp(0.0, 1.0);
+        let tower = if a < 1.0 { Some(stage.seen(at.ids, self.cx)?) } else { None };
+        let this = Step { samples: &samples, map: at.map, tower: tower.as_ref(), a };
+        let [beside] = at.beside else { return Err(Error::defect("pretrain: no projections beside the network")) };
+        if at.batch.is_multiple_of(config.look_every) || at.batch + 1 == at.batches {
+            self.look(this, &beside.values)?;
+        }
+        let got = gradients(stage.objective, this, &beside.values, self.cx).at(|| format!("pretrain, t = {t:.4}"))?;
+        if !got.loss.is_finite() {
+            return Err(Error::input(format!("pretrain: the loss is {}", got.loss))
+                .hint("lower pretrain.llm.optimiser.lr, or compute in f32"));
+        }
+        at.d_map.iter_mut().zip(&got.map).for_each(|(d, g)| *d += g);
+        beside.gradient.iter_mut().zip(&got.projections).for_each(|(d, g)| *d += g);
+        let mut means = lock(&self.means);
+        means.loss += got.loss;
+        means.steps += 1.0;
+        Ok(got.loss)
+    }
+}
+
+/// Writes every epoch's records and checkpoint.
+struct Log<'a> {
+    folder: PathBuf,
+    records: Records,
+    means: Arc<Mutex<Means>>,
+    cx: &'a Context,
+}
+
+impl Observer for Log<'_> {
+    fn epoch(&mut self, done: usize, standing: &mut dyn FnMut() -> Result<Standing>) -> Result<()> {
+        let m = std::mem::take(&mut *lock(&self.means));
+        let (own, others) = (m.own / m.looks.max(1.0), m.others / m.looks.max(1.0));
+        let figures = [
+            ("loss", m.loss / m.steps.max(1.0)),
+            ("student_loss", own),
+            ("shuffled_loss", others),
+            ("gap", others - own),
+        ];
+        self.records.add("pretrain", done, "pool", &figures)?;
+        checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
+        self.cx.events.on(Event::Advance { done: done as u64, figures: &figures });
+        Ok(())
+    }
+}
+
+fn files(standing: Standing) -> Files {
+    let mut model = standing.moments;
+    model.extend(standing.params.map(|params| ("model".to_string(), params)));
+    let mut files = Files::from([("model".to_string(), model)]);
+    for (projections, mut bridge) in standing.beside {
+        bridge.insert("projections".into(), projections);
+        files.insert("projections".into(), bridge);
+    }
+    files
+}
+
+fn restore(epochs: usize, mut files: Files) -> Result<Standing> {
+    let mut take = |name: &str| -> Result<(Params, Named)> {
+        let missing = || Error::data(format!("pretrain: the checkpoint holds no {name}"));
+        let mut named = files.remove(name).ok_or_else(missing)?;
+        let params = named.remove(name).ok_or_else(missing)?;
+        Ok((params, named))
+    };
+    let ((params, moments), beside) = (take("model")?, vec![take("projections")?]);
+    Ok(Standing { epochs, params: Some(params), moments, beside })
 }
 
 #[cfg(test)]
@@ -310,6 +326,7 @@ mod tests {
     use crate::mllm::Instruction;
     use crate::model::llava::Llava;
     use crate::model::{Head, ModelConfig, resnet};
+    use crate::nn::{Batch, View};
     use std::path::Path;
 
     /// Twelve images in two kinds, four of them dark and eight bright, with noise.
@@ -321,8 +338,8 @@ mod tests {
 
     struct Plain(Vec<u8>);
 
-    impl Images for Plain {
-        fn fill(&self, ids: &[u32], _: Option<Key>, batch: &mut Batch) -> Result<()> {
+    impl Samples for Plain {
+        fn fill(&self, ids: &[u32], _: View, _: Key, batch: &mut Batch) -> Result<()> {
             let image = |i: &u32| {
                 self.0[*i as usize * 192..(*i as usize + 1) * 192].iter().map(|v| f32::from(*v) / 128.0 - 1.0)
             };

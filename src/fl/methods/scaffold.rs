@@ -8,10 +8,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::brief::{Brief, Job, Outcome, Part, PartKind, Reply, Slot, Step, Term, difference};
-use super::{Algorithm, ClientId, Collected, Exchange, Local, Named, Needs};
 use crate::error::{Error, Result};
-use crate::nn::{Params, Role};
+use crate::fl::brief::{MODEL, difference};
+use crate::fl::{
+    About, Algorithm, Brief, ClientId, Collected, Cost, Exchange, Job, Named, Needs, Now, Outcome, Part, PartKind, Reply,
+    Sizes, Slot, Step,
+};
+use crate::nn::{Params, Pull, Role};
 
 const CONTROL: &str = "control";
 
@@ -30,43 +33,49 @@ impl Default for Scaffold {
 }
 
 impl Algorithm for Scaffold {
-    fn needs(&self) -> Needs {
-        Needs { kept: true, plain_sgd: true }
+    fn about(&self) -> About {
+        let leaves = "the change of the client's control variate";
+        About { paper: "Karimireddy et al., Stochastic Controlled Averaging, ICML 2020", leaves }
     }
 
-    fn init(&self, model: &Params) -> Result<Named> {
+    fn needs(&self) -> Needs {
+        Needs { kept: true, plain_sgd: true, ..Needs::default() }
+    }
+
+    fn cost(&self, sizes: &Sizes) -> Cost {
+        Cost { down: 2 * sizes.model, up: 2 * sizes.model, extra: 0 }
+    }
+
+    fn init(&self, model: &Params, _: &Now<'_>) -> Result<Named> {
         Ok(Named::from([(CONTROL.to_string(), Params::zeros(model.layout().clone()))]))
     }
 
-    fn brief(&self, _: &Params, state: &Named, _: &Exchange, local: &Local<'_>, _: ClientId) -> Result<Brief> {
+    fn brief(&self, _: &Params, state: &Named, _: &Exchange, now: &Now<'_>, _: ClientId) -> Result<Brief> {
         let control = state.get(CONTROL).cloned().ok_or_else(|| Error::data("scaffold: the state has no control"))?;
-        let slots = vec![Slot::Sent(CONTROL, control), Slot::Kept(CONTROL)];
-        let terms = vec![
-            Term::CrossEntropy,
-            Term::Linear { coefficient: 1.0, of: 1 },
-            Term::Linear { coefficient: -1.0, of: 2 },
-        ];
-        Ok(Brief::train(local, slots, terms))
+        let zeros = Params::zeros(control.layout().clone());
+        let mut train = Brief::training(now);
+        train.pulls = vec![Pull::Linear { coefficient: 1.0, of: 1 }, Pull::Linear { coefficient: -1.0, of: 2 }];
+        Ok(Brief::train(train, vec![Slot::Sent(CONTROL.into(), control), Slot::Kept(CONTROL.into(), zeros)]))
     }
 
     fn reply(&self, job: &Job, outcome: Outcome) -> Result<(Reply, Option<Named>)> {
         let Some(Step::Train(train)) = job.brief.steps.first() else {
             return Err(Error::defect("scaffold: a brief without training"));
         };
-        let (control, own) = (job.slot(1)?, job.slot(2)?);
-        let scale = outcome.steps as f32 * train.optimiser.lr() * train.rate;
-        let step = difference(&outcome.params, &job.model);
+        let (control, own) = (job.slot(1, &outcome.found)?, job.slot(2, &outcome.found)?);
+        let scale = outcome.steps as f32 * train.optimiser.lr() * train.rate.at(0.0);
+        let mut reply = Reply::model(job, outcome, 1.0);
+        let step = &reply.part(MODEL)?.data;
         let mut next = own.clone();
         if scale > 0.0 {
             for range in next.layout().clone().ranges(Role::Weight) {
-                for i in range {
-                    next.data_mut()[i] += -control.data()[i] - step.data()[i] / scale;
-                }
+                let data = &mut next.data_mut()[range.clone()];
+                let moved = control.data()[range.clone()].iter().zip(&step.data()[range]);
+                data.iter_mut().zip(moved).for_each(|(n, (c, s))| *n += -c - s / scale);
             }
         }
-        let moved = difference(&next, &own);
-        let mut reply = Reply::model(job, &outcome, 1.0);
-        reply.parts.push(Part { name: CONTROL, kind: PartKind::Delta, data: moved, weight: 1.0 });
+        let moved = difference(next.clone(), &own);
+        reply.parts.push(Part { name: CONTROL.into(), kind: PartKind::Delta, data: moved, weight: 1.0 });
         Ok((reply, Some(Named::from([(CONTROL.to_string(), next)]))))
     }
 
@@ -76,11 +85,11 @@ impl Algorithm for Scaffold {
         state: &Named,
         _: &Exchange,
         got: &Collected,
-        local: &Local<'_>,
+        now: &Now<'_>,
     ) -> Result<(Params, Named)> {
         let control = state.get(CONTROL).ok_or_else(|| Error::data("scaffold: the state has no control"))?;
-        let share = got.replies as f64 / local.clients as f64;
-        let next = got.moved(model, "model", f64::from(self.server_lr))?;
+        let share = got.replies as f64 / now.clients as f64;
+        let next = got.moved(model, MODEL, f64::from(self.server_lr))?;
         Ok((next, Named::from([(CONTROL.to_string(), got.moved(control, CONTROL, share)?)])))
     }
 }

@@ -1,0 +1,112 @@
+//! The `federated` section: rounds, cohorts and local work.
+
+use serde::{Deserialize, Serialize};
+
+use super::brief::Length;
+use super::{Algorithm, cohort};
+use crate::error::{Error, Result};
+use crate::nn::OptimiserConfig;
+
+/// The last rounds whose mean is the headline number; they are always judged.
+pub const LAST: usize = 10;
+
+/// Who trains with whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Clients train, the server puts together.
+    #[default]
+    Federated,
+    /// Control: each client alone, in the rounds in which it is drawn; nothing is ever sent.
+    Local,
+    /// Control: all clients' images on one machine, as many samples a round as a cohort sees.
+    Centralised,
+}
+
+/// The `federated` section. The defaults are the reference protocol's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FederatedConfig {
+    /// Communication rounds; 0 leaves the start model.
+    pub rounds: usize,
+    /// Who trains with whom.
+    pub mode: Mode,
+    /// Clients in a round.
+    pub cohort: usize,
+    /// Where cohorts come from.
+    pub cohort_draw: cohort::CohortDraw,
+    /// Passes over a client's data in a round.
+    pub local_epochs: usize,
+    /// Samples in a local step; 0 takes all of a client's data at once.
+    pub batch_size: usize,
+    /// The clients' optimiser, fresh in every round.
+    pub optimiser: OptimiserConfig,
+    /// The learning rate is multiplied by this after every round.
+    pub lr_decay: f32,
+    /// Evaluate on test after every so many rounds (the last ten always).
+    pub eval_every: usize,
+    /// Write a checkpoint after every so many rounds (the last always).
+    pub checkpoint_every: usize,
+    /// Checkpoints kept, the newest ones.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for FederatedConfig {
+    fn default() -> Self {
+        FederatedConfig {
+            rounds: 200,
+            mode: Mode::Federated,
+            cohort: 8,
+            cohort_draw: cohort::CohortDraw::Key,
+            local_epochs: 10,
+            batch_size: 32,
+            optimiser: OptimiserConfig::default(),
+            lr_decay: 1.0,
+            eval_every: 1,
+            checkpoint_every: 10,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl FederatedConfig {
+    /// Refuses what cannot run, `clients` being the federation's size.
+    pub fn check(&self, clients: usize, algorithm: &dyn Algorithm) -> Result<()> {
+        if self.cohort == 0 || self.cohort > clients {
+            return Err(Error::input(format!("federated.cohort = {}: choose 1 to {clients} clients", self.cohort))
+                .hint("partition.clients is the federation's size"));
+        }
+        for (key, value) in [("eval_every", self.eval_every), ("checkpoint_every", self.checkpoint_every)] {
+            if value == 0 {
+                return Err(Error::input(format!("federated.{key} = 0: the smallest is 1")));
+            }
+        }
+        let lr = self.optimiser.lr();
+        if !(lr.is_finite() && lr >= 0.0 && self.lr_decay.is_finite() && self.lr_decay > 0.0) {
+            return Err(Error::input(format!("federated: learning rate {lr}, lr_decay {}", self.lr_decay)));
+        }
+        if algorithm.needs().plain_sgd && !self.optimiser.is_plain_sgd() {
+            return Err(Error::input("federated.optimiser: this algorithm corrects plain SGD steps")
+                .hint("use kind = \"sgd\" with momentum = 0 and weight_decay = 0"));
+        }
+        algorithm.check()
+    }
+
+    /// The learning-rate factor of a round, from 1.
+    pub fn rate(&self, round: usize) -> f32 {
+        self.lr_decay.powi(round.saturating_sub(1) as i32)
+    }
+
+    /// Whether the model is judged on test after this round.
+    pub fn judged(&self, round: usize) -> bool {
+        round.is_multiple_of(self.eval_every) || round + LAST > self.rounds
+    }
+
+    /// How long a client trains in a round; in [`Mode::Centralised`] the one machine, which holds what `clients` held.
+    pub fn length(&self, clients: usize) -> Length {
+        match self.mode {
+            Mode::Centralised => Length::Passes((self.local_epochs * self.cohort) as f64 / clients.max(1) as f64),
+            _ => Length::Epochs(self.local_epochs),
+        }
+    }
+}

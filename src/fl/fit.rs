@@ -1,0 +1,476 @@
+//! The training loop, once: steps, schedule, shuffles, gradients, resumption. Clients, alignment and both pretrainings
+//! call [`fit`].
+//!
+//! Plans stand side by side, one a client, in the lanes of a [`Session`]. A lane that has no step left has no rows, and
+//! nothing of it moves: side by side every client gets what it gets alone.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::brief::{Bn, Length, Loss, Name, Train};
+use super::feed::{Data, Stream};
+use super::objective::{Beside, Here, Objective, Seen, Tap};
+use crate::error::{Error, Place, Result};
+use crate::exec::Context;
+use crate::key::{Key, Purpose};
+use crate::nn::session::Training;
+use crate::nn::{Batch, Input, Mode, Named, Net, Node, Optimiser, Params, Pull, Session, loss};
+
+/// What one client trains.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// How.
+    pub train: &'a Train<'a>,
+    /// The parameters behind the brief's slots.
+    pub slots: &'a [Params],
+    /// On what.
+    pub data: &'a Data<'a>,
+    /// Randomness of this training.
+    pub key: Key,
+}
+
+/// Where a training stands between two epochs.
+#[derive(Clone, Default)]
+pub struct Standing {
+    /// Epochs done.
+    pub epochs: usize,
+    /// The parameters; those of `train.from` where there are none.
+    pub params: Option<Params>,
+    /// The optimiser's state.
+    pub moments: Named,
+    /// Vectors beside the network and their optimisers' states, where epochs were done.
+    pub beside: Vec<(Params, Named)>,
+}
+
+/// What came out.
+pub struct Fitted {
+    /// The trained parameters.
+    pub params: Params,
+    /// The optimiser's state, where the plan keeps it.
+    pub moments: Named,
+    /// The trained vectors beside the network.
+    pub beside: Vec<Params>,
+    /// Steps taken.
+    pub steps: usize,
+    /// Mean loss over the rows seen; none without a step.
+    pub loss: Option<f64>,
+    /// Multiply-adds of all passes.
+    pub multiply_adds: u64,
+}
+
+/// Hears of every finished epoch of the first plan.
+pub trait Observer {
+    /// `standing` makes a copy of where the training stands.
+    fn epoch(&mut self, done: usize, standing: &mut dyn FnMut() -> Result<Standing>) -> Result<()>;
+}
+
+/// Nobody listens.
+impl Observer for () {
+    fn epoch(&mut self, _: usize, _: &mut dyn FnMut() -> Result<Standing>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Trains every plan to its end, from where it stands.
+pub fn fit(
+    session: &mut dyn Session,
+    plans: &[Plan<'_>],
+    standing: Vec<Standing>,
+    cx: &Context,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Fitted>> {
+    if plans.len() != session.lanes() || standing.len() != plans.len() {
+        let (plans, lanes) = (plans.len(), session.lanes());
+        return Err(Error::defect(format!("fit: {plans} plans in {lanes} lanes from {} states", standing.len())));
+    }
+    let net = session.net().clone();
+    let mut lanes = Vec::with_capacity(plans.len());
+    for (k, (plan, from)) in plans.iter().zip(standing).enumerate() {
+        lanes.push(Lane::new(k, *plan, from, &net, session)?);
+    }
+    let mut work = Work::new(&net, plans)?;
+    while lanes.iter().any(|lane| lane.at < lane.total) {
+        cx.cancel.check()?;
+        let (before, batches) = (lanes[0].at, lanes[0].batches.max(1));
+        let place = || format!("local epoch {}, step {}", before / batches, before % batches);
+        work.step(&mut lanes, session).at(place)?;
+        if lanes[0].at > before && lanes[0].at.is_multiple_of(batches) {
+            let done = lanes[0].at / batches;
+            observer.epoch(done, &mut || lanes[0].standing(done, session))?;
+        }
+    }
+    lanes.into_iter().map(|lane| lane.finish(session)).collect()
+}
+
+/// One plan at work.
+struct Lane<'a> {
+    k: usize,
+    plan: Plan<'a>,
+    streams: Vec<Stream<'a>>,
+    counts: Vec<u32>,
+    /// Batches of the first feed in an epoch.
+    batches: usize,
+    total: usize,
+    /// Steps done, earlier ones included.
+    at: usize,
+    taken: usize,
+    beside: Vec<Beside>,
+    optimisers: Vec<Optimiser>,
+    witnesses: Vec<Params>,
+    /// The batch at hand, and the rows of each feed in it.
+    batch: Batch,
+    scratch: Batch,
+    feeds: Vec<Range<usize>>,
+    columns: BTreeMap<Name, Vec<f32>>,
+    /// W and b, and their gradients beside what backward finds; empty unless tapped.
+    head: [Vec<f32>; 2],
+    d_head: [Vec<f32>; 2],
+    key: Key,
+    value: f64,
+    seen: usize,
+    multiply_adds: u64,
+    forward_adds: u64,
+}
+
+impl<'a> Lane<'a> {
+    fn new(k: usize, plan: Plan<'a>, from: Standing, net: &Net, session: &mut dyn Session) -> Result<Self> {
+        let train = plan.train;
+        let features = net.classifier().map_or(0, |c| c.features);
+        let slot = |id: usize| {
+            let slot = plan.slots.get(id).cloned();
+            slot.ok_or_else(|| Error::defect(format!("fit: slot {id} of {}", plan.slots.len())))
+        };
+        let streams = train.feeds.iter().map(|feed| Stream::new(feed, plan.data, plan.slots, features));
+        let streams = streams.collect::<Result<Vec<_>>>()?;
+        let Some(feed) = streams.first() else { return Err(Error::defect("fit: no feed")) };
+        if streams.iter().any(|s| s.stored() != feed.stored()) {
+            return Err(Error::defect("fit: images and stored features in one forward"));
+        }
+        let batches = feed.batches();
+        let total = match train.length {
+            _ if batches == 0 => 0,
+            Length::Epochs(epochs) => epochs * batches,
+            Length::Steps(steps) => steps,
+            Length::Passes(passes) => (passes * batches as f64).ceil() as usize,
+        };
+        let pulls = train.pulls.iter().map(|pull| resolved(pull, &slot)).collect::<Result<Vec<_>>>()?;
+        let (optimiser, trained) = (train.optimiser.clone(), train.trained.clone());
+        let training = Training { optimiser, trained, pulls, moments: from.moments };
+        session.load(k, from.params.map_or_else(|| slot(train.from), Ok)?, &training)?;
+        let (mut beside, mut optimisers) = (Vec::new(), Vec::new());
+        for (i, &id) in train.beside.iter().enumerate() {
+            let (values, moments) = match from.beside.get(i) {
+                Some(known) => known.clone(),
+                None => (slot(id)?, Named::new()),
+            };
+            let mut optimiser = Optimiser::new(&train.optimiser, values.layout());
+            if !moments.is_empty() {
+                optimiser.restore(&moments)?;
+            }
+            beside.push(Beside { gradient: vec![0.0; values.data().len()], values });
+            optimisers.push(optimiser);
+        }
+        let witnesses = train.witnesses.iter().map(|&id| slot(id)).collect::<Result<Vec<_>>>()?;
+        let counts = if matches!(train.loss, Loss::Open(_)) { plan.data.counts(net.outputs()) } else { Vec::new() };
+        let forward_adds = if feed.stored() { (features * net.outputs()) as u64 } else { net.multiply_adds() };
+        let at = from.epochs * batches;
+        let (batch, scratch, feeds, columns, head, d_head) = Default::default();
+        let (key, taken, value, seen, multiply_adds) = (plan.key, 0, 0.0, 0, 0);
+        #[rustfmt::skip]
+        let lane = Lane { k, plan, streams, counts, batches, total, at, taken, beside, optimisers, witnesses, batch,
+            scratch, feeds, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
+        Ok(lane)
+    }
+
+    /// Progress of step `at`: 0 at the first, 1 at the last.
+    fn progress(&self) -> f32 {
+        self.at as f32 / self.total.saturating_sub(1).max(1) as f32
+    }
+
+    /// Fills the batch for the next step; without rows once the plan is done.
+    fn fill(&mut self) -> Result<()> {
+        self.feeds.clear();
+        self.columns.clear();
+        if self.at >= self.total {
+            self.batch = Batch { rows: vec![0], ..Batch::default() };
+            return Ok(());
+        }
+        let step = self.at;
+        let epoch = self.plan.key.fold(Purpose::Epoch, (step / self.batches) as u64);
+        self.key = epoch.fold(Purpose::Step, (step % self.batches) as u64);
+        let mut paired = Vec::new();
+        for i in 0..self.streams.len() {
+            let ids = match self.plan.train.feeds[i].order {
+                super::brief::Order::Paired => paired.clone(),
+                _ => self.streams[i].ids(step, self.plan.key, i as u64).to_vec(),
+            };
+            let key = self.key.fold(Purpose::Augment, i as u64);
+            let first = self.feeds.last().map_or(0, |r| r.end);
+            self.feeds.push(first..first + ids.len());
+            match i {
+                0 => self.streams[i].fill(&ids, key, &mut self.batch)?,
+                _ => {
+                    self.streams[i].fill(&ids, key, &mut self.scratch)?;
+                    self.batch.append(&self.scratch);
+                }
+            }
+            self.streams[i].join(&ids, self.plan.data.columns, &mut self.columns)?;
+            if i == 0 {
+                paired = ids;
+            }
+        }
+        Ok(())
+    }
+
+    fn standing(&self, epochs: usize, session: &mut dyn Session) -> Result<Standing> {
+        let (params, moments) = session.state(self.k)?;
+        let beside = self.beside.iter().zip(&self.optimisers);
+        let beside = beside.map(|(b, o)| Ok((b.values.clone(), o.state(b.values.layout())?)));
+        Ok(Standing { epochs, params: Some(params), moments, beside: beside.collect::<Result<_>>()? })
+    }
+
+    fn finish(self, session: &mut dyn Session) -> Result<Fitted> {
+        let moments = match self.plan.train.moments {
+            Some(_) => session.state(self.k)?.1,
+            None => Named::new(),
+        };
+        let params = session.take(self.k)?;
+        if self.taken > 0 {
+            refuse_not_finite(&params)?;
+        }
+        let loss = (self.taken > 0).then(|| self.value / self.seen.max(1) as f64);
+        let beside = self.beside.into_iter().map(|b| b.values).collect();
+        Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds: self.multiply_adds })
+    }
+}
+
+fn resolved(pull: &Pull<usize>, slot: &dyn Fn(usize) -> Result<Params>) -> Result<Pull<Params>> {
+    Ok(match pull {
+        Pull::Proximal { mu, to, over } => Pull::Proximal { mu: *mu, to: slot(*to)?, over: over.clone() },
+        Pull::Linear { coefficient, of } => Pull::Linear { coefficient: *coefficient, of: slot(*of)? },
+    })
+}
+
+/// Arrays of a step, reused: values of taps and their gradients, rows of all lanes one after the other.
+struct Work {
+    nodes: BTreeMap<Tap, Node>,
+    values: BTreeMap<Tap, Vec<f32>>,
+    seeds: BTreeMap<Tap, Vec<f32>>,
+    sizes: BTreeMap<Tap, usize>,
+    seen: Vec<Seen>,
+    net: Net,
+}
+
+/// The nodes of some taps.
+pub(super) fn nodes(net: &Net, taps: impl IntoIterator<Item = Tap>) -> Result<BTreeMap<Tap, Node>> {
+    let mut nodes = BTreeMap::new();
+    for tap in taps {
+        let node = match tap {
+            Tap::Logits => net.logits,
+            Tap::Feature => net.tap("feature")?,
+            Tap::Map => net.tap("map").or_else(|_| net.tap("feature"))?,
+            Tap::Head => match net.classifier() {
+                Some(_) => continue,
+                None => return Err(Error::defect(format!("{}: the output is no linear classifier's", net.name))),
+            },
+        };
+        nodes.insert(tap, node);
+    }
+    Ok(nodes)
+}
+
+impl Work {
+    fn new(net: &Net, plans: &[Plan<'_>]) -> Result<Self> {
+        let mut taps = Vec::new();
+        for plan in plans {
+            match &plan.train.loss {
+                Loss::Task => taps.push(Tap::Logits),
+                Loss::Open(all) => all.iter().for_each(|o| taps.extend_from_slice(o.taps())),
+            }
+        }
+        let nodes = nodes(net, taps)?;
+        let sizes = nodes.iter().map(|(&tap, &node)| (tap, net.shapes[node].iter().product())).collect();
+        let (values, seeds, seen) = Default::default();
+        Ok(Work { nodes, values, seeds, sizes, seen, net: net.clone() })
+    }
+
+    fn step(&mut self, lanes: &mut [Lane<'_>], session: &mut dyn Session) -> Result<()> {
+        lanes.iter_mut().try_for_each(Lane::fill)?;
+        let rows: Vec<usize> = lanes.iter().map(|lane| lane.batch.rows[0]).collect();
+        self.forward(lanes, &rows, session)?;
+        let mut first = 0;
+        for (lane, &n) in lanes.iter_mut().zip(&rows).filter(|(_, n)| **n > 0) {
+            self.look(lane, session)?;
+            let value = self.objective(lane, first..first + n, session)?;
+            if !value.is_finite() {
+                return Err(diverged(&format!("the loss is {value}")));
+            }
+            let own = lane.feeds.first().map_or(n, Range::len);
+            lane.value += value * own as f64;
+            lane.seen += own;
+            let witnesses = lane.witnesses.len() as u64 * self.net.multiply_adds();
+            lane.multiply_adds += n as u64 * (3 * lane.forward_adds + witnesses);
+            first += n;
+        }
+        let seeds: Vec<(Node, &[f32])> =
+            self.nodes.iter().map(|(tap, &node)| (node, self.seeds[tap].as_slice())).collect();
+        session.backward(&seeds)?;
+        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.at(lane.progress())).collect();
+        for (lane, _) in lanes.iter().zip(&rows).filter(|(lane, n)| **n > 0 && !lane.d_head[0].is_empty()) {
+            let ranges = self.net.classifier().map_or_else(Vec::new, |c| c.ranges());
+            ranges.into_iter().zip(&lane.d_head).try_for_each(|(range, d)| session.add(lane.k, range, d))?;
+        }
+        session.step(&rates)?;
+        for ((lane, &rate), _) in lanes.iter_mut().zip(&rates).zip(&rows).filter(|(_, n)| **n > 0) {
+            for (beside, optimiser) in lane.beside.iter_mut().zip(&mut lane.optimisers) {
+                optimiser.step(beside.values.data_mut(), &beside.gradient, rate);
+            }
+            lane.at += 1;
+            lane.taken += 1;
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, lanes: &mut [Lane<'_>], rows: &[usize], session: &mut dyn Session) -> Result<()> {
+        let bn = lanes[0].plan.train.bn;
+        if lanes.iter().any(|lane| lane.plan.train.bn != bn) {
+            return Err(Error::defect("fit: plans side by side disagree about batch norm"));
+        }
+        let keys: Vec<Key> = lanes.iter().map(|lane| lane.key).collect();
+        let mode = if bn == Bn::Batch { Mode::Train(keys.as_slice()) } else { Mode::Eval };
+        let stored = lanes[0].streams.first().is_some_and(Stream::stored);
+        let together: Vec<f32>;
+        let x = match lanes {
+            [lane] => lane.batch.x.as_slice(),
+            _ => {
+                together = lanes.iter().flat_map(|lane| &lane.batch.x).copied().collect();
+                &together
+            }
+        };
+        session.forward(if stored { Input::Features(x) } else { Input::Images(x) }, rows, mode)?;
+        for (&tap, &node) in &self.nodes {
+            let value = self.values.entry(tap).or_default();
+            session.read(node, value)?;
+            let seed = self.seeds.entry(tap).or_default();
+            seed.clear();
+            seed.resize(value.len(), 0.0);
+        }
+        Ok(())
+    }
+
+    /// What the frozen networks say of the lane's batch.
+    fn look(&mut self, lane: &Lane<'_>, session: &mut dyn Session) -> Result<()> {
+        self.seen.resize_with(lane.witnesses.len(), Seen::default);
+        let mode = if lane.plan.train.witness_bn == Bn::Batch { Mode::Train(lane.key) } else { Mode::Infer };
+        let feature = self.nodes.get(&Tap::Feature).copied();
+        let nodes: Vec<Node> = std::iter::once(self.net.logits).chain(feature).collect();
+        let mut outs = [Vec::new(), Vec::new()];
+        for (params, seen) in lane.witnesses.iter().zip(&mut self.seen) {
+            session.look(params, &lane.batch.x, lane.batch.rows[0], mode, &nodes, &mut outs[..nodes.len()])?;
+            std::mem::swap(&mut seen.logits, &mut outs[0]);
+            std::mem::swap(&mut seen.feature, &mut outs[1]);
+        }
+        Ok(())
+    }
+
+    /// The loss of a lane's rows, its gradients added to the seeds.
+    fn objective(&mut self, lane: &mut Lane<'_>, rows: Range<usize>, session: &mut dyn Session) -> Result<f64> {
+        let classes = self.net.outputs();
+        let objectives: Vec<&dyn Objective> = match &lane.plan.train.loss {
+            Loss::Task => {
+                let (z, d) = (rows.start * classes, rows.end * classes);
+                let seed = &mut self.seeds.entry(Tap::Logits).or_default()[z..d];
+                return loss::cross_entropy(&self.values[&Tap::Logits][z..d], &lane.batch.y, classes, 1.0, seed);
+            }
+            Loss::Open(all) => all.iter().map(AsRef::as_ref).collect(),
+        };
+        let classifier = self.net.classifier();
+        let heads = objectives.iter().any(|o| o.taps().contains(&Tap::Head));
+        if let (true, Some(c)) = (heads, &classifier) {
+            for (range, own) in c.ranges().into_iter().zip(&mut lane.head) {
+                session.peek(lane.k, range, own)?;
+            }
+        }
+        for (d, values) in lane.d_head.iter_mut().zip(&lane.head) {
+            d.clear();
+            d.resize(values.len(), 0.0);
+        }
+        lane.beside.iter_mut().for_each(|b| b.gradient.fill(0.0));
+        let sizes = &self.sizes;
+        let place = |tap: Tap| sizes.get(&tap).map(|s| rows.start * s..rows.end * s);
+        let value = |tap: Tap| place(tap).map_or(&[][..], |r| &self.values[&tap][r]);
+        let mut seeds: BTreeMap<Tap, &mut Vec<f32>> = self.seeds.iter_mut().map(|(t, s)| (*t, s)).collect();
+        let mut seed = |tap: Tap| match (seeds.remove(&tap), place(tap)) {
+            (Some(all), Some(r)) => &mut all[r],
+            _ => Default::default(),
+        };
+        let [d_weight, d_bias] = &mut lane.d_head;
+        let mut here = Here {
+            y: &lane.batch.y,
+            ids: &lane.batch.ids,
+            feeds: &lane.feeds,
+            classes,
+            features: classifier.as_ref().map_or(0, |c| c.features),
+            counts: &lane.counts,
+            step: lane.at,
+            steps: lane.total,
+            batch: lane.at % lane.batches,
+            batches: lane.batches,
+            progress: lane.at as f32 / lane.total.saturating_sub(1).max(1) as f32,
+            key: lane.key,
+            network: 0,
+            logits: value(Tap::Logits),
+            feature: value(Tap::Feature),
+            map: value(Tap::Map),
+            head: (&lane.head[0], &lane.head[1]),
+            d_logits: seed(Tap::Logits),
+            d_feature: seed(Tap::Feature),
+            d_map: seed(Tap::Map),
+            d_head: (d_weight, d_bias),
+            beside: &mut lane.beside,
+            witnesses: &self.seen,
+            slots: lane.plan.slots,
+            columns: &lane.columns,
+        };
+        let mut value = 0.0;
+        for objective in objectives {
+            value += objective.add(&mut here)?;
+        }
+        Ok(value)
+    }
+}
+
+/// Refuses a model with a NaN or an infinity: a rectifier turns NaN into 0, so the loss alone may look well.
+fn refuse_not_finite(params: &Params) -> Result<()> {
+    let Some(at) = first_not_finite(params.data()) else { return Ok(()) };
+    let entries = params.layout().entries();
+    let name = entries.iter().find(|e| e.range().contains(&at)).map_or("", |e| e.name.as_str());
+    Err(diverged(&format!("{name} is {}", params.data()[at])))
+}
+
+/// Where the first NaN or infinity is. By chunks without an early end, so that vector registers do the usual case.
+fn first_not_finite(data: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 1024;
+    let finite = |chunk: &[f32]| chunk.iter().fold(true, |all, v| all & v.is_finite());
+    let from = CHUNK * data.chunks(CHUNK).position(|chunk| !finite(chunk))?;
+    data[from..].iter().position(|v| !v.is_finite()).map(|at| from + at)
+}
+
+fn diverged(how: &str) -> Error {
+    Error::input(format!("training diverged: {how}")).hint("lower the learning rate of this stage's optimiser")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_not_finite;
+
+    #[test]
+    fn the_first_value_that_is_no_number_is_found() {
+        let mut data = vec![1.0; 3000];
+        assert_eq!(first_not_finite(&data), None);
+        for at in [2999, 1024, 1023, 0] {
+            data[at] = if at % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
+            assert_eq!(first_not_finite(&data), Some(at));
+        }
+    }
+}
