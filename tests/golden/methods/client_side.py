@@ -165,9 +165,9 @@ def balancefl():
 
     Present = classes of the client's data. CE: softmax over the present classes' logits alone, mean over the batch.
     KD, lambda 1, T 2: mean_i -sum_{c absent} softmax(t / 2)_c log softmax(z / 2)_c, both over the absent classes'
-    logits alone, t = the received model's logits on the same images, in eval mode; cross-entropy form, no T^2; no absent class: 0
-    (one absent class: 0 too). H = entropy of the softmax over present logits, *summed* over the batch's rows, as in
-    the reference code (balancefl-mean: its mean).
+    logits alone, t = the received model's logits on the same images, in eval mode; cross-entropy form, no T^2; no
+    absent class: 0 (one absent class: 0 too). H = entropy of the softmax over present logits, *summed* over the
+    batch's rows, as in the reference code (balancefl-mean: its mean).
     """
     return balance("sum")
 

@@ -131,9 +131,9 @@ def fedyoyo():
     Exchange 2: pi_0 = pi at the start of each client's round; at every step, before the forward,
     pi <- 0.9 pi + 0.1 n_kc / n_k. z += log(pi^1.5 + 1e-9) on all 2B rows (first B weak, then B strong). Loss: mean
     CE over 2B rows + lambda min(r / 50, 1) KL, r from 1, lambda 4; KL = mean over the rows right in the weak view
-    (argmax of the     *adjusted* z = y) of KL(softmax(z_weak / 1.5) || softmax(z_strong / 1.5)), weak without gradient, no T^2; no such
-    row: 0. With identical views KL is 0 and so is its gradient; batch statistics are those of 2B rows (the running
-    variance's unbiased factor differs from B's).
+    (argmax of the *adjusted* z = y) of KL(softmax(z_weak / 1.5) || softmax(z_strong / 1.5)), weak without gradient,
+    no T^2; no such row: 0. With identical views KL is 0 and so is its gradient; batch statistics are those of 2B rows
+    (the running variance's unbiased factor differs from B's).
     FedAvg by image counts. `state/estimate` = g; `trace/<round>/sum` = sum of eff, `trace/<round>/estimate` = g.
     """
     return yoyo(lambda x: x)
