@@ -90,8 +90,10 @@ def main():
     paired = [x - y for x, y in zip(us, them)]
     print(f"| last ten of {rounds[-1]} | {told(us)} | {told(them)} | {told(paired)} |")
     print(f"\nlast ten, ours − PyTorch, paired: {statistics.mean(paired):.2f}, {interval(paired)}")
-    gaps = [statistics.mean(x[r] for x in sides["fedllava"]) - statistics.mean(x[r] for x in sides["PyTorch"]) for r in rounds]
-    print(f"over all {len(rounds)} rounds the means differ by {told(gaps)}, between {min(gaps):.2f} and {max(gaps):.2f}")
+    curves = [[statistics.mean(run[r] for run in runs) for r in rounds] for runs in sides.values()]
+    gaps = [x - y for x, y in zip(*curves)]
+    most = f"between {min(gaps):.2f} and {max(gaps):.2f}"
+    print(f"over all {len(rounds)} rounds the means differ by {told(gaps)}, {most}")
     if a.svg:
         draw(a.svg, rounds, sides)
 

@@ -1,12 +1,12 @@
-"""CReFF (Shang et al., IJCAI 2022) in PyTorch, written without a look at the Rust code: on its split and cohorts, with its
-own start, shuffles and augmentation draws, beside fedavg_pytorch.py, whose local training and averaging it uses.
+"""CReFF (Shang et al., IJCAI 2022) in PyTorch, written without a look at the Rust code: on its split and cohorts, with
+its own start, shuffles and augmentation draws, beside fedavg_pytorch.py, whose local training and averaging it uses.
 
     fedllava split export configs/cifar10-lt/quick.toml split.json
     python scripts/creff_pytorch.py split.json out.jsonl --data $FEDLLAVA_DATA/cifar10 --seed 1
 
 One JSON line a round: fedavg_pytorch.py's, where "accuracy" is that of the averaged body with the retrained head, and
-"fedavg_accuracy" that of the averaged model as it is; "distance" is the matching loss before the first and the last step,
-"seconds" the whole round without evaluation, "measuring", "matching" and "retraining" parts of it.
+"fedavg_accuracy" that of the averaged model as it is; "distance" is the matching loss before the first and the last
+step, "seconds" the whole round without evaluation, "measuring", "matching" and "retraining" parts of it.
 
 A round: every online client measures the mean gradient of the head for each class it owns, at the round's body and the
 *last retrained* head (at first a random one), and trains from the plain average. The server averages the gradients over
@@ -40,7 +40,8 @@ def with_one(x):
 
 
 def head_gradients(features, labels, head):
-    """Gradients (k, classes, width + 1) of the mean cross-entropy of k groups (k, n, width + 1), a label each: (p − y)ᵀF / n."""
+    """Gradients (k, classes, width + 1) of the mean cross-entropy of k groups (k, n, width + 1), each of one label."""
+    # (p − y)ᵀF / n
     error = (features @ head.T).softmax(2) - F.one_hot(labels, len(head))[:, None, :]
     return error.transpose(1, 2) @ features / features.shape[1]
 
@@ -128,7 +129,7 @@ def distance(g, h):
 
 
 def match(features, head, gradients, a):
-    """Moves the features (classes, n, width) of the classes that have a gradient, in place; the distance at first and last."""
+    """Moves the features (classes, n, width) of classes with a gradient, in place; the distance at first and last."""
     labels = torch.tensor(list(gradients))
     goal = torch.stack(list(gradients.values()))
     own = features[labels].requires_grad_()
@@ -212,9 +213,9 @@ def main():
             deployed, plain = accuracies(net, head, *test)
             times.append(time.perf_counter())
             measuring, _, matching, retraining, evaluation = np.diff(times).tolist()
-            record = {"round": r + 1, "loss": loss, "accuracy": deployed, "fedavg_accuracy": plain, "distance": distances}
-            spent = {"measuring": measuring, "matching": matching, "retraining": retraining}
-            record |= {"seconds": times[4] - times[0], **spent, "evaluation": evaluation}
+            record = {"round": r + 1, "loss": loss, "accuracy": deployed, "fedavg_accuracy": plain}
+            record |= {"distance": distances, "seconds": times[4] - times[0], "measuring": measuring}
+            record |= {"matching": matching, "retraining": retraining, "evaluation": evaluation}
             out.write(json.dumps(record) + "\n")
 
 
