@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+TESTED = 50  # images at a time; from 64 on the activations take fresh pages from the system for every batch
 
 
 class Block(nn.Module):
@@ -101,7 +102,7 @@ def train(net, x, y, ids, draw, a):
 @torch.inference_mode()
 def accuracy(net, x, y):
     net.eval()
-    right = sum((net(normalise(b)).argmax(1) == t).sum().item() for b, t in zip(x.split(200), y.split(200)))
+    right = sum((net(normalise(b)).argmax(1) == t).sum().item() for b, t in zip(x.split(TESTED), y.split(TESTED)))
     return right / len(y)
 
 
@@ -119,7 +120,7 @@ def one_round(net, state, split, cohort, x, y, draw, a):
     return {k: (v / weight).to(state[k].dtype) for k, v in total.items()}, loss / seen
 
 
-def main():
+def options():
     p = argparse.ArgumentParser()
     p.add_argument("split")
     p.add_argument("out")
@@ -131,17 +132,28 @@ def main():
     p.add_argument("--lr", type=float, default=0.1)
     p.add_argument("--width", type=int, default=16)
     p.add_argument("--threads", type=int, default=1)
-    a = p.parse_args()
+    return p
+
+
+def begin(a):
+    """The split, both parts' images and labels, the network at its start, and the generator of the clients' draws."""
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
-    draw = np.random.default_rng(a.seed)
     with open(a.split) as f:
         split = json.load(f)
     x, y = read(a.data, "train")
     test = read(a.data, "test")
     if split["images"] != len(y) or [int((y == c).sum()) for c in range(split["classes"])].count(0):
         raise SystemExit(f"{a.split} was made for {split['images']} images, {a.data} has {len(y)}")
+    if len(split["cohorts"]) < a.rounds:
+        raise SystemExit(f"{a.split} has cohorts for {len(split['cohorts'])} rounds, {a.rounds} are asked")
     net = resnet8(a.width, split["classes"]).to(memory_format=torch.channels_last)
+    return split, (x, y), test, net, np.random.default_rng(a.seed)
+
+
+def main():
+    a = options().parse_args()
+    split, (x, y), test, net, draw = begin(a)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     with open(a.out, "w", buffering=1) as out:
         for r in range(a.rounds):

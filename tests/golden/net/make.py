@@ -119,12 +119,12 @@ class ResNet(nn.Module):
         return getattr(self, self.head[-1])(x), taps
 
 
-def resnet8(width, mlp=None):
+def resnet8(width, mlp=None, classes=10):
     w = [width, 2 * width, 4 * width]
     stages = [[Basic(w[0], w[0], 1)], [Basic(w[0], w[1], 2)], [Basic(w[1], w[2], 2)]]
-    head = [("classifier", nn.Linear(w[2], 10))]
+    head = [("classifier", nn.Linear(w[2], classes))]
     if mlp:
-        head = [("add_mlp", nn.Linear(w[2], mlp)), ("classifier", nn.Linear(mlp, 10))]
+        head = [("add_mlp", nn.Linear(w[2], mlp)), ("classifier", nn.Linear(mlp, classes))]
     return ResNet(nn.Conv2d(3, width, 3, 1, 1, bias=False), False, stages, head)
 
 
