@@ -2,11 +2,10 @@
 
 pub mod backend;
 pub mod batch;
-pub mod candle;
-pub mod cohort;
-pub mod cpu;
 pub mod dropout;
+pub mod engine;
 pub mod interpreter;
+pub mod kernels;
 pub mod loss;
 pub mod net;
 pub mod optim;

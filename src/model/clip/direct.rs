@@ -12,10 +12,10 @@ use super::layers::{Layer, LayerNorm};
 use crate::error::Result;
 use crate::model::layers::LinearView;
 use crate::model::view::{View, plain};
-use crate::nn::cpu::attend::{Head, Tokens, attend};
-use crate::nn::cpu::matrix::{After, FEW, Job, Spread, run};
-use crate::nn::cpu::norms::layer_norm;
-use crate::nn::cpu::spare::Spare;
+use crate::nn::kernels::attend::{Head, Tokens, attend};
+use crate::nn::kernels::matrix::{After, FEW, Job, Spread, run};
+use crate::nn::kernels::norms::layer_norm;
+use crate::nn::kernels::spare::Spare;
 
 /// Tokens, about, that go through the layers together.
 const TOKENS: usize = 208;

@@ -11,10 +11,10 @@ use super::attention::Positions;
 use super::cache::LayerCache;
 use crate::error::{Error, Result};
 use crate::model::view::{View, plain};
-use crate::nn::cpu::attend::{self, Head, Tokens};
-use crate::nn::cpu::curves;
-use crate::nn::cpu::matrix::{After, FEW, Job, Matrix, Spread, groups, mix, products, run};
-use crate::nn::cpu::spare::Spare;
+use crate::nn::kernels::attend::{self, Head, Tokens};
+use crate::nn::kernels::curves;
+use crate::nn::kernels::matrix::{After, FEW, Job, Matrix, Spread, groups, mix, products, run};
+use crate::nn::kernels::spare::Spare;
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
