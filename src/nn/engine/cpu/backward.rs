@@ -10,7 +10,7 @@ use super::arena::Shared;
 use super::forward::{Affine, blocks};
 use super::map;
 use super::plan::{ConvStep, Norm, Slot, Step};
-use super::pool;
+use super::pooling;
 use super::rows::{self, Gate, NormGrad, Term, Upstream};
 use crate::nn::kernels::crew::Worker;
 use crate::nn::kernels::dense::{self, Rows};
@@ -302,15 +302,15 @@ impl<'p> Call<'p> {
             Step::MaxPool { window, index, .. } => {
                 let index = (self.sample(index, image), &index.map);
                 // SAFETY: the machine has the instruction set.
-                unsafe { pool::max_grad(self.isa, *window, from, index, add || !written, to) }
+                unsafe { pooling::max_grad(self.isa, *window, from, index, add || !written, to) }
             }
-            Step::AvgPool { window, .. } => pool::mean_grad(*window, from, to),
-            Step::GlobalMean { .. } => pool::global_mean_grad(from.0, add, to),
-            Step::Subsample { stride, before, .. } => pool::subsample_grad(*stride, *before, from, to),
+            Step::AvgPool { window, .. } => pooling::mean_grad(*window, from, to),
+            Step::GlobalMean { .. } => pooling::global_mean_grad(from.0, add, to),
+            Step::Subsample { stride, before, .. } => pooling::subsample_grad(*stride, *before, from, to),
             Step::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
             // SAFETY: the machine has the instruction set.
             Step::Flatten { .. } => unsafe { map::pack(self.isa, to.1, &from.0[..gy.map.c], to.0) },
-            Step::Dropout { mask, .. } => pool::multiply(from, (self.sample(mask, image), &mask.map), add, to),
+            Step::Dropout { mask, .. } => pooling::multiply(from, (self.sample(mask, image), &mask.map), add, to),
             _ => {}
         }
     }

@@ -10,7 +10,7 @@ use super::Call;
 use super::conv::Target;
 use super::map;
 use super::plan::{ConvStep, Norm, Slot, Step, WholeSum, block_of};
-use super::pool;
+use super::pooling;
 use super::rows::{self, Term, View};
 use crate::nn::interpreter::Mode;
 use crate::nn::kernels::Isa;
@@ -194,19 +194,19 @@ impl<'a> Call<'a> {
                 let (x, out) = pair(*x, *out);
                 let index = (self.sample_mut(index, image), &index.map);
                 // SAFETY: the machine has the instruction set.
-                unsafe { pool::max(self.isa, *window, x, out, index) }
+                unsafe { pooling::max(self.isa, *window, x, out, index) }
             }
             Step::AvgPool { x, out, window } => {
                 let (x, out) = pair(*x, *out);
-                pool::mean(*window, x, out);
+                pooling::mean(*window, x, out);
             }
             Step::GlobalMean { x, out } => {
                 let (x, (out, _)) = pair(*x, *out);
-                pool::global_mean(x, out, scratch);
+                pooling::global_mean(x, out, scratch);
             }
             Step::Subsample { x, out, stride, before } => {
                 let (x, out) = pair(*x, *out);
-                pool::subsample(*stride, *before, x, out);
+                pooling::subsample(*stride, *before, x, out);
             }
             Step::Flatten { x, out } => {
                 let ((x, map), (out, om)) = pair(*x, *out);
@@ -217,7 +217,7 @@ impl<'a> Call<'a> {
                 let m = self.sample_mut(mask, image);
                 self.draw_mask(*out, image, *p, mask, m, scratch);
                 let (x, out) = pair(*x, *out);
-                pool::multiply(x, (m, &mask.map), false, out);
+                pooling::multiply(x, (m, &mask.map), false, out);
             }
             _ => {}
         }
@@ -229,7 +229,7 @@ impl<'a> Call<'a> {
                 scratch.resize(slot.map.c * slot.map.pixels(), 0.0);
                 // SAFETY: the machine has the instruction set.
                 unsafe {
-                    pool::dropout(self.isa, key, node, image, p, scratch);
+                    pooling::dropout(self.isa, key, node, image, p, scratch);
                     map::pack(self.isa, &slot.map, scratch, mask);
                 }
             }

@@ -18,7 +18,7 @@ mod gradient;
 mod map;
 mod overlap;
 mod plan;
-mod pool;
+mod pooling;
 mod rows;
 mod taps;
 mod tile;

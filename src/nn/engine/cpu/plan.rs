@@ -7,7 +7,7 @@
 use super::arena::Region;
 use super::conv::{Algorithm, Conv, Shape};
 use super::map::Map;
-use super::pool::Window;
+use super::pooling::Window;
 use crate::nn::kernels::Isa;
 use crate::nn::net::{Net, Node, Op, ParamId};
 
