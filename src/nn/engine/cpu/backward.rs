@@ -6,11 +6,11 @@
 use std::ops::Range;
 
 use super::Call;
-use super::arena::Shared;
 use super::forward::{Affine, blocks};
 use super::map;
 use super::plan::{ConvStep, Norm, Slot, Step};
 use super::pooling;
+use super::regions::Shared;
 use super::rows::{self, Gate, NormGrad, Term, Upstream};
 use crate::nn::kernels::crew::Worker;
 use crate::nn::kernels::dense::{self, Rows};

@@ -72,7 +72,7 @@ impl<'a> Call<'a> {
     }
 
     /// One sample of a slot, to write.
-    #[allow(clippy::mut_from_ref, reason = "the arena is shared by workers under the contract of Mem")]
+    #[allow(clippy::mut_from_ref, reason = "the regions are shared by workers under the contract of Mem")]
     pub fn sample_mut(&self, slot: &Slot, image: usize) -> &'a mut [f32] {
         // SAFETY: see the head of this file.
         unsafe { self.mem.get_mut(slot.region, slot.at(image, self.training()), slot.map.image()) }

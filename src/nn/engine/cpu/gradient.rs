@@ -124,7 +124,7 @@ impl Conv {
     unsafe fn plain_tiles(&self, block: &Block, gw: *mut f32, tiles: Range<usize>) {
         for (panel, own) in self.touched(tiles).filter(|t| self.overlapping(t.0).is_none()) {
             // SAFETY: the panel's lanes lie in the pixel, its rows in the packed gradient; windows lie inside the
-            // bordered input, the arena's slack follows it.
+            // bordered input, the region's slack follows it.
             unsafe {
                 let pass = GradPass {
                     x: block.x,

@@ -2,13 +2,13 @@
 //!
 //! [`Engine`] runs any [`Net`] on the machine's widest registers (portable; AVX2 + FMA or AVX-512, chosen at run time;
 //! NEON). Inside, values lie as pixels × channels with a border of zeros where a convolution pads, so that its kernels
-//! know no edges; outside, everything is PyTorch's order in flat slices. One arena per engine, made once for the
+//! know no edges; outside, everything is PyTorch's order in flat slices. One block of memory per engine, made once for the
 //! largest batch seen. Convolution is direct, by Winograd's algorithm, or on Intel's matrix unit.
 //!
 //! The same seed gives the same bytes for any number of threads: workers share output tiles and samples, never a sum,
 //! and every sum has one order. Another instruction set may round otherwise.
 
-mod arena;
+mod regions;
 mod backward;
 #[cfg(test)]
 mod check;
@@ -29,9 +29,9 @@ mod tiles;
 mod tiles;
 mod winograd;
 
-use arena::{Arena, Mem, Shared};
 pub use conv::Algorithm;
 use plan::{Plan, Slot};
+use regions::{Mem, Regions, Shared};
 
 use crate::error::{Error, Result};
 use crate::key::Key;
@@ -45,8 +45,8 @@ pub struct Engine {
     plan: Plan,
     isa: Isa,
     threads: usize,
-    arena: Arena,
-    /// Samples the arena has room for.
+    regions: Regions,
+    /// Samples that the regions have room for.
     capacity: usize,
     /// Samples of the last forward.
     rows: usize,
@@ -82,7 +82,7 @@ impl Engine {
         }
         let plan = plan::plan(net, isa, threads, algorithm);
         let (net, threads) = (net.clone(), threads.max(1));
-        Ok(Engine { net, plan, isa, threads, arena: Arena::new(&[])?, capacity: 0, rows: 0, mode: Mode::Eval })
+        Ok(Engine { net, plan, isa, threads, regions: Regions::new(&[])?, capacity: 0, rows: 0, mode: Mode::Eval })
     }
 
     /// The instruction set in use.
@@ -98,8 +98,8 @@ impl Engine {
     fn reserve(&mut self, rows: usize) -> Result<()> {
         if rows > self.capacity {
             let sizes: Vec<usize> = self.plan.sizes.iter().map(|s| s.of(rows)).collect();
-            self.arena = Arena::new(&[])?;
-            self.arena = Arena::new(&sizes)?;
+            self.regions = Regions::new(&[])?;
+            self.regions = Regions::new(&sizes)?;
             self.capacity = rows;
         }
         Ok(())
@@ -163,7 +163,7 @@ impl Interpreter for Engine {
             return Ok(());
         }
         let (net, plan, isa, threads) = (&self.net, &self.plan, self.isa, self.threads);
-        let call = Call { net, plan, isa, mem: self.arena.mem(), params, rows, mode };
+        let call = Call { net, plan, isa, mem: self.regions.mem(), params, rows, mode };
         crew::run(threads, |worker| call.forward(worker, x));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Interpreter for Engine {
         }
         let entries = self.net.layout.entries();
         for norm in &self.plan.norms {
-            let state = self.arena.region(norm.state);
+            let state = self.regions.values(norm.state);
             let (c, cp) = (entries[norm.params[2]].len(), self.plan.values[norm.x].map_or(0, |s| s.map.cp));
             for (param, from) in [(norm.params[2], &state[..c]), (norm.params[3], &state[2 * cp..2 * cp + c])] {
                 for (running, value) in params[entries[param].range()].iter_mut().zip(from) {
@@ -191,7 +191,7 @@ impl Interpreter for Engine {
         let sample = slot.map.c * slot.map.pixels();
         out.clear();
         out.resize(self.rows * sample, 0.0);
-        let values = self.arena.region(slot.region);
+        let values = self.regions.values(slot.region);
         for (to, from) in out.chunks_exact_mut(sample).zip(values.chunks_exact(slot.map.image())) {
             slot.map.unpack(from, to);
         }
@@ -220,7 +220,7 @@ impl Interpreter for Engine {
             return Ok(());
         }
         let (net, plan, isa, threads) = (&self.net, &self.plan, self.isa, self.threads);
-        let call = Call { net, plan, isa, mem: self.arena.mem(), params, rows: self.rows, mode: self.mode };
+        let call = Call { net, plan, isa, mem: self.regions.mem(), params, rows: self.rows, mode: self.mode };
         let grads = Shared::new(grads);
         crew::run(threads, |worker| call.backward(worker, seeds, grads));
         Ok(())

@@ -4,10 +4,10 @@
 //! right behind a convolution happens in the convolution. Every value gets its own region, with the border that its
 //! convolutions need, and so does every gradient.
 
-use super::arena::Region;
 use super::conv::{Algorithm, Conv, Shape};
 use super::map::Map;
 use super::pooling::Window;
+use super::regions::Region;
 use crate::nn::kernels::Isa;
 use crate::nn::net::{Net, Node, Op, ParamId};
 

@@ -9,16 +9,16 @@ const LINE: usize = 16;
 /// Readable floats after each region, so that a kernel may load a little too much.
 const SLACK: usize = 64;
 
-/// A region: its index in the arena's list.
+/// A region: its index in the list of sizes.
 pub(super) type Region = usize;
 
 /// Zeroed floats; regions begin on cache-line boundaries.
-pub(super) struct Arena {
+pub(super) struct Regions {
     map: MmapMut,
     starts: Vec<usize>,
 }
 
-impl Arena {
+impl Regions {
     /// Regions of these sizes in floats, all zero.
     pub fn new(sizes: &[usize]) -> Result<Self> {
         let mut starts = Vec::with_capacity(sizes.len() + 1);
@@ -33,7 +33,7 @@ impl Arena {
         // Large pages spare most of the address translation; where they are refused, small ones do.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Arena { map, starts })
+        Ok(Regions { map, starts })
     }
 
     /// A handle for worker threads.
@@ -42,12 +42,12 @@ impl Arena {
     }
 
     /// A region's values.
-    pub fn region(&self, region: Region) -> &[f32] {
+    pub fn values(&self, region: Region) -> &[f32] {
         &bytemuck::cast_slice(&self.map)[self.starts[region]..self.starts[region + 1]]
     }
 }
 
-/// The arena as the worker threads of one call see it.
+/// The regions as the worker threads of one call see it.
 ///
 /// Contract: between two barriers, what one worker writes no other worker reads or writes.
 #[derive(Clone, Copy)]
