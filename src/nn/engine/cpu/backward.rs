@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::Call;
 use super::forward::{Affine, blocks};
 use super::map;
-use super::plan::{ConvStep, Norm, Slot, Step};
+use super::plan::{ConvStep, Norm, Spot, Step};
 use super::pooling;
 use super::regions::Shared;
 use super::rows::{self, Gate, NormGrad, Term, Upstream};
@@ -38,11 +38,11 @@ struct Branch<'p> {
 /// What goes sample by sample.
 enum Local<'p> {
     /// Rectifier and bias of a convolution.
-    Gate(&'p ConvStep, &'p Slot),
+    Gate(&'p ConvStep, &'p Spot),
     /// Input gradient (`add`: onto what is there; none: not wanted) and, for a lone worker, weight gradient.
     Conv {
         step: &'p ConvStep,
-        gy: &'p Slot,
+        gy: &'p Spot,
         add: Option<bool>,
         weights: bool,
     },
@@ -56,17 +56,17 @@ enum Local<'p> {
     Sums {
         norm: &'p Norm,
         relu: Option<Relu<'p>>,
-        gy: &'p Slot,
+        gy: &'p Spot,
     },
     Fuse {
         branches: Vec<Branch<'p>>,
         relu: Option<Relu<'p>>,
-        gy: &'p Slot,
+        gy: &'p Spot,
     },
     Sample {
         step: &'p Step,
-        gy: &'p Slot,
-        gx: &'p Slot,
+        gy: &'p Spot,
+        gx: &'p Spot,
         add: bool,
     },
 }
@@ -80,7 +80,7 @@ struct Walk<'c, 'p, 'w> {
     filled: Vec<bool>,
     segment: Vec<Local<'p>>,
     /// Convolutions whose weight gradient waits for a barrier.
-    waiting: Vec<(&'p ConvStep, &'p Slot)>,
+    waiting: Vec<(&'p ConvStep, &'p Spot)>,
     /// Convolutions whose packed gradient goes to the caller's at the end.
     ran: Vec<&'p ConvStep>,
 }
@@ -112,7 +112,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn grad(&self, node: Node) -> Option<&'p Slot> {
+    fn grad(&self, node: Node) -> Option<&'p Spot> {
         self.plan.grads[node].as_ref()
     }
 
@@ -201,7 +201,7 @@ impl<'p> Call<'p> {
         out
     }
 
-    fn upstream<'v>(&'v self, gy: &'v Slot, relu: Option<Relu<'_>>, image: usize) -> Upstream<'v> {
+    fn upstream<'v>(&'v self, gy: &'v Spot, relu: Option<Relu<'_>>, image: usize) -> Upstream<'v> {
         let gate = match relu {
             None => Gate::Open,
             Some(Relu::Of(node)) => Gate::Output(self.view(self.value(node), image)),
@@ -229,7 +229,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn gate(&self, step: &ConvStep, gy: &Slot, image: usize) {
+    fn gate(&self, step: &ConvStep, gy: &Spot, image: usize) {
         let y = self.value(step.out);
         // SAFETY: this worker's samples.
         unsafe {
@@ -246,7 +246,7 @@ impl<'p> Call<'p> {
     fn conv_back(
         &self,
         step: &ConvStep,
-        gy: &Slot,
+        gy: &Spot,
         add: Option<bool>,
         weights: bool,
         images: Range<usize>,
@@ -265,7 +265,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn sums(&self, norm: &Norm, relu: Option<Relu<'_>>, gy: &Slot, image: usize) {
+    fn sums(&self, norm: &Norm, relu: Option<Relu<'_>>, gy: &Spot, image: usize) {
         let z = self.value(norm.x);
         let mean = self.state(norm, 0, z.map.cp);
         // SAFETY: this worker's samples.
@@ -275,7 +275,7 @@ impl<'p> Call<'p> {
         }
     }
 
-    fn branch(&self, branch: &Branch<'_>, relu: Option<Relu<'_>>, gy: &Slot, image: usize) {
+    fn branch(&self, branch: &Branch<'_>, relu: Option<Relu<'_>>, gy: &Spot, image: usize) {
         let Some(gx) = self.grad(branch.node) else { return };
         let norm = branch.norm.as_ref().map(|(n, [scale, offset, slope])| NormGrad {
             z: self.view(self.value(n.x), image),
@@ -289,7 +289,7 @@ impl<'p> Call<'p> {
         unsafe { rows::fuse_grad(self.isa(), up, norm, branch.add, out, &gx.map) }
     }
 
-    fn sample_back(&self, step: &Step, image: usize, gy: &Slot, gx: &Slot, add: bool) {
+    fn sample_back(&self, step: &Step, image: usize, gy: &Spot, gx: &Spot, add: bool) {
         let from = (self.sample(gy, image), &gy.map);
         let to = (self.sample_mut(gx, image), &gx.map);
         // Windows side by side write every pixel; others add to zeros.
@@ -323,12 +323,12 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     fn seed(&mut self, node: Node, seed: &[f32]) {
-        let Some(slot) = self.call.grad(node) else { return };
-        let sample = slot.map.c * slot.map.pixels();
+        let Some(spot) = self.call.grad(node) else { return };
+        let sample = spot.map.c * spot.map.pixels();
         let add = self.visit(node);
         for image in self.worker.share(self.call.rows) {
-            let (from, to) = (&seed[image * sample..][..sample], self.call.sample_mut(slot, image));
-            if add { slot.map.add(from, to) } else { slot.map.pack(from, to) }
+            let (from, to) = (&seed[image * sample..][..sample], self.call.sample_mut(spot, image));
+            if add { spot.map.add(from, to) } else { spot.map.pack(from, to) }
         }
     }
 
@@ -340,7 +340,7 @@ impl<'p> Walk<'_, 'p, '_> {
     }
 
     /// The gradient of a step's output, if anything reached it.
-    fn upstream(&self, out: Node) -> Option<&'p Slot> {
+    fn upstream(&self, out: Node) -> Option<&'p Spot> {
         self.call.grad(out).filter(|_| self.filled[out])
     }
 

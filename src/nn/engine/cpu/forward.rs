@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Call;
 use super::conv::Target;
 use super::map;
-use super::plan::{ConvStep, Norm, Slot, Step, WholeSum, block_of};
+use super::plan::{ConvStep, Norm, Spot, Step, WholeSum, block_of};
 use super::pooling;
 use super::rows::{self, Term, View};
 use crate::nn::interpreter::Mode;
@@ -56,7 +56,7 @@ impl<'a> Call<'a> {
     }
 
     /// A node's value; the plan gives every operand one.
-    pub fn value(&self, node: Node) -> &'a Slot {
+    pub fn value(&self, node: Node) -> &'a Spot {
         self.plan.values[node].as_ref().expect("the plan stores every operand")
     }
 
@@ -65,30 +65,30 @@ impl<'a> Call<'a> {
         matches!(self.mode, Mode::Train(_))
     }
 
-    /// One sample of a slot, to read.
-    pub fn sample(&self, slot: &Slot, image: usize) -> &'a [f32] {
+    /// One sample of a spot, to read.
+    pub fn sample(&self, spot: &Spot, image: usize) -> &'a [f32] {
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get(slot.region, slot.at(image, self.training()), slot.map.image()) }
+        unsafe { self.mem.get(spot.region, spot.at(image, self.training()), spot.map.image()) }
     }
 
-    /// One sample of a slot, to write.
+    /// One sample of a spot, to write.
     #[allow(clippy::mut_from_ref, reason = "the regions are shared by workers under the contract of Mem")]
-    pub fn sample_mut(&self, slot: &Slot, image: usize) -> &'a mut [f32] {
+    pub fn sample_mut(&self, spot: &Spot, image: usize) -> &'a mut [f32] {
         // SAFETY: see the head of this file.
-        unsafe { self.mem.get_mut(slot.region, slot.at(image, self.training()), slot.map.image()) }
+        unsafe { self.mem.get_mut(spot.region, spot.at(image, self.training()), spot.map.image()) }
     }
 
     /// The first float of a sample.
-    pub fn at(&self, slot: &Slot, image: usize) -> *mut f32 {
-        self.sample_mut(slot, image).as_mut_ptr()
+    pub fn at(&self, spot: &Spot, image: usize) -> *mut f32 {
+        self.sample_mut(spot, image).as_mut_ptr()
     }
 
-    /// One sample of a slot with its map.
-    pub fn view<'b>(&self, slot: &'b Slot, image: usize) -> View<'b>
+    /// One sample of a spot with its map.
+    pub fn view<'b>(&self, spot: &'b Spot, image: usize) -> View<'b>
     where
         'a: 'b,
     {
-        View { data: self.sample(slot, image), map: &slot.map }
+        View { data: self.sample(spot, image), map: &spot.map }
     }
 
     /// Images and convolution weights into the engine's layouts.
@@ -223,14 +223,14 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn draw_mask(&self, node: Node, image: usize, p: f32, slot: &Slot, mask: &mut [f32], scratch: &mut Vec<f32>) {
+    fn draw_mask(&self, node: Node, image: usize, p: f32, spot: &Spot, mask: &mut [f32], scratch: &mut Vec<f32>) {
         match self.mode {
             Mode::Train(key) => {
-                scratch.resize(slot.map.c * slot.map.pixels(), 0.0);
+                scratch.resize(spot.map.c * spot.map.pixels(), 0.0);
                 // SAFETY: the machine has the instruction set.
                 unsafe {
                     pooling::dropout(self.isa, key, node, image, p, scratch);
-                    map::pack(self.isa, &slot.map, scratch, mask);
+                    map::pack(self.isa, &spot.map, scratch, mask);
                 }
             }
             Mode::Eval | Mode::Infer => mask.fill(1.0),
@@ -252,8 +252,8 @@ impl<'a> Call<'a> {
         let (x, out) = (self.at(self.value(step.x), images.start), self.value(into.out));
         let y = Target { at: self.at(out, images.start), map: &out.map, to: &into.to };
         let skip = into.skip.as_ref().map(|(node, to)| {
-            let slot = self.value(*node);
-            Target { at: self.at(slot, images.start), map: &slot.map, to }
+            let spot = self.value(*node);
+            Target { at: self.at(spot, images.start), map: &spot.map, to }
         });
         // SAFETY: see the head of this file.
         unsafe { step.conv.forward_into(x, self.mem.ptr(step.packed), y, skip, into.relu, images.len(), scratch) }
@@ -274,17 +274,17 @@ impl<'a> Call<'a> {
 
     /// One sample of a sum.
     pub fn fuse(&self, terms: &[(Node, Option<usize>)], affine: &[Affine], relu: bool, out: Node, image: usize) {
-        let slot = self.value(out);
+        let spot = self.value(out);
         let term = |i: usize| Term {
             z: self.view(self.value(terms[i].0), image),
             affine: affine[i].as_ref().map(|(a, b)| (a.as_slice(), b.as_slice())),
         };
-        let out = self.sample_mut(slot, image);
+        let out = self.sample_mut(spot, image);
         // SAFETY: the machine has the instruction set.
         unsafe {
             match terms.len() {
-                1 => rows::fuse(self.isa, &[term(0)], relu, out, &slot.map),
-                _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &slot.map),
+                1 => rows::fuse(self.isa, &[term(0)], relu, out, &spot.map),
+                _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &spot.map),
             }
         }
     }
@@ -358,8 +358,8 @@ impl<'a> Call<'a> {
     }
 
     /// The samples of a vector value as rows.
-    pub fn rows_of(&self, slot: &Slot) -> Rows {
-        Rows { at: self.mem.ptr(slot.region), stride: slot.map.image(), count: self.rows }
+    pub fn rows_of(&self, spot: &Spot) -> Rows {
+        Rows { at: self.mem.ptr(spot.region), stride: spot.map.image(), count: self.rows }
     }
 
     /// The instruction set, for kernels.

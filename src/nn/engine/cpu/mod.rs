@@ -30,7 +30,7 @@ mod tiles;
 mod winograd;
 
 pub use conv::Algorithm;
-use plan::{Plan, Slot};
+use plan::{Plan, Spot};
 use regions::{Mem, Regions, Shared};
 
 use crate::error::{Error, Result};
@@ -113,10 +113,10 @@ impl Engine {
         Err(Error::defect(format!("{}: {} parameters, expected {want}", self.net.name, params.len())))
     }
 
-    fn slot(&self, node: Node) -> Result<Slot> {
+    fn spot(&self, node: Node) -> Result<Spot> {
         let visible = node == self.net.logits || self.net.taps.values().any(|&n| n == node);
         match self.plan.values.get(node) {
-            Some(&Some(slot)) if visible => Ok(slot),
+            Some(&Some(spot)) if visible => Ok(spot),
             _ => Err(Error::defect(format!("{}: node {node} is neither a tap nor the output", self.net.name))),
         }
     }
@@ -124,8 +124,8 @@ impl Engine {
     /// Batch norm needs more than one value a channel to take a variance.
     fn check_statistics(&self, rows: usize) -> Result<()> {
         for norm in &self.plan.norms {
-            if let Some(slot) = self.plan.values[norm.x]
-                && rows * slot.map.pixels() == 1
+            if let Some(spot) = self.plan.values[norm.x]
+                && rows * spot.map.pixels() == 1
             {
                 let name = &self.net.layout.entries()[norm.params[0]].name;
                 return Err(Error::input(format!("{}: {name}: one value a channel in training", self.net.name))
@@ -187,13 +187,13 @@ impl Interpreter for Engine {
     }
 
     fn read(&mut self, node: Node, out: &mut Vec<f32>) -> Result<()> {
-        let slot = self.slot(node)?;
-        let sample = slot.map.c * slot.map.pixels();
+        let spot = self.spot(node)?;
+        let sample = spot.map.c * spot.map.pixels();
         out.clear();
         out.resize(self.rows * sample, 0.0);
-        let values = self.regions.values(slot.region);
-        for (to, from) in out.chunks_exact_mut(sample).zip(values.chunks_exact(slot.map.image())) {
-            slot.map.unpack(from, to);
+        let values = self.regions.values(spot.region);
+        for (to, from) in out.chunks_exact_mut(sample).zip(values.chunks_exact(spot.map.image())) {
+            spot.map.unpack(from, to);
         }
         Ok(())
     }
@@ -205,8 +205,8 @@ impl Interpreter for Engine {
             return Err(Error::defect(format!("{}: backward after a forward in Mode::Infer", self.net.name)));
         }
         for &(node, seed) in seeds {
-            let slot = self.slot(node)?;
-            let want = self.rows * slot.map.c * slot.map.pixels();
+            let spot = self.spot(node)?;
+            let want = self.rows * spot.map.c * spot.map.pixels();
             if seed.len() != want {
                 return Err(Error::defect(format!(
                     "{}: the seed of node {node} has {} values, expected {want}",

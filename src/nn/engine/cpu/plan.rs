@@ -22,14 +22,14 @@ pub(super) fn block_of(at_once: usize) -> usize {
 
 /// Where a value or gradient lies.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
+pub(super) struct Spot {
     pub map: Map,
     pub region: Region,
     /// Of a ring, used by one block after the other: the samples of a block in training. It has room for [`RING`].
     pub ring: Option<usize>,
 }
 
-impl Slot {
+impl Spot {
     /// First float of a sample in the region.
     pub fn at(&self, image: usize, training: bool) -> usize {
         let place = match self.ring {
@@ -75,7 +75,7 @@ pub(super) enum Step {
         x: Node,
         out: Node,
         window: Window,
-        index: Slot,
+        index: Spot,
     },
     AvgPool {
         x: Node,
@@ -106,7 +106,7 @@ pub(super) enum Step {
         x: Node,
         out: Node,
         p: f32,
-        mask: Slot,
+        mask: Spot,
     },
 }
 
@@ -175,8 +175,8 @@ impl Size {
 pub(super) struct Plan {
     pub steps: Vec<Step>,
     pub norms: Vec<Norm>,
-    pub values: Vec<Option<Slot>>,
-    pub grads: Vec<Option<Slot>>,
+    pub values: Vec<Option<Spot>>,
+    pub grads: Vec<Option<Spot>>,
     pub sizes: Vec<Size>,
     /// Where workers compute between two values, and the floats that each has there.
     pub scratch: (Region, usize),
@@ -272,8 +272,8 @@ impl<'a> Planner<'a> {
         self.plan.sizes.len() - 1
     }
 
-    fn slot(&mut self, map: Map) -> Slot {
-        Slot { map, region: self.region(map.image(), 0), ring: None }
+    fn spot(&mut self, map: Map) -> Spot {
+        Spot { map, region: self.region(map.image(), 0), ring: None }
     }
 
     /// Gives a node its value and, when parameters lie upstream, its gradient.
@@ -283,10 +283,10 @@ impl<'a> Planner<'a> {
         if node == 0 && self.consumers[0].iter().all(raw) {
             map.cp = map.c;
         }
-        self.plan.values[node] = Some(self.slot(map));
+        self.plan.values[node] = Some(self.spot(map));
         if self.depends[node] {
             let grad = Map { border: grad_border, ..map };
-            self.plan.grads[node] = Some(self.slot(grad));
+            self.plan.grads[node] = Some(self.spot(grad));
         }
     }
 
@@ -313,7 +313,7 @@ impl<'a> Planner<'a> {
             }
             Op::MaxPool { x, kernel, stride, padding } => {
                 self.store(node, 0);
-                let index = self.slot(Map::new(&self.net.shapes[node], 0));
+                let index = self.spot(Map::new(&self.net.shapes[node], 0));
                 let window = Window { kernel, stride, padding };
                 self.plan.steps.push(Step::MaxPool { x, out: node, window, index });
             }
@@ -328,7 +328,7 @@ impl<'a> Planner<'a> {
             Op::Flatten { x } => self.simple(node, Step::Flatten { x, out: node }),
             Op::Linear { x, weight, bias } => self.simple(node, Step::Linear { x, out: node, weight, bias }),
             Op::Dropout { x, p } => {
-                let mask = self.slot(Map::new(&self.net.shapes[node], 0));
+                let mask = self.spot(Map::new(&self.net.shapes[node], 0));
                 self.simple(node, Step::Dropout { x, out: node, p, mask });
             }
         }
@@ -364,11 +364,11 @@ impl<'a> Planner<'a> {
                 values.push((*out, block(segments[r])));
             }
         }
-        for (slots, rings) in [(&mut self.plan.values, values), (&mut self.plan.grads, grads)] {
+        for (spots, rings) in [(&mut self.plan.values, values), (&mut self.plan.grads, grads)] {
             for (node, block) in rings {
-                if let Some(slot) = &mut slots[node] {
-                    slot.ring = Some(block);
-                    self.plan.sizes[slot.region] = Size { per_image: 0, fixed: RING * slot.map.image() };
+                if let Some(spot) = &mut spots[node] {
+                    spot.ring = Some(block);
+                    self.plan.sizes[spot.region] = Size { per_image: 0, fixed: RING * spot.map.image() };
                 }
             }
         }
@@ -472,8 +472,8 @@ impl<'a> Planner<'a> {
     }
 
     fn norm(&mut self, node: Node, x: Node, params: [ParamId; 4]) {
-        let Some(slot) = self.plan.values[x] else { return };
-        let cp = slot.map.cp;
+        let Some(spot) = self.plan.values[x] else { return };
+        let cp = spot.map.cp;
         let norm = Norm { x, params, state: self.region(0, 5 * cp), partial: self.region(4 * cp, 0) };
         self.plan.norms.push(norm);
         let id = self.plan.norms.len() - 1;
