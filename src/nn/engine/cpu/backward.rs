@@ -11,7 +11,7 @@ use super::map;
 use super::plan::{ConvStep, Norm, Spot, Step};
 use super::pooling;
 use super::regions::Shared;
-use super::rows::{self, Gate, NormGrad, Term, Upstream};
+use super::rows::{self, Gate, NormGrad, Summand, Upstream};
 use crate::nn::kernels::crew::Worker;
 use crate::nn::kernels::dense::{self, Rows};
 use crate::nn::net::{Node, ParamId};
@@ -205,9 +205,10 @@ impl<'p> Call<'p> {
         let gate = match relu {
             None => Gate::Open,
             Some(Relu::Of(node)) => Gate::Output(self.view(self.value(node), image)),
-            Some(Relu::After(norm)) => {
-                Gate::Term(Term { z: self.view(self.value(norm.x), image), affine: Some(self.scale_and_shift(norm)) })
-            }
+            Some(Relu::After(norm)) => Gate::Summand(Summand {
+                z: self.view(self.value(norm.x), image),
+                affine: Some(self.scale_and_shift(norm)),
+            }),
         };
         Upstream { g: self.view(gy, image), gate }
     }

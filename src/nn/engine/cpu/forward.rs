@@ -11,7 +11,7 @@ use super::conv::Target;
 use super::map;
 use super::plan::{ConvStep, Norm, Spot, Step, WholeSum, block_of};
 use super::pooling;
-use super::rows::{self, Term, View};
+use super::rows::{self, Summand, View};
 use crate::nn::interpreter::Mode;
 use crate::nn::kernels::Isa;
 use crate::nn::kernels::crew::Worker;
@@ -275,7 +275,7 @@ impl<'a> Call<'a> {
     /// One sample of a sum.
     pub fn fuse(&self, terms: &[(Node, Option<usize>)], affine: &[Affine], relu: bool, out: Node, image: usize) {
         let spot = self.value(out);
-        let term = |i: usize| Term {
+        let summand = |i: usize| Summand {
             z: self.view(self.value(terms[i].0), image),
             affine: affine[i].as_ref().map(|(a, b)| (a.as_slice(), b.as_slice())),
         };
@@ -283,8 +283,8 @@ impl<'a> Call<'a> {
         // SAFETY: the machine has the instruction set.
         unsafe {
             match terms.len() {
-                1 => rows::fuse(self.isa, &[term(0)], relu, out, &spot.map),
-                _ => rows::fuse(self.isa, &[term(0), term(1)], relu, out, &spot.map),
+                1 => rows::fuse(self.isa, &[summand(0)], relu, out, &spot.map),
+                _ => rows::fuse(self.isa, &[summand(0), summand(1)], relu, out, &spot.map),
             }
         }
     }

@@ -130,7 +130,7 @@ unsafe fn stats_body<S: Simd>(z: View<'_>, out: &mut [f64]) {
 
 /// A summand of a fused pass.
 #[derive(Clone, Copy)]
-pub(super) struct Term<'a> {
+pub(super) struct Summand<'a> {
     /// Its values.
     pub z: View<'a>,
     /// Scale and shift of each channel, if batch norm stands before.
@@ -139,11 +139,11 @@ pub(super) struct Term<'a> {
 
 per_isa! {
     /// `out = relu?(Σ scale·z + shift)` over one or two terms.
-    fuse = fuse_body(terms: &[Term<'_>], relu: bool, out: &mut [f32], map: &Map)
+    fuse = fuse_body(terms: &[Summand<'_>], relu: bool, out: &mut [f32], map: &Map)
 }
 
 #[inline(always)]
-unsafe fn fuse_body<S: Simd>(terms: &[Term<'_>], relu: bool, out: &mut [f32], map: &Map) {
+unsafe fn fuse_body<S: Simd>(terms: &[Summand<'_>], relu: bool, out: &mut [f32], map: &Map) {
     for term in terms {
         match term.affine {
             Some((scale, shift)) => check(map, &[term.z.map], &[scale, shift]),
@@ -227,7 +227,7 @@ pub(super) enum Gate<'a> {
     /// Where the rectified output is positive.
     Output(View<'a>),
     /// Where the only term is positive, computed again: less to read than the output.
-    Term(Term<'a>),
+    Summand(Summand<'a>),
 }
 
 impl Gate<'_> {
@@ -236,7 +236,7 @@ impl Gate<'_> {
         match self {
             Gate::Open => {}
             Gate::Output(y) => check(map, &[y.map], &[]),
-            Gate::Term(t) => {
+            Gate::Summand(t) => {
                 let (scale, shift) = t.affine.unwrap_or((&[], &[]));
                 check(map, &[t.z.map], &[scale, shift]);
             }
@@ -269,7 +269,7 @@ unsafe fn sums_body<S: Simd>(up: Upstream<'_>, z: View<'_>, mean: &[f32], out: &
                     pair!(S::gate(S::load(g.add(i)), S::load(y.add(i))), S::load(z.add(i)), c)
                 });
             }
-            Gate::Term(Term { z: t, affine: Some(affine) }) => {
+            Gate::Summand(Summand { z: t, affine: Some(affine) }) => {
                 sum_rows!(S, map, sums, products, |r| let (z, g, t) = (z.row(r), up.g.row(r), t.row(r)), |i, c| {
                     pair!(S::gate(S::load(g.add(i)), self::affine::<S>(t, i, affine, c)), S::load(z.add(i)), c)
                 });
@@ -326,7 +326,7 @@ unsafe fn fuse_grad_body<S: Simd>(up: Upstream<'_>, norm: Option<NormGrad<'_>>, 
                     let y = y.row(row);
                     write!(|i, c| S::gate(S::load(g.add(i)), S::load(y.add(i))));
                 }
-                Gate::Term(Term { z: t, affine: Some(s) }) => {
+                Gate::Summand(Summand { z: t, affine: Some(s) }) => {
                     let t = t.row(row);
                     write!(|i, c| S::gate(S::load(g.add(i)), affine::<S>(t, i, s, c)));
                 }
