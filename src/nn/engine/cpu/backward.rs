@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::Call;
 use super::forward::{Affine, blocks};
 use super::map;
-use super::plan::{ConvStep, Norm, Spot, Step};
+use super::plan::{ConvStep, Norm, PlanStep, Spot};
 use super::pooling;
 use super::regions::Shared;
 use super::rows::{self, Gate, NormGrad, Summand, Upstream};
@@ -64,7 +64,7 @@ enum Local<'p> {
         gy: &'p Spot,
     },
     Sample {
-        step: &'p Step,
+        step: &'p PlanStep,
         gy: &'p Spot,
         gx: &'p Spot,
         add: bool,
@@ -133,8 +133,8 @@ impl<'p> Call<'p> {
     fn clear(&self, grads: Shared<'_>) {
         let written = |id: ParamId| {
             self.plan.steps.iter().any(|step| match step {
-                Step::Conv(conv) => conv.weight == id,
-                Step::Linear { weight, .. } => *weight == id,
+                PlanStep::Conv(conv) => conv.weight == id,
+                PlanStep::Linear { weight, .. } => *weight == id,
                 _ => false,
             })
         };
@@ -290,28 +290,28 @@ impl<'p> Call<'p> {
         unsafe { rows::fuse_grad(self.isa(), up, norm, branch.add, out, &gx.map) }
     }
 
-    fn sample_back(&self, step: &Step, image: usize, gy: &Spot, gx: &Spot, add: bool) {
+    fn sample_back(&self, step: &PlanStep, image: usize, gy: &Spot, gx: &Spot, add: bool) {
         let from = (self.sample(gy, image), &gy.map);
         let to = (self.sample_mut(gx, image), &gx.map);
         // Windows side by side write every pixel; others add to zeros.
-        let written = matches!(step, Step::MaxPool { window, .. } if window.covers(&gy.map, &gx.map));
-        let sums = matches!(step, Step::MaxPool { .. } | Step::AvgPool { .. } | Step::Subsample { .. });
+        let written = matches!(step, PlanStep::MaxPool { window, .. } if window.covers(&gy.map, &gx.map));
+        let sums = matches!(step, PlanStep::MaxPool { .. } | PlanStep::AvgPool { .. } | PlanStep::Subsample { .. });
         if !add && sums && !written {
             to.0.fill(0.0);
         }
         match step {
-            Step::MaxPool { window, index, .. } => {
+            PlanStep::MaxPool { window, index, .. } => {
                 let index = (self.sample(index, image), &index.map);
                 // SAFETY: the machine has the instruction set.
                 unsafe { pooling::max_grad(self.isa, *window, from, index, add || !written, to) }
             }
-            Step::AvgPool { window, .. } => pooling::mean_grad(*window, from, to),
-            Step::GlobalMean { .. } => pooling::global_mean_grad(from.0, add, to),
-            Step::Subsample { stride, before, .. } => pooling::subsample_grad(*stride, *before, from, to),
-            Step::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
+            PlanStep::AvgPool { window, .. } => pooling::mean_grad(*window, from, to),
+            PlanStep::GlobalMean { .. } => pooling::global_mean_grad(from.0, add, to),
+            PlanStep::Subsample { stride, before, .. } => pooling::subsample_grad(*stride, *before, from, to),
+            PlanStep::Flatten { .. } if add => to.1.add(&from.0[..gy.map.c], to.0),
             // SAFETY: the machine has the instruction set.
-            Step::Flatten { .. } => unsafe { map::pack(self.isa, to.1, &from.0[..gy.map.c], to.0) },
-            Step::Dropout { mask, .. } => pooling::multiply(from, (self.sample(mask, image), &mask.map), add, to),
+            PlanStep::Flatten { .. } => unsafe { map::pack(self.isa, to.1, &from.0[..gy.map.c], to.0) },
+            PlanStep::Dropout { mask, .. } => pooling::multiply(from, (self.sample(mask, image), &mask.map), add, to),
             _ => {}
         }
     }
@@ -345,18 +345,18 @@ impl<'p> Walk<'_, 'p, '_> {
         self.call.grad(out).filter(|_| self.filled[out])
     }
 
-    fn step(&mut self, step: &'p Step) {
+    fn step(&mut self, step: &'p PlanStep) {
         match step {
-            Step::Conv(conv) => self.conv(conv),
-            Step::Stats { .. } => {}
-            Step::Fuse { terms, relu, out, .. } => self.fuse(terms, *relu, *out),
-            Step::Linear { x, out, weight, bias } => self.linear(*x, *out, *weight, *bias),
-            Step::MaxPool { x, out, .. }
-            | Step::AvgPool { x, out, .. }
-            | Step::GlobalMean { x, out }
-            | Step::Subsample { x, out, .. }
-            | Step::Flatten { x, out }
-            | Step::Dropout { x, out, .. } => {
+            PlanStep::Conv(conv) => self.conv(conv),
+            PlanStep::Stats { .. } => {}
+            PlanStep::Fuse { terms, relu, out, .. } => self.fuse(terms, *relu, *out),
+            PlanStep::Linear { x, out, weight, bias } => self.linear(*x, *out, *weight, *bias),
+            PlanStep::MaxPool { x, out, .. }
+            | PlanStep::AvgPool { x, out, .. }
+            | PlanStep::GlobalMean { x, out }
+            | PlanStep::Subsample { x, out, .. }
+            | PlanStep::Flatten { x, out }
+            | PlanStep::Dropout { x, out, .. } => {
                 if let (Some(gy), Some(gx)) = (self.upstream(*out), self.call.grad(*x)) {
                     let add = self.visit(*x);
                     self.segment.push(Local::Sample { step, gy, gx, add });
@@ -422,7 +422,7 @@ impl<'p> Walk<'_, 'p, '_> {
             return;
         }
         for step in &self.call.plan.steps {
-            if let Step::Fuse { terms, out, .. } = step
+            if let PlanStep::Fuse { terms, out, .. } = step
                 && let (&[(_, Some(norm))], true) = (terms.as_slice(), *out == node)
             {
                 let (scale, shift) = self.call.scale_and_shift(&self.call.plan.norms[norm]);

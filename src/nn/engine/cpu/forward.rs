@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::Call;
 use super::conv::Target;
 use super::map;
-use super::plan::{ConvStep, Norm, Spot, Step, WholeSum, block_of};
+use super::plan::{ConvStep, Norm, PlanStep, Spot, WholeSum, block_of};
 use super::pooling;
 use super::rows::{self, Summand, View};
 use crate::nn::interpreter::Mode;
@@ -33,7 +33,7 @@ enum Local<'p> {
     },
     /// A convolution with its folded batch norm and the sum behind it.
     Whole(&'p ConvStep, &'p WholeSum),
-    Sample(&'p Step),
+    Sample(&'p PlanStep),
 }
 
 /// Cuts a share of the samples into the blocks of a segment whose convolutions take `at_once`.
@@ -121,28 +121,28 @@ impl<'a> Call<'a> {
     /// The convolutions of the plan.
     pub fn convs(&self) -> impl Iterator<Item = &'a ConvStep> {
         self.plan.steps.iter().filter_map(|step| match step {
-            Step::Conv(c) => Some(&**c),
+            PlanStep::Conv(c) => Some(&**c),
             _ => None,
         })
     }
 
     /// Gathers steps that go sample by sample into segments, and runs a segment block by block, so that what one
     /// step writes the next finds in the cache.
-    fn walk<'p>(&self, worker: &Worker<'_>, steps: &'p [Step]) {
+    fn walk<'p>(&self, worker: &Worker<'_>, steps: &'p [PlanStep]) {
         let mut segment: Vec<Local<'p>> = Vec::new();
         for step in steps {
             match step {
-                Step::Conv(step) if self.mode == Mode::Infer && step.into.is_some() => {}
-                Step::Conv(step) => segment.push(Local::Conv(step)),
-                Step::Stats { norm } => segment.push(Local::Stats(*norm)),
-                Step::Fuse { whole: Some(conv), .. } if self.mode == Mode::Infer => {
-                    if let Step::Conv(step) = &steps[*conv]
+                PlanStep::Conv(step) if self.mode == Mode::Infer && step.into.is_some() => {}
+                PlanStep::Conv(step) => segment.push(Local::Conv(step)),
+                PlanStep::Stats { norm } => segment.push(Local::Stats(*norm)),
+                PlanStep::Fuse { whole: Some(conv), .. } if self.mode == Mode::Infer => {
+                    if let PlanStep::Conv(step) = &steps[*conv]
                         && let Some(into) = &step.into
                     {
                         segment.push(Local::Whole(step, into));
                     }
                 }
-                Step::Fuse { terms, relu, out, .. } => {
+                PlanStep::Fuse { terms, relu, out, .. } => {
                     if step.ends_segment() && self.training() {
                         self.run(worker, &mut segment);
                         worker.meet();
@@ -151,7 +151,7 @@ impl<'a> Call<'a> {
                     let affine = terms.iter().map(affine).collect();
                     segment.push(Local::Fuse { terms, relu: *relu, out: *out, affine });
                 }
-                Step::Linear { x, out, weight, bias } => {
+                PlanStep::Linear { x, out, weight, bias } => {
                     self.run(worker, &mut segment);
                     self.linear(worker, *x, *out, *weight, *bias);
                 }
@@ -184,36 +184,36 @@ impl<'a> Call<'a> {
         segment.clear();
     }
 
-    fn by_sample(&self, step: &Step, image: usize, scratch: &mut Vec<f32>) {
+    fn by_sample(&self, step: &PlanStep, image: usize, scratch: &mut Vec<f32>) {
         let pair = |x: Node, out: Node| {
             let (x, out) = (self.value(x), self.value(out));
             ((self.sample(x, image), &x.map), (self.sample_mut(out, image), &out.map))
         };
         match step {
-            Step::MaxPool { x, out, window, index } => {
+            PlanStep::MaxPool { x, out, window, index } => {
                 let (x, out) = pair(*x, *out);
                 let index = (self.sample_mut(index, image), &index.map);
                 // SAFETY: the machine has the instruction set.
                 unsafe { pooling::max(self.isa, *window, x, out, index) }
             }
-            Step::AvgPool { x, out, window } => {
+            PlanStep::AvgPool { x, out, window } => {
                 let (x, out) = pair(*x, *out);
                 pooling::mean(*window, x, out);
             }
-            Step::GlobalMean { x, out } => {
+            PlanStep::GlobalMean { x, out } => {
                 let (x, (out, _)) = pair(*x, *out);
                 pooling::global_mean(x, out, scratch);
             }
-            Step::Subsample { x, out, stride, before } => {
+            PlanStep::Subsample { x, out, stride, before } => {
                 let (x, out) = pair(*x, *out);
                 pooling::subsample(*stride, *before, x, out);
             }
-            Step::Flatten { x, out } => {
+            PlanStep::Flatten { x, out } => {
                 let ((x, map), (out, om)) = pair(*x, *out);
                 // SAFETY: the machine has the instruction set.
                 unsafe { map::unpack(self.isa, map, x, &mut out[..om.c]) }
             }
-            Step::Dropout { x, out, p, mask } => {
+            PlanStep::Dropout { x, out, p, mask } => {
                 let m = self.sample_mut(mask, image);
                 self.draw_mask(*out, image, *p, mask, m, scratch);
                 let (x, out) = pair(*x, *out);

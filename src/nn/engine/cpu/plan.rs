@@ -57,7 +57,7 @@ pub(super) struct Norm {
 
 /// One step of forward; backward walks them in reverse.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum PlanStep {
     Conv(Box<ConvStep>),
     /// Statistics of a batch norm whose input is no convolution's.
     Stats {
@@ -110,12 +110,12 @@ pub(super) enum Step {
     },
 }
 
-impl Step {
+impl PlanStep {
     /// Whether the step needs something of the whole batch.
     pub fn ends_segment(&self) -> bool {
         match self {
-            Step::Fuse { terms, .. } => terms.iter().any(|t| t.1.is_some()),
-            Step::Linear { .. } => true,
+            PlanStep::Fuse { terms, .. } => terms.iter().any(|t| t.1.is_some()),
+            PlanStep::Linear { .. } => true,
             _ => false,
         }
     }
@@ -173,7 +173,7 @@ impl Size {
 /// Everything that does not change from step to step.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub steps: Vec<Step>,
+    pub steps: Vec<PlanStep>,
     pub norms: Vec<Norm>,
     pub values: Vec<Option<Spot>>,
     pub grads: Vec<Option<Spot>>,
@@ -315,21 +315,21 @@ impl<'a> Planner<'a> {
                 self.store(node, 0);
                 let index = self.spot(Map::new(&self.net.shapes[node], 0));
                 let window = Window { kernel, stride, padding };
-                self.plan.steps.push(Step::MaxPool { x, out: node, window, index });
+                self.plan.steps.push(PlanStep::MaxPool { x, out: node, window, index });
             }
             Op::AvgPool { x, kernel, stride } => {
                 let window = Window { kernel, stride, padding: 0 };
-                self.simple(node, Step::AvgPool { x, out: node, window });
+                self.simple(node, PlanStep::AvgPool { x, out: node, window });
             }
-            Op::GlobalAvgPool { x } => self.simple(node, Step::GlobalMean { x, out: node }),
+            Op::GlobalAvgPool { x } => self.simple(node, PlanStep::GlobalMean { x, out: node }),
             Op::Subsample { x, stride, before, .. } => {
-                self.simple(node, Step::Subsample { x, out: node, stride, before });
+                self.simple(node, PlanStep::Subsample { x, out: node, stride, before });
             }
-            Op::Flatten { x } => self.simple(node, Step::Flatten { x, out: node }),
-            Op::Linear { x, weight, bias } => self.simple(node, Step::Linear { x, out: node, weight, bias }),
+            Op::Flatten { x } => self.simple(node, PlanStep::Flatten { x, out: node }),
+            Op::Linear { x, weight, bias } => self.simple(node, PlanStep::Linear { x, out: node, weight, bias }),
             Op::Dropout { x, p } => {
                 let mask = self.spot(Map::new(&self.net.shapes[node], 0));
-                self.simple(node, Step::Dropout { x, out: node, p, mask });
+                self.simple(node, PlanStep::Dropout { x, out: node, p, mask });
             }
         }
     }
@@ -346,16 +346,16 @@ impl<'a> Planner<'a> {
                 Some(*segment)
             })
             .collect();
-        let conv = |s: &Step| if let Step::Conv(c) = s { Some(c.conv.images_per_pass()) } else { None };
+        let conv = |s: &PlanStep| if let PlanStep::Conv(c) = s { Some(c.conv.images_per_pass()) } else { None };
         let block = |segment: usize| {
             let own = steps.iter().zip(&segments).filter(|s| *s.1 == segment);
             block_of(own.filter_map(|s| conv(s.0)).max().unwrap_or(1))
         };
         let (mut values, mut grads) = (Vec::new(), Vec::new());
         for (i, step) in steps.iter().enumerate() {
-            let Step::Fuse { terms, out, .. } = step else { continue };
+            let PlanStep::Fuse { terms, out, .. } = step else { continue };
             for &(node, _) in terms.iter().filter(|t| t.1.is_some() && self.only(t.0).is_some()) {
-                let conv = steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node));
+                let conv = steps.iter().position(|s| matches!(s, PlanStep::Conv(c) if c.out == node));
                 if let Some(c) = conv.filter(|&c| segments[c] + 1 == segments[i]) {
                     grads.push((node, block(segments[c])));
                 }
@@ -377,27 +377,28 @@ impl<'a> Planner<'a> {
     /// The only convolution that reads step `i`, if the step is a rectified batch norm: cheap to compute again.
     fn again(&self, i: usize) -> Option<usize> {
         let steps = &self.plan.steps;
-        let Step::Fuse { terms, relu: true, out, .. } = &steps[i] else { return None };
+        let PlanStep::Fuse { terms, relu: true, out, .. } = &steps[i] else { return None };
         let alone = matches!(terms.as_slice(), [(_, Some(_))]) && self.only(*out).is_some();
         let (r, made) = steps.iter().enumerate().filter(|_| alone).find_map(|(r, s)| match s {
-            Step::Conv(c) if c.x == *out => Some((r, c.out)),
+            PlanStep::Conv(c) if c.x == *out => Some((r, c.out)),
             _ => None,
         })?;
         // Inference runs a convolution where its sum is made; a product of the whole batch must not come between.
-        let sum = |s: &Step| matches!(s, Step::Fuse { terms, .. } if terms.iter().any(|t| t.0 == made));
+        let sum = |s: &PlanStep| matches!(s, PlanStep::Fuse { terms, .. } if terms.iter().any(|t| t.0 == made));
         let end = steps.iter().position(sum).unwrap_or(r).max(r);
-        (!steps[i..end].iter().any(|s| matches!(s, Step::Linear { .. }))).then_some(r)
+        (!steps[i..end].iter().any(|s| matches!(s, PlanStep::Linear { .. }))).then_some(r)
     }
 
     /// For inference: batch norm goes into the weights of the convolution before it, and where every term is ready by
     /// then, the last such convolution computes the whole sum.
     fn folds(&mut self) {
         for i in 0..self.plan.steps.len() {
-            let Step::Fuse { terms, relu, out, .. } = &self.plan.steps[i] else { continue };
+            let PlanStep::Fuse { terms, relu, out, .. } = &self.plan.steps[i] else { continue };
             let (terms, relu, out) = (terms.clone(), *relu, *out);
             let mut folded = Vec::new();
             for (t, &(node, norm)) in terms.iter().enumerate() {
-                let conv = self.plan.steps.iter().position(|s| matches!(s, Step::Conv(c) if c.out == node && !c.relu));
+                let conv =
+                    self.plan.steps.iter().position(|s| matches!(s, PlanStep::Conv(c) if c.out == node && !c.relu));
                 if let (Some(conv), Some(norm), Some(_)) = (conv, norm, self.only(node)) {
                     folded.push((t, conv));
                     self.conv_step(conv, |c| c.fold = Some(norm));
@@ -412,25 +413,25 @@ impl<'a> Planner<'a> {
             let skip = (0..terms.len()).find(|&o| o != t).map(|o| (terms[o].0, places(&self.plan, terms[o].0)));
             let into = WholeSum { out, to: places(&self.plan, out), skip, relu };
             self.conv_step(conv, |c| c.into = Some(into));
-            if let Step::Fuse { whole, .. } = &mut self.plan.steps[i] {
+            if let PlanStep::Fuse { whole, .. } = &mut self.plan.steps[i] {
                 *whole = Some(conv);
             }
         }
     }
 
     fn scratch(&mut self, threads: usize) {
-        let own = |step: &Step| if let Step::Conv(c) = step { c.conv.scratch() } else { 0 };
+        let own = |step: &PlanStep| if let PlanStep::Conv(c) = step { c.conv.scratch() } else { 0 };
         let each = self.plan.steps.iter().map(own).max().unwrap_or(0).next_multiple_of(16);
         self.plan.scratch = (self.region(0, each * threads.max(1)), each);
     }
 
     fn conv_step(&mut self, step: usize, change: impl FnOnce(&mut ConvStep)) {
-        if let Step::Conv(conv) = &mut self.plan.steps[step] {
+        if let PlanStep::Conv(conv) = &mut self.plan.steps[step] {
             change(conv);
         }
     }
 
-    fn simple(&mut self, node: Node, step: Step) {
+    fn simple(&mut self, node: Node, step: PlanStep) {
         self.store(node, 0);
         self.plan.steps.push(step);
     }
@@ -468,7 +469,7 @@ impl<'a> Planner<'a> {
             into: None,
             conv,
         };
-        self.plan.steps.push(Step::Conv(Box::new(step)));
+        self.plan.steps.push(PlanStep::Conv(Box::new(step)));
     }
 
     fn norm(&mut self, node: Node, x: Node, params: [ParamId; 4]) {
@@ -479,12 +480,12 @@ impl<'a> Planner<'a> {
         let id = self.plan.norms.len() - 1;
         self.norm_of[node] = Some(id);
         let producer = self.plan.steps.iter_mut().find_map(|step| match step {
-            Step::Conv(c) if c.out == x => Some(c),
+            PlanStep::Conv(c) if c.out == x => Some(c),
             _ => None,
         });
         match producer {
             Some(conv) => conv.norms.push(id),
-            None => self.plan.steps.push(Step::Stats { norm: id }),
+            None => self.plan.steps.push(PlanStep::Stats { norm: id }),
         }
         if matches!(self.only_op(node), Some(Op::Relu { .. } | Op::Add { .. })) {
             self.deferred[node] = true;
@@ -512,6 +513,6 @@ impl<'a> Planner<'a> {
 
     fn fuse_terms(&mut self, node: Node, terms: Vec<(Node, Option<usize>)>, relu: bool) {
         self.store(node, 0);
-        self.plan.steps.push(Step::Fuse { terms, relu, out: node, whole: None });
+        self.plan.steps.push(PlanStep::Fuse { terms, relu, out: node, whole: None });
     }
 }
