@@ -79,7 +79,7 @@ impl Spread {
 
 /// One product of several with the same rows.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub struct MatrixProduct<'a> {
     /// With what.
     pub matrix: Matrix<'a>,
     /// `(rows, outputs)`.
@@ -140,15 +140,15 @@ pub fn products(x: &[f32], inputs: usize, matrices: &[Matrix<'_>]) -> Vec<Vec<f3
     results
 }
 
-/// As [`products`], into the jobs' places.
+/// As [`products`], into the places of `wanted`.
 ///
 /// # Panics
 /// When lengths disagree.
-pub fn run(x: &[f32], inputs: usize, jobs: &mut [Job<'_>], spread: Spread) {
+pub fn run(x: &[f32], inputs: usize, wanted: &mut [MatrixProduct<'_>], spread: Spread) {
     let mut tasks = Vec::new();
-    for job in jobs {
-        assert!(job.to.len() == check(x, inputs, &job.matrix), "product: lengths");
-        tasks.extend(Task::all(job.matrix, job.to.as_mut_ptr(), job.after));
+    for one in wanted {
+        assert!(one.to.len() == check(x, inputs, &one.matrix), "product: lengths");
+        tasks.extend(Task::all(one.matrix, one.to.as_mut_ptr(), one.after));
     }
     share(Isa::detect(), x, inputs, &tasks, spread);
 }
