@@ -23,7 +23,7 @@ use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::fl::trainer::Images;
 use crate::key::{Key, Purpose};
-use crate::mllm::objective::{Objective, Sample, Step, StudentProjection};
+use crate::mllm::objective::{Objective, Sample, Shown, StudentProjection};
 use crate::nn::optim::AdamwConfig;
 use crate::nn::weight::Ramp;
 use crate::nn::{Backend, Batch, Interpreter, Mode, Net, Node, Optimiser, OptimiserConfig, Params, Weight};
@@ -215,7 +215,7 @@ impl LlmPretrain<'_> {
             let samples = self.samples(ids, key)?;
             let a = f64::from(self.config.weight.at(t).unwrap_or(1.0)).clamp(0.0, 1.0);
             let tower = if a < 1.0 { Some(self.seen(ids, cx)?) } else { None };
-            let this = Step { samples: &samples, map: &map, tower: tower.as_ref(), a };
+            let this = Shown { samples: &samples, map: &map, tower: tower.as_ref(), a };
             if step % self.config.look_every == 0 || step + 1 == per_epoch {
                 self.look(this, s, &mut means)?;
             }
@@ -236,12 +236,12 @@ impl LlmPretrain<'_> {
     }
 
     /// The student's loss alone, with its own map and with its neighbour's in the batch.
-    fn look(&self, step: Step, s: &Student, means: &mut Means) -> Result<()> {
-        let alone = Step { tower: None, a: 1.0, ..step };
+    fn look(&self, shown: Shown, s: &Student, means: &mut Means) -> Result<()> {
+        let alone = Shown { tower: None, a: 1.0, ..shown };
         means.own += self.objective.loss(alone, &s.projections)?;
-        let mut moved = step.map.to_vec();
-        moved.rotate_left(step.map.len() / step.samples.len().max(1));
-        means.others += self.objective.loss(Step { map: &moved, ..alone }, &s.projections)?;
+        let mut moved = shown.map.to_vec();
+        moved.rotate_left(shown.map.len() / shown.samples.len().max(1));
+        means.others += self.objective.loss(Shown { map: &moved, ..alone }, &s.projections)?;
         means.looks += 1.0;
         Ok(())
     }
