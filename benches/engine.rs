@@ -8,7 +8,7 @@ use fedllava::key::Key;
 use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::Resnet8;
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::cpu::Engine;
+use fedllava::nn::engine::cpu::Engine;
 use fedllava::nn::{Interpreter, Mode};
 
 fn main() {

@@ -17,7 +17,7 @@ use fedllava::key::Key;
 use fedllava::model::clip::{Clip, Picture};
 use fedllava::model::llava::{Llava, Query};
 use fedllava::model::sample::Decoding;
-use fedllava::nn::cpu::sweep;
+use fedllava::nn::kernels::sweep;
 use rayon::prelude::*;
 
 const PROMPT: &str = "USER: <image>\nWhat is shown in this image? ASSISTANT:";

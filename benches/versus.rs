@@ -9,7 +9,8 @@ use fedllava::key::Key;
 use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::{Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::cpu::{Algorithm, Engine, Isa, peak};
+use fedllava::nn::engine::cpu::{Algorithm, Engine};
+use fedllava::nn::kernels::{Isa, peak};
 use fedllava::nn::{Interpreter, Mode, Net};
 
 /// Steps before the loss is compared.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use fedllava::config::Config;
 use fedllava::exec::Context;
-use fedllava::nn::cpu::Isa;
+use fedllava::nn::kernels::Isa;
 use fedllava::pipeline::{self, Library, Stages};
 use serde_json::Value;
 

@@ -7,9 +7,10 @@ use fedllava::key::{Key, Purpose};
 use fedllava::model::cnn::Cnn;
 use fedllava::model::resnet::{Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
-use fedllava::nn::candle::Candle;
-use fedllava::nn::cohort::Cohort;
-use fedllava::nn::cpu::{Algorithm, Engine, Isa};
+use fedllava::nn::engine::candle::Candle;
+use fedllava::nn::engine::cohort::Cohort;
+use fedllava::nn::engine::cpu::{Algorithm, Engine};
+use fedllava::nn::kernels::Isa;
 use fedllava::nn::net::Start;
 use fedllava::nn::{Interpreter, Mode, Net, NetBuilder};
 

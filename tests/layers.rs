@@ -64,6 +64,23 @@ fn a_module_imports_only_modules_above_it() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Whether source text of `src/nn/kernels` reaches for something else of `nn`.
+fn leaves_the_kernels(text: &str) -> bool {
+    let inside = |rest: &str| rest.starts_with("kernels") || rest.starts_with(')');
+    text.split("crate::nn").skip(1).any(|rest| !inside(rest.trim_start_matches("::"))) || text.contains("::engine")
+}
+
+#[test]
+fn kernels_import_nothing_else_of_nn() {
+    let mut files = Vec::new();
+    sources(&Path::new(ROOT).join("src/nn/kernels"), &mut files);
+    assert!(files.len() > 10, "{files:?}");
+    let wrong: Vec<_> = files.iter().filter(|f| leaves_the_kernels(&read(f))).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(!leaves_the_kernels("use crate::nn::kernels::simd::Isa;\npub(in crate::nn) fn f() {}"));
+    assert!(leaves_the_kernels("use crate::nn::net::Net;") && leaves_the_kernels("use super::super::engine::cpu;"));
+}
+
 /// `data` and `model` do not see each other; `report` knows only what a run wrote.
 fn forbidden(module: &str, import: &str) -> bool {
     match module {

@@ -8,6 +8,7 @@ mod engine;
 mod laws;
 mod layers;
 mod llava;
+mod methods_golden;
 mod net_golden;
 mod round_golden;
 mod toy;

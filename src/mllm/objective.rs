@@ -47,9 +47,9 @@ pub struct Gradients {
     pub projections: Vec<f32>,
 }
 
-/// One batch.
+/// One batch, as a step shows it to the language model.
 #[derive(Clone, Copy)]
-pub struct Step<'a> {
+pub struct Shown<'a> {
     /// The annotations, `(rows,)`.
     pub samples: &'a [&'a Sample],
     /// The student's maps, `(rows, C, h, w)`.
@@ -139,22 +139,22 @@ impl<'a> Objective<'a> {
     }
 
     /// The loss alone, in nats per answer token; no graph is built.
-    pub fn loss(&self, step: Step, projections: &Params) -> Result<f64> {
-        let map = self.map(&step)?;
-        let loss = self.forward(&step, &map, &self.leaves(projections, false)?)?;
+    pub fn loss(&self, shown: Shown, projections: &Params) -> Result<f64> {
+        let map = self.map(&shown)?;
+        let loss = self.forward(&shown, &map, &self.leaves(projections, false)?)?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 
     /// The loss and its gradients with respect to the student's map and the projections; the language model and the
     /// tower are frozen, their layers computed again on the way back.
-    pub fn gradients(&self, step: Step, projections: &Params) -> Result<Gradients> {
-        let map = Var::from_tensor(&self.map(&step)?)?;
+    pub fn gradients(&self, shown: Shown, projections: &Params) -> Result<Gradients> {
+        let map = Var::from_tensor(&self.map(&shown)?)?;
         let leaves = self.leaves(projections, true)?;
-        let loss = self.forward(&step, map.as_tensor(), &leaves)?;
+        let loss = self.forward(&shown, map.as_tensor(), &leaves)?;
         let store = loss.backward()?;
         let flat = |var: &Var, name: &str| -> Result<Vec<f32>> {
             // A factor of zero takes a branch out of the graph; any other absence is a lost gradient.
-            let factor = if name.starts_with("projector.") { 1.0 - step.a } else { step.a };
+            let factor = if name.starts_with("projector.") { 1.0 - shown.a } else { shown.a };
             match store.get(var.as_tensor()) {
                 Some(gradient) => Ok(gradient.flatten_all()?.to_vec1::<f32>()?),
                 None if factor == 0.0 => Ok(vec![0.0; var.elem_count()]),
@@ -172,17 +172,17 @@ impl<'a> Objective<'a> {
         })
     }
 
-    fn map(&self, step: &Step) -> Result<Tensor> {
+    fn map(&self, shown: &Shown) -> Result<Tensor> {
         let [c, h, w] = self.shape;
-        let rows = step.samples.len();
-        if rows == 0 || step.map.len() != rows * c * h * w {
+        let rows = shown.samples.len();
+        if rows == 0 || shown.map.len() != rows * c * h * w {
             return Err(Error::defect(format!(
                 "{rows} samples, a map of {} numbers for {:?}",
-                step.map.len(),
+                shown.map.len(),
                 self.shape
             )));
         }
-        Ok(Tensor::from_slice(step.map, (rows, c, h, w), self.llava.device())?)
+        Ok(Tensor::from_slice(shown.map, (rows, c, h, w), self.llava.device())?)
     }
 
     fn leaves(&self, projections: &Params, tracked: bool) -> Result<Leaves> {
@@ -217,13 +217,13 @@ impl<'a> Objective<'a> {
         Ok(Leaves { student, tower, vars })
     }
 
-    fn forward(&self, step: &Step, map: &Tensor, leaves: &Leaves) -> Result<Tensor> {
-        let images = self.images(step, map, leaves)?;
-        self.llava.answer_loss(step.samples, &images.to_dtype(self.llava.dtype())?)
+    fn forward(&self, shown: &Shown, map: &Tensor, leaves: &Leaves) -> Result<Tensor> {
+        let images = self.images(shown, map, leaves)?;
+        self.llava.answer_loss(shown.samples, &images.to_dtype(self.llava.dtype())?)
     }
 
     /// What the language model sees: `(rows, places, hidden)`, f32.
-    fn images(&self, step: &Step, map: &Tensor, leaves: &Leaves) -> Result<Tensor> {
+    fn images(&self, shown: &Shown, map: &Tensor, leaves: &Leaves) -> Result<Tensor> {
         let [c, h, w] = self.shape;
         let rows = map.dim(0)?;
         let grid = self.resample.forward(&map.reshape((rows, c, h * w))?)?.transpose(1, 2)?.contiguous()?;
@@ -231,11 +231,11 @@ impl<'a> Objective<'a> {
         for (i, layer) in leaves.student.iter().enumerate() {
             student = layer.forward(&if i > 0 { Activation::Gelu.forward(&student)? } else { student })?;
         }
-        let student = (student * step.a)?;
-        if step.a == 1.0 {
+        let student = (student * shown.a)?;
+        if shown.a == 1.0 {
             return Ok(student);
         }
-        let tower = step.tower.ok_or_else(|| Error::defect("a < 1 needs the tower's features"))?;
+        let tower = shown.tower.ok_or_else(|| Error::defect("a < 1 needs the tower's features"))?;
         let seen = match &leaves.tower {
             Some([first, second]) => {
                 let inner = first.forward(&tower.to_dtype(DType::F32)?)?;
@@ -243,7 +243,7 @@ impl<'a> Objective<'a> {
             }
             None => self.llava.projector().forward(&tower.to_dtype(self.llava.dtype())?)?.to_dtype(DType::F32)?,
         };
-        (student + (seen * (1.0 - step.a))?).at(|| "student's and tower's features")
+        (student + (seen * (1.0 - shown.a))?).at(|| "student's and tower's features")
     }
 }
 
@@ -370,12 +370,13 @@ mod tests {
         let (objective, params) = g.objective(true);
         let (map, samples): (_, Vec<&Sample>) = (flat(&g.want["f"]), g.samples.iter().collect());
         for a in [0.0, 0.3, 1.0] {
-            let step = Step { samples: &samples, map: &map, tower: Some(&g.tower), a };
+            let shown = Shown { samples: &samples, map: &map, tower: Some(&g.tower), a };
             let want = flat(&g.want[&format!("loss.{a:?}")])[0];
-            assert!((objective.loss(step, &params).unwrap() as f32 - want).abs() <= 1e-4, "a = {a}");
+            assert!((objective.loss(shown, &params).unwrap() as f32 - want).abs() <= 1e-4, "a = {a}");
         }
-        let got =
-            objective.gradients(Step { samples: &samples, map: &map, tower: Some(&g.tower), a: 0.3 }, &params).unwrap();
+        let got = objective
+            .gradients(Shown { samples: &samples, map: &map, tower: Some(&g.tower), a: 0.3 }, &params)
+            .unwrap();
         let close = |name: &str, got: &[f32]| {
             let want = flat(&g.want[&format!("grad.{name}")]);
             let largest = want.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -399,8 +400,8 @@ mod tests {
         let map = vec![0.7; 60];
         for (i, own) in seen["loss"].to_vec1::<f32>().unwrap().into_iter().enumerate() {
             let tower = g.tower.narrow(0, i, 1).unwrap();
-            let step = Step { samples: &[&sample], map: &map, tower: Some(&tower), a: 0.0 };
-            let got = objective.gradients(step, &params).unwrap();
+            let shown = Shown { samples: &[&sample], map: &map, tower: Some(&tower), a: 0.0 };
+            let got = objective.gradients(shown, &params).unwrap();
             assert!((got.loss as f32 - own).abs() <= 1e-4, "{} and {own}", got.loss);
             assert!(got.map.iter().all(|g| *g == 0.0));
         }
@@ -415,11 +416,12 @@ mod tests {
             let swapped =
                 Tensor::cat(&[g.tower.narrow(0, 1, 1).unwrap(), g.tower.narrow(0, 0, 1).unwrap()], 0).unwrap();
             let run =
-                |tower| objective.gradients(Step { samples: &samples, map: &map, tower, a: 1.0 }, &params).unwrap();
+                |tower| objective.gradients(Shown { samples: &samples, map: &map, tower, a: 1.0 }, &params).unwrap();
             assert_eq!(run(Some(&g.tower)), run(Some(&swapped)));
             assert_eq!(run(Some(&g.tower)), run(None));
             let (objective, params) = g.objective(false);
-            let at = |tower| objective.loss(Step { samples: &samples, map: &map, tower: Some(tower), a: 0.9 }, &params);
+            let at =
+                |tower| objective.loss(Shown { samples: &samples, map: &map, tower: Some(tower), a: 0.9 }, &params);
             assert_ne!(at(&g.tower).unwrap(), at(&swapped).unwrap());
         }
     }
@@ -433,14 +435,14 @@ mod tests {
         let mut optimiser = Optimiser::new(&config, objective.layout());
         let (map, samples): (_, Vec<&Sample>) = (flat(&g.want["f"]), g.samples.iter().collect());
         let swapped = [&map[60..], &map[..60]].concat();
-        let step = |map| Step { samples: &samples, map, tower: None, a: 1.0 };
-        let before = objective.loss(step(&map), &params).unwrap();
+        let shown = |map| Shown { samples: &samples, map, tower: None, a: 1.0 };
+        let before = objective.loss(shown(&map), &params).unwrap();
         for _ in 0..60 {
-            let got = objective.gradients(step(&map), &params).unwrap();
+            let got = objective.gradients(shown(&map), &params).unwrap();
             optimiser.step(params.data_mut(), &got.projections, 1.0);
         }
-        let own = objective.loss(step(&map), &params).unwrap();
-        let others = objective.loss(step(&swapped), &params).unwrap();
+        let own = objective.loss(shown(&map), &params).unwrap();
+        let others = objective.loss(shown(&swapped), &params).unwrap();
         assert!(own < before - 0.5 && others > own + 0.1, "before {before}, own {own}, another's {others}");
     }
 }

@@ -11,9 +11,9 @@ use candle_nn::ops;
 use rayon::prelude::*;
 
 use super::view::plain;
-use crate::nn::cpu::curves::{self, sigmoid};
-use crate::nn::cpu::matrix::{self, Matrix};
-use crate::nn::cpu::norms;
+use crate::nn::kernels::curves::{self, sigmoid};
+use crate::nn::kernels::matrix::{self, Matrix};
+use crate::nn::kernels::norms;
 
 fn on_cpu(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)

@@ -11,8 +11,8 @@ use super::graph::with_backward;
 use super::view::{View, plain};
 use super::weights::{Init, Scope};
 use crate::error::{Place, Result};
-use crate::nn::cpu::matrix::{Matrix, products, serves};
-use crate::nn::cpu::norms;
+use crate::nn::kernels::matrix::{Matrix, products, serves};
+use crate::nn::kernels::norms;
 
 /// `x Wᵀ + b`; weight `(out, in)`, bias `(out)`.
 #[derive(Clone, Debug)]

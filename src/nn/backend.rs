@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::candle::Candle;
-use super::cpu::{Algorithm, Engine, Isa};
+use super::engine::candle::Candle;
+use super::engine::cpu::{Algorithm, Engine};
 use super::interpreter::Interpreter;
+use super::kernels::Isa;
 use super::net::Net;
 use crate::error::{Error, Result};
 use crate::exec::Context;

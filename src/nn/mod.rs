@@ -2,12 +2,11 @@
 
 pub mod backend;
 pub mod batch;
-pub mod candle;
 pub mod classifier;
-pub mod cohort;
-pub mod cpu;
 pub mod dropout;
+pub mod engine;
 pub mod interpreter;
+pub mod kernels;
 pub mod loss;
 pub mod net;
 pub mod optim;

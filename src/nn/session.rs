@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::classifier::Classifier;
-use super::cohort::Cohort;
+use super::engine::cohort::Cohort;
 use super::interpreter::{Interpreter, Mode};
 use super::net::{Net, Node};
 use super::optim::{Optimiser, OptimiserConfig};

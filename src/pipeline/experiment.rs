@@ -16,7 +16,7 @@ use crate::fl::{ClientId, LEAF, cohort};
 use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::nn::Net;
-use crate::nn::cpu::Isa;
+use crate::nn::kernels::Isa;
 use crate::run::{RunDir, directory};
 use crate::stage::Loaded;
 use crate::stage::embed::Embedder;

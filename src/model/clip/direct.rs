@@ -12,10 +12,10 @@ use super::layers::{Layer, LayerNorm};
 use crate::error::Result;
 use crate::model::layers::LinearView;
 use crate::model::view::{View, plain};
-use crate::nn::cpu::attend::{Head, Tokens, attend};
-use crate::nn::cpu::matrix::{After, FEW, Job, Spread, run};
-use crate::nn::cpu::norms::layer_norm;
-use crate::nn::cpu::spare::Spare;
+use crate::nn::kernels::attend::{Head, Tokens, attend};
+use crate::nn::kernels::matrix::{After, FEW, MatrixProduct, Spread, run};
+use crate::nn::kernels::norms::layer_norm;
+use crate::nn::kernels::spare::Spare;
 
 /// Tokens, about, that go through the layers together.
 const TOKENS: usize = 208;
@@ -101,13 +101,13 @@ impl<'a> Views<'a> {
         let mut between = Spare::take(x.len());
         self.norm1.rows(x, &mut between);
         self.attend(&mut between, t, causal, spread);
-        run(&between, width, &mut [Job { matrix: self.out.matrix(), to: x, after: After::Add }], spread);
+        run(&between, width, &mut [MatrixProduct { matrix: self.out.matrix(), to: x, after: After::Add }], spread);
         self.norm2.rows(x, &mut between);
         let matrix = self.fc1.matrix();
         let mut inner = Spare::take(x.len() / width * matrix.outputs());
-        run(&between, width, &mut [Job { matrix, to: &mut inner, after: After::QuickGelu }], spread);
+        run(&between, width, &mut [MatrixProduct { matrix, to: &mut inner, after: After::QuickGelu }], spread);
         let matrix = self.fc2.matrix();
-        run(&inner, matrix.inputs, &mut [Job { matrix, to: x, after: After::Add }], spread);
+        run(&inner, matrix.inputs, &mut [MatrixProduct { matrix, to: x, after: After::Add }], spread);
     }
 
     /// Normed tokens become what attention gathers for them.
@@ -117,11 +117,11 @@ impl<'a> Views<'a> {
         let mut qkv = Spare::take(3 * x.len());
         {
             let mut parts = qkv.chunks_exact_mut(x.len());
-            let mut jobs: Vec<Job<'_>> = Vec::new();
+            let mut wanted: Vec<MatrixProduct<'_>> = Vec::new();
             for (m, to) in self.qkv.iter().zip(&mut parts) {
-                jobs.push(Job { matrix: m.matrix(), to, after: After::Write });
+                wanted.push(MatrixProduct { matrix: m.matrix(), to, after: After::Write });
             }
-            run(x, width, &mut jobs, spread);
+            run(x, width, &mut wanted, spread);
         }
         let mut mixed = Spare::take(x.len());
         let one = |(i, out): (usize, &mut [f32])| {

@@ -11,10 +11,10 @@ use super::attention::Positions;
 use super::cache::LayerCache;
 use crate::error::{Error, Result};
 use crate::model::view::{View, plain};
-use crate::nn::cpu::attend::{self, Head, Tokens};
-use crate::nn::cpu::curves;
-use crate::nn::cpu::matrix::{After, FEW, Job, Matrix, Spread, groups, mix, products, run};
-use crate::nn::cpu::spare::Spare;
+use crate::nn::kernels::attend::{self, Head, Tokens};
+use crate::nn::kernels::curves;
+use crate::nn::kernels::matrix::{After, FEW, Matrix, MatrixProduct, Spread, groups, mix, products, run};
+use crate::nn::kernels::spare::Spare;
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
@@ -59,21 +59,21 @@ fn after_attention(layer: &Layer, x: &mut [f32], mixed: &[f32], spread: Spread) 
     const PIECE: usize = 8192;
     let (out, gate, up) = (layer.attention.o.view()?, layer.mlp.gate.view()?, layer.mlp.up.view()?);
     let (down, hidden) = (layer.mlp.down.view()?, out.matrix().outputs());
-    run(mixed, out.matrix().inputs, &mut [Job { matrix: out.matrix(), to: x, after: After::Add }], spread);
+    run(mixed, out.matrix().inputs, &mut [MatrixProduct { matrix: out.matrix(), to: x, after: After::Add }], spread);
     let mut normed = Spare::take(x.len());
     layer.before_mlp.rows(x, &mut normed)?;
     let matrix = down.matrix();
     let [mut left, mut right] = [(); 2].map(|()| Spare::take(x.len() / hidden * matrix.inputs));
-    let mut jobs = [
-        Job { matrix: gate.matrix(), to: &mut left, after: After::Write },
-        Job { matrix: up.matrix(), to: &mut right, after: After::Write },
+    let mut wanted = [
+        MatrixProduct { matrix: gate.matrix(), to: &mut left, after: After::Write },
+        MatrixProduct { matrix: up.matrix(), to: &mut right, after: After::Write },
     ];
-    run(&normed, hidden, &mut jobs, spread);
+    run(&normed, hidden, &mut wanted, spread);
     match spread == Spread::Pool && left.len() > 2 * PIECE && rayon::current_num_threads() > 1 {
         true => left.par_chunks_mut(PIECE).zip(right.par_chunks(PIECE)).for_each(|(g, u)| curves::gated(g, u)),
         false => curves::gated(&mut left, &right),
     }
-    run(&left, matrix.inputs, &mut [Job { matrix, to: x, after: After::Add }], spread);
+    run(&left, matrix.inputs, &mut [MatrixProduct { matrix, to: x, after: After::Add }], spread);
     Ok(())
 }
 
@@ -206,7 +206,7 @@ impl Group<'_> {
         }
         let mut scores = Spare::take(self.size * new * all);
         let matrix = Matrix { weight: self.keys.at(row, kv), inputs: dim, bias: None };
-        run(&q, dim, &mut [Job { matrix, to: &mut scores, after: After::Write }], Spread::Here);
+        run(&q, dim, &mut [MatrixProduct { matrix, to: &mut scores, after: After::Write }], Spread::Here);
         let values = self.values.at(row, kv);
         for (i, (scores, out)) in scores.chunks_exact_mut(all).zip(out.chunks_exact_mut(dim)).enumerate() {
             let last = self.past + i % new + 1;

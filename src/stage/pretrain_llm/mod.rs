@@ -28,7 +28,7 @@ use crate::fl::feed::{Data, Source};
 use crate::fl::fit::{Observer, Plan, Standing, fit};
 use crate::fl::{Here, Named, Objective as Open, Tap};
 use crate::key::{Key, Purpose};
-use crate::mllm::objective::{Objective, Sample, Step, StudentProjection};
+use crate::mllm::objective::{Objective, Sample, Shown, StudentProjection};
 use crate::nn::optim::AdamwConfig;
 use crate::nn::weight::Ramp;
 use crate::nn::{Backend, Net, Node, OptimiserConfig, Params, Samples, Schedule, Weight};
@@ -224,13 +224,13 @@ struct Spoken<'a> {
 
 impl Spoken<'_> {
     /// The student's loss alone, with its own map and with its neighbour's in the batch.
-    fn look(&self, step: Step, projections: &Params) -> Result<()> {
+    fn look(&self, step: Shown, projections: &Params) -> Result<()> {
         let objective = self.stage.objective;
-        let alone = Step { tower: None, a: 1.0, ..step };
+        let alone = Shown { tower: None, a: 1.0, ..step };
         let own = objective.loss(alone, projections)?;
         let mut moved = step.map.to_vec();
         moved.rotate_left(step.map.len() / step.samples.len().max(1));
-        let others = objective.loss(Step { map: &moved, ..alone }, projections)?;
+        let others = objective.loss(Shown { map: &moved, ..alone }, projections)?;
         let mut means = lock(&self.means);
         means.own += own;
         means.others += others;
@@ -249,7 +249,7 @@ impl Open for Spoken<'_> {
         let samples = stage.samples(at.ids, at.key)?;
         let a = f64::from(config.weight.at(t).unwrap_or(1.0)).clamp(0.0, 1.0);
         let tower = if a < 1.0 { Some(stage.seen(at.ids, self.cx)?) } else { None };
-        let this = Step { samples: &samples, map: at.map, tower: tower.as_ref(), a };
+        let this = Shown { samples: &samples, map: at.map, tower: tower.as_ref(), a };
         let [beside] = at.beside else { return Err(Error::defect("pretrain: no projections beside the network")) };
         if at.batch.is_multiple_of(config.look_every) || at.batch + 1 == at.batches {
             self.look(this, &beside.values)?;

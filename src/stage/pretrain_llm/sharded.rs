@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::exec::{Context, ordered};
-use crate::mllm::objective::{Gradients, Objective, Step};
+use crate::mllm::objective::{Gradients, Objective, Shown};
 use crate::nn::Params;
 
 /// Images that a worker handles at a time on a CPU; it fixes the order of sums.
@@ -10,25 +10,25 @@ const SHARD: usize = 4;
 
 /// As [`Objective::gradients`]; on a CPU every core takes shards of the batch, and their parts, weighted by their
 /// answers' tokens, are added in order.
-pub fn gradients(objective: &Objective, step: Step, projections: &Params, cx: &Context) -> Result<Gradients> {
-    let rows = step.samples.len();
+pub fn gradients(objective: &Objective, shown: Shown, projections: &Params, cx: &Context) -> Result<Gradients> {
+    let rows = shown.samples.len();
     if !cx.device.is_cpu() || rows <= SHARD {
-        return objective.gradients(step, projections);
+        return objective.gradients(shown, projections);
     }
     let answers = |at: usize, n: usize| {
-        step.samples[at..at + n].iter().map(|s| s.ids.len().saturating_sub(s.from)).sum::<usize>() as f64
+        shown.samples[at..at + n].iter().map(|s| s.ids.len().saturating_sub(s.from)).sum::<usize>() as f64
     };
-    let (all, size) = (answers(0, rows).max(1.0), step.map.len() / rows);
+    let (all, size) = (answers(0, rows).max(1.0), shown.map.len() / rows);
     let one = |_: &mut (), i: usize| {
         let (at, n) = (i * SHARD, SHARD.min(rows - i * SHARD));
-        let tower = step.tower.map(|t| t.narrow(0, at, n)).transpose()?;
-        let map = &step.map[at * size..(at + n) * size];
-        let part = Step { samples: &step.samples[at..at + n], map, tower: tower.as_ref(), a: step.a };
+        let tower = shown.tower.map(|t| t.narrow(0, at, n)).transpose()?;
+        let map = &shown.map[at * size..(at + n) * size];
+        let part = Shown { samples: &shown.samples[at..at + n], map, tower: tower.as_ref(), a: shown.a };
         Ok((objective.gradients(part, projections)?, answers(at, n) / all))
     };
     let mut sum = Gradients {
         loss: 0.0,
-        map: Vec::with_capacity(step.map.len()),
+        map: Vec::with_capacity(shown.map.len()),
         projections: vec![0.0; projections.data().len()],
     };
     let fold = |_, (part, share): (Gradients, f64)| {
@@ -76,14 +76,14 @@ mod tests {
         let samples: Vec<Sample> = (0..10).map(sample).collect();
         let samples: Vec<&Sample> = samples.iter().collect();
         let (map, tower) = (wave(10 * 12, 0.37), Tensor::from_vec(wave(10 * 108, 0.11), (10, 9, 12), &Device::Cpu));
-        let step = Step { samples: &samples, map: &map, tower: Some(&tower.unwrap()), a: 0.6 };
-        let whole = objective.gradients(step, &projections).unwrap();
-        let parts = gradients(&objective, step, &projections, &Context::cpu(1)).unwrap();
+        let shown = Shown { samples: &samples, map: &map, tower: Some(&tower.unwrap()), a: 0.6 };
+        let whole = objective.gradients(shown, &projections).unwrap();
+        let parts = gradients(&objective, shown, &projections, &Context::cpu(1)).unwrap();
         assert!((parts.loss - whole.loss).abs() < 1e-5, "{} and {}", parts.loss, whole.loss);
         near(&parts.map, &whole.map, "map");
         for entry in objective.layout().entries() {
             near(&parts.projections[entry.range()], &whole.projections[entry.range()], &entry.name);
         }
-        assert_eq!(gradients(&objective, step, &projections, &Context::cpu(3)).unwrap(), parts);
+        assert_eq!(gradients(&objective, shown, &projections, &Context::cpu(3)).unwrap(), parts);
     }
 }

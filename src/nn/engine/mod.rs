@@ -1,0 +1,6 @@
+//! Interpreters of compact networks: candle's tensors ([`candle`], the oracle), our own engine on a CPU ([`cpu`]), and
+//! clients side by side ([`cohort`]).
+
+pub mod candle;
+pub mod cohort;
+pub mod cpu;
