@@ -182,3 +182,129 @@ impl Here<'_> {
         self.columns.get(name).map(Vec::as_slice).ok_or_else(all)
     }
 }
+
+/// Objectives against central differences, on batches made by hand.
+#[cfg(test)]
+pub(crate) mod check {
+    use super::*;
+
+    /// Everything that an objective can see, as values; `Default` is empty.
+    #[derive(Clone)]
+    pub struct Made {
+        pub y: Vec<u32>,
+        pub feeds: Vec<Range<usize>>,
+        pub classes: usize,
+        pub features: usize,
+        pub counts: Vec<u32>,
+        pub step: usize,
+        pub steps: usize,
+        pub key: Key,
+        pub logits: Vec<f32>,
+        pub feature: Vec<f32>,
+        pub head: [Vec<f32>; 2],
+        pub beside: Vec<Params>,
+        pub witnesses: Vec<Seen>,
+        pub slots: Vec<Params>,
+        pub columns: BTreeMap<Name, Vec<f32>>,
+    }
+
+    /// Gradients in the order logits, feature, W, b, beside.
+    pub type Gradients = Vec<Vec<f32>>;
+
+    impl Made {
+        /// A batch with these labels; logits, features and classifier are hashed waves.
+        pub fn new(y: &[u32], classes: usize, features: usize) -> Self {
+            let wave = |n: usize, step: f32| (0..n).map(|i| (i as f32 * step + 0.3).sin()).collect::<Vec<f32>>();
+            let (y, rows) = (y.to_vec(), y.len());
+            let mut counts = vec![0; classes];
+            y.iter().for_each(|&c| counts[c as usize] += 1);
+            Made {
+                feeds: std::iter::once(0..rows).collect(),
+                y,
+                classes,
+                features,
+                counts,
+                step: 0,
+                steps: 10,
+                key: Key::from_seed(1),
+                logits: wave(rows * classes, 1.7),
+                feature: wave(rows * features, 0.9),
+                head: [wave(classes * features, 0.6), wave(classes, 2.1)],
+                beside: Vec::new(),
+                witnesses: Vec::new(),
+                slots: Vec::new(),
+                columns: BTreeMap::new(),
+            }
+        }
+
+        /// Value and gradients.
+        pub fn run(&self, objective: &dyn Objective) -> (f64, Gradients) {
+            let (mut dz, mut dh) = (vec![0.0; self.logits.len()], vec![0.0; self.feature.len()]);
+            let (mut dw, mut db) = (vec![0.0; self.head[0].len()], vec![0.0; self.head[1].len()]);
+            let beside = |p: &Params| Beside { values: p.clone(), gradient: vec![0.0; p.data().len()] };
+            let mut beside: Vec<Beside> = self.beside.iter().map(beside).collect();
+            let ids: Vec<u32> = (0..self.y.len() as u32).collect();
+            let mut here = Here {
+                y: &self.y,
+                ids: &ids,
+                feeds: &self.feeds,
+                classes: self.classes,
+                features: self.features,
+                counts: &self.counts,
+                step: self.step,
+                steps: self.steps,
+                batch: self.step,
+                batches: self.steps,
+                progress: self.step as f32 / (self.steps.max(2) - 1) as f32,
+                key: self.key,
+                network: 0,
+                logits: &self.logits,
+                feature: &self.feature,
+                map: &[],
+                head: (&self.head[0], &self.head[1]),
+                d_logits: &mut dz,
+                d_feature: &mut dh,
+                d_map: &mut [],
+                d_head: (&mut dw, &mut db),
+                beside: &mut beside,
+                witnesses: &self.witnesses,
+                slots: &self.slots,
+                columns: &self.columns,
+            };
+            let value = objective.add(&mut here).unwrap();
+            let mut gradients = vec![dz, dh, dw, db];
+            gradients.extend(beside.into_iter().map(|b| b.gradient));
+            (value, gradients)
+        }
+
+        fn array(&mut self, which: usize) -> &mut [f32] {
+            match which {
+                0 => &mut self.logits,
+                1 => &mut self.feature,
+                2 | 3 => &mut self.head[which - 2],
+                _ => self.beside[which - 4].data_mut(),
+            }
+        }
+
+        /// Asserts that every partial derivative is the central difference, to `tolerance`; the arrays `held` have none
+        /// (a stop-gradient, or no dependence) and must get zeros.
+        pub fn differs_by(&self, objective: &dyn Objective, tolerance: f64, held: &[usize]) {
+            let (_, gradients) = self.run(objective);
+            for (which, gradient) in gradients.iter().enumerate() {
+                if held.contains(&which) {
+                    assert!(gradient.iter().all(|g| *g == 0.0), "array {which} gets no gradient");
+                    continue;
+                }
+                for (i, &g) in gradient.iter().enumerate() {
+                    let at = |h: f32| {
+                        let mut moved = self.clone();
+                        moved.array(which)[i] += h;
+                        moved.run(objective).0
+                    };
+                    let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
+                    assert!((f64::from(g) - numeric).abs() < tolerance, "array {which}, {i}: {g}, numeric {numeric}");
+                }
+            }
+        }
+    }
+}
