@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Images};
+use super::{autoaugment, dsa};
 use crate::error::{Error, Place, Result};
 use crate::key::{Key, Purpose, Rng};
 use crate::nn::{Batch, View};
@@ -117,17 +118,28 @@ impl Loader {
         self.resize(batch, indices.len());
         batch.ids.extend_from_slice(indices);
         let targets = indices.iter().zip(batch.x.chunks_exact_mut(images.size()));
-        if view == View::Plain {
+        if matches!(view, View::Plain | View::Dsa) {
             targets.for_each(|(&i, target)| self.normalise(images.get(i as usize), target));
+            if view == View::Dsa {
+                dsa::dsa(&mut batch.x, self.shape, key);
+            }
             return Ok(());
         }
+        let (mut bytes, mut scratch) = (vec![0; images.size()], Vec::new());
         let mut rng = key.fold(Purpose::Augment, 0).rng();
         let mut cut = self.draw(&mut rng);
         for (position, (&i, target)) in targets.enumerate() {
             if position > 0 && self.augment.per == Per::Image {
                 cut = self.draw(&mut rng);
             }
-            self.place(images.get(i as usize), cut, target);
+            if view == View::Weak {
+                self.place(images.get(i as usize), cut, |channel, v| self.table[channel][usize::from(v)], 0.0, target);
+                continue;
+            }
+            self.place(images.get(i as usize), cut, |_, v| v, 0, &mut bytes);
+            let key = key.fold(Purpose::Item, position as u64);
+            autoaugment::strong(&mut bytes, self.shape, key, &mut scratch)?;
+            self.normalise(&bytes, target);
         }
         Ok(())
     }
@@ -156,24 +168,22 @@ impl Loader {
         }
     }
 
-    /// Pixel `(y, x)` of the result is pixel `(y + dy − pad, x + dx − pad)` of the image, or zero outside it; then
-    /// the mirror.
-    fn place(&self, image: &[u8], cut: Cut, target: &mut [f32]) {
+    /// Pixel `(y, x)` of the result is `value` of channel and pixel `(y + dy − pad, x + dx − pad)` of the image, or
+    /// `border` outside it; then the mirror.
+    fn place<T: Copy>(&self, image: &[u8], cut: Cut, value: impl Fn(usize, u8) -> T, border: T, target: &mut [T]) {
         let ([_, h, w], pad) = (self.shape, self.augment.crop);
         // Columns of the result that lie inside the image, and where they begin in it.
         let (first, last) = (pad.saturating_sub(cut.dx).min(w), (w + pad).saturating_sub(cut.dx).min(w));
         let source = (first + cut.dx).saturating_sub(pad).min(w);
-        for ((from, to), table) in image.chunks_exact(h * w).zip(target.chunks_exact_mut(h * w)).zip(&self.table) {
+        for (channel, (from, to)) in image.chunks_exact(h * w).zip(target.chunks_exact_mut(h * w)).enumerate() {
             for (y, row) in to.chunks_exact_mut(w).enumerate() {
                 match (y + cut.dy).checked_sub(pad).filter(|&sy| sy < h) {
-                    None => row.fill(0.0),
+                    None => row.fill(border),
                     Some(sy) => {
-                        row[..first].fill(0.0);
-                        row[last..].fill(0.0);
+                        row[..first].fill(border);
+                        row[last..].fill(border);
                         let line = &from[sy * w + source..sy * w + source + last - first];
-                        for (t, &v) in row[first..last].iter_mut().zip(line) {
-                            *t = table[usize::from(v)];
-                        }
+                        row[first..last].iter_mut().zip(line).for_each(|(t, &v)| *t = value(channel, v));
                         if cut.flip {
                             row.reverse();
                         }
@@ -226,7 +236,8 @@ mod tests {
             for (dy, dx, flip) in
                 (0..=2 * pad).flat_map(|a| (0..=2 * pad).flat_map(move |b| [(a, b, false), (a, b, true)]))
             {
-                loader.place(data.images.get(0), Cut { dy, dx, flip }, &mut got);
+                let table = |c: usize, v: u8| loader.table[c][usize::from(v)];
+                loader.place(data.images.get(0), Cut { dy, dx, flip }, table, 0.0, &mut got);
                 assert_eq!(got, slow(&plain.x, [3, 4], pad, dy, dx, flip), "pad {pad} at {dy}, {dx}, {flip}");
             }
         }

@@ -10,6 +10,7 @@
 //! | [`split`], [`split_file`] | who holds what, its digests, its file |
 //! | [`shots`] | many, medium and few |
 //! | [`loader`] | augmented batches |
+//! | [`dsa`], [`autoaugment`] | stronger augmentations: of a batch, of one image's bytes |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
 //! | [`features`], [`npy`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
@@ -23,12 +24,14 @@ use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
 
+pub mod autoaugment;
 pub mod captions;
 pub mod cifar;
 mod cifar_names;
 pub mod creff;
 pub mod dataset;
 pub mod decode;
+pub mod dsa;
 pub mod features;
 pub mod folder;
 pub mod hf_parquet;
