@@ -5,6 +5,7 @@ mod captions;
 mod commands;
 mod demo;
 mod machine;
+mod methods;
 mod mllm;
 mod models;
 mod progress;
@@ -72,6 +73,11 @@ enum Command {
   fedllava split export configs/cifar10-lt/fedavg-if100.toml split.json
   fedllava split import configs/cifar10-lt/fedavg-if100.toml split.json")]
     Split(split::Split),
+    /// List the federated methods: what each needs, what leaves the client, what it costs.
+    #[command(after_help = "Examples:
+  fedllava methods
+  fedllava methods configs/cifar10-lt/quick.toml --json")]
+    Methods(methods::Methods),
     /// Print finished runs as a Markdown table.
     #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
     Report(commands::Report),
@@ -149,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Evaluate(e) => commands::evaluate(&e, quiet),
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
+        Command::Methods(m) => methods::methods(&m),
         Command::Report(r) => commands::report(&r),
         Command::Resume(r) => commands::resume(&r, quiet),
         Command::Caption(c) => caption::caption(&c, quiet),

@@ -8,11 +8,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
-    Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, ValidationConfig,
+    Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, UnlabelledConfig,
+    ValidationConfig,
 };
 use crate::error::{Error, Place, Result, closest};
 use crate::fl::align::AlignConfig;
-use crate::fl::{AlgorithmConfig, FederatedConfig};
+use crate::fl::alone::Alone;
+use crate::fl::{AlgorithmConfig, FederatedConfig, Mode};
 use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
@@ -128,6 +130,8 @@ pub struct Config {
     pub server_set: ServerSetConfig,
     /// The validation set.
     pub validation: ValidationConfig,
+    /// The server's images without labels.
+    pub unlabelled: UnlabelledConfig,
     /// Normalisation and augmentation.
     pub augment: Augment,
     /// The compact network.
@@ -242,6 +246,7 @@ impl Config {
             }
         }
         self.finetune.check()?;
+        self.unlabelled.check()?;
         if self.finetune.head_init == HeadInit::Probe && !self.finetune.from.is_empty() {
             return Err(Error::input(
                 "finetune.from starts the classifier too: head_init = \"probe\" would replace it",
@@ -249,6 +254,9 @@ impl Config {
         }
         if self.align.enabled {
             self.align.check()?;
+        }
+        if self.federated.mode == Mode::Local {
+            Alone(self.algorithm.algorithm()).check()?;
         }
         self.federated.check(self.partition.clients(), self.algorithm.algorithm())
     }

@@ -461,16 +461,4 @@ fn diverged(how: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::first_not_finite;
-
-    #[test]
-    fn the_first_value_that_is_no_number_is_found() {
-        let mut data = vec![1.0; 3000];
-        assert_eq!(first_not_finite(&data), None);
-        for at in [2999, 1024, 1023, 0] {
-            data[at] = if at % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
-            assert_eq!(first_not_finite(&data), Some(at));
-        }
-    }
-}
+mod tests;
