@@ -59,7 +59,8 @@ fn sizes_of(config: &Config) -> Result<(u64, usize, [usize; 3])> {
 fn sizes(config: &Config, samples: u64, classes: usize, shape: [usize; 3]) -> Result<Sizes> {
     let net = config.model.build(shape, Head::Classes(classes))?;
     let head = net.classifier();
-    let (head, features) = head.map_or((0, 0), |c| (c.ranges().iter().map(|r| r.len() as u64).sum(), c.features as u64));
+    let (head, features) =
+        head.map_or((0, 0), |c| (c.ranges().iter().map(|r| r.len() as u64).sum(), c.features as u64));
     let classes = classes as u64;
     Ok(Sizes {
         model: net.layout.len() as u64,

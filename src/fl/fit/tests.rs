@@ -76,7 +76,7 @@ impl Case {
             columns: &self.columns,
         };
         let data: Vec<Data<'_>> = which.iter().map(of).collect();
-        let plan = |(&k, data)| Plan {
+        let plan = |(&k, data): (&usize, _)| Plan {
             train: &train,
             slots: self.slots[k].as_slice(),
             data,
