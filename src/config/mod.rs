@@ -22,7 +22,7 @@ use crate::run::SCHEMA;
 use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::{FinetuneConfig, HeadInit};
-use crate::stage::pretrain::{Objective, PretrainConfig};
+use crate::stage::pretrain::{Pretext, PretrainConfig};
 use crate::stage::teach::TeacherConfig;
 
 /// The `run` section: where, with what, from which seed.
@@ -238,7 +238,7 @@ impl Config {
         }
         if self.pretrain.enabled {
             self.pretrain.check()?;
-            if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
+            if self.pretrain.objective == Pretext::Llm && self.finetune.head_init == HeadInit::Text {
                 return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
                     .hint(
                         "the language model's objective trains no projection to the class texts; \"probe\" and \"random\" need none",

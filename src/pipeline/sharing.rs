@@ -16,7 +16,7 @@ use crate::fsx;
 use crate::key::Key;
 use crate::nn::Params;
 use crate::run::Shelf;
-use crate::stage::pretrain::Objective;
+use crate::stage::pretrain::Pretext;
 
 /// The benchmark that was read last, so that arms of one seed read it once.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Experiment {
     pub fn pretrain_shelf(&self, cx: &Context) -> Result<Option<Shelf>> {
         let config = &self.config;
         // A language model's weights are not among the inputs below.
-        if !config.run.share || config.pretrain.objective == Objective::Llm {
+        if !config.run.share || config.pretrain.objective == Pretext::Llm {
             return Ok(None);
         }
         let pool = match (&config.pool, &config.data) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -107,18 +108,25 @@ impl Finetune<'_> {
         };
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
+        let mut times = Records::open(&self.dir.file("times.jsonl"))?;
+        times.cut("finetune", server.round + 1)?;
+        let mut began = Instant::now();
         let rounds = self.federation.config.rounds as u64;
         cx.events.on(Event::Begin { name: "finetune", unit: "round", done: server.round as u64, total: rounds });
         let model = server.model.clone();
         let server = self.federation.run(server, cx, &mut |finished| {
+            let trained = began.elapsed().as_secs_f64();
             self.record(&finished, &mut records, cx)?;
             let (round, config) = (finished.server.round, self.federation.config);
+            let judged = began.elapsed().as_secs_f64() - trained;
+            times.add("finetune", round, "time", &[("seconds", trained), ("evaluation", judged)])?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || round == config.rounds {
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
                 checkpoint::save_with(&folder, round, &files(&finished), kept, config.keep_checkpoints)?;
             }
+            began = Instant::now();
             Ok(())
         })?;
         cx.events.on(Event::End);
