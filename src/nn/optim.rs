@@ -75,6 +75,14 @@ impl OptimiserConfig {
         }
     }
 
+    /// Vectors of the parameters' size that it keeps: 0 to 2.
+    pub fn moments(&self) -> usize {
+        match self {
+            OptimiserConfig::Sgd(c) => usize::from(c.momentum != 0.0),
+            OptimiserConfig::Adamw(_) => 2,
+        }
+    }
+
     /// SGD without momentum and weight decay.
     pub fn is_plain_sgd(&self) -> bool {
         matches!(self, OptimiserConfig::Sgd(c) if c.momentum == 0.0 && c.weight_decay == 0.0)

@@ -78,7 +78,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     {
         entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
     }
-    let extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
+    let mut extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
@@ -96,6 +96,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     let step = every_round.map(|a| a as &dyn ServerStep);
     let tuned = experiment.stage_two(stages, dir, pretrained.as_ref(), step, cx)?;
     let records = evaluate::records(dir)?;
+    extras["burden"] = experiment.burden(&records);
     let last = |stage| evaluate::last_ten(&records, stage, "test", "accuracy");
     let figures = experiment.judge().classifier(&experiment.net, &tuned.model, cx)?;
     let mut entry = evaluate::entry(&figures, &tuned.model.digest(), last("finetune"));
