@@ -8,6 +8,7 @@ mod engine;
 mod laws;
 mod layers;
 mod llava;
+mod matrix;
 mod methods;
 mod methods_golden;
 mod methods_small;
