@@ -11,6 +11,7 @@ mod llava;
 mod matrix;
 mod methods;
 mod methods_golden;
+mod methods_plain;
 mod methods_small;
 mod net_golden;
 mod round_golden;

@@ -4,9 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
 
-/// The registry: `kind => module::Type` with what it is in a phrase.
+mod prior;
+mod shift;
+
+/// The registry: `kind => module::Type` with what it is in a phrase. Each line brings its module; after the semicolon
+/// are kinds whose module an earlier line brought.
 macro_rules! methods {
-    ($($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*) => {
+    (
+        $($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*
+        ;
+        $($(#[doc = $also_doc:literal])* $also_kind:literal => $also_module:ident::$also:ident,)*
+    ) => {
         $(pub mod $module;)*
 
         /// Which algorithm, with its knobs (`algorithm` section).
@@ -14,6 +22,7 @@ macro_rules! methods {
         #[serde(tag = "kind")]
         pub enum AlgorithmConfig {
             $($(#[doc = $doc])* #[serde(rename = $kind)] $name($module::$name),)*
+            $($(#[doc = $also_doc])* #[serde(rename = $also_kind)] $also($also_module::$also),)*
         }
 
         impl AlgorithmConfig {
@@ -21,12 +30,16 @@ macro_rules! methods {
             pub fn algorithm(&self) -> &dyn Algorithm {
                 match self {
                     $(AlgorithmConfig::$name(a) => a,)*
+                    $(AlgorithmConfig::$also(a) => a,)*
                 }
             }
 
             /// Every method with its defaults, by the name that a config gives it.
             pub fn all() -> Vec<(&'static str, AlgorithmConfig)> {
-                vec![$(($kind, AlgorithmConfig::$name($module::$name::default())),)*]
+                vec![
+                    $(($kind, AlgorithmConfig::$name($module::$name::default())),)*
+                    $(($also_kind, AlgorithmConfig::$also($also_module::$also::default())),)*
+                ]
             }
         }
     };
@@ -39,6 +52,27 @@ methods! {
     "fedprox" => fedprox::FedProx,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
+    /// The server's step has momentum.
+    "fedavgm" => fedavgm::FedAvgM,
+    /// The server's step is Adam's.
+    "fedadam" => adaptive::FedAdam,
+    /// Clients' steps are divided by how many there were.
+    "fednova" => fednova::FedNova,
+    /// A linear and a proximal term align the clients' optima with the server's.
+    "feddyn" => feddyn::FedDyn,
+    /// Focal loss: what is well classified counts less.
+    "focal" => focal::Focal,
+    /// Classes are weighted by how often they should be seen over how often they are.
+    "fedir" => fedir::FedIr,
+    /// The loss sees logits shifted by the log of the class prior.
+    "logit-adjustment" => logit_adjustment::LogitAdjustment,
+    /// The loss sees logits lowered where a class is rare at the client.
+    "fedlc" => fedlc::FedLc,
+    ;
+    /// The server's step is Yogi's.
+    "fedyogi" => adaptive::FedYogi,
+    /// The server's step is Adagrad's.
+    "fedadagrad" => adaptive::FedAdagrad,
 }
 
 impl Default for AlgorithmConfig {
