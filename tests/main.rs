@@ -12,6 +12,7 @@ mod matrix;
 mod methods;
 mod methods_golden;
 mod methods_small;
+mod methods_yoyo;
 mod net_golden;
 mod round_golden;
 mod toy;

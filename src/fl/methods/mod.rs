@@ -37,6 +37,10 @@ methods! {
     "fedavg" => fedavg::FedAvg,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
+    /// A gated, calibrated ensemble of the clients teaches the server's student.
+    "fedic" => fedic::Fedic,
+    /// Weakly augmented images teach strongly augmented ones, under a prior that blends global and local.
+    "fedyoyo" => fedyoyo::FedYoYo,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
 }
