@@ -13,6 +13,7 @@ mod methods;
 mod methods_golden;
 mod methods_plain;
 mod methods_small;
+mod methods_yoyo;
 mod net_golden;
 mod round_golden;
 mod toy;

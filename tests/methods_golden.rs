@@ -29,6 +29,8 @@ const TOLERANCE: f64 = 1e-4;
 struct Hashed {
     pixels: Vec<f32>,
     labels: Vec<u32>,
+    /// Whether the strong view is the image mirrored left to right; else all views are plain.
+    mirrored: bool,
 }
 
 impl Hashed {
@@ -37,14 +39,17 @@ impl Hashed {
         for (row, &label) in pixels.chunks_mut(PIXELS).zip(&labels) {
             row.iter_mut().skip(label as usize).step_by(CLASSES).for_each(|v| *v += 0.5);
         }
-        Hashed { pixels, labels }
+        Hashed { pixels, labels, mirrored: false }
     }
 }
 
 impl Samples for Hashed {
-    fn fill(&self, ids: &[u32], _: View, _: Key, batch: &mut Batch) -> Result<()> {
+    fn fill(&self, ids: &[u32], view: View, _: Key, batch: &mut Batch) -> Result<()> {
         let image = |&i: &u32| &self.pixels[i as usize * PIXELS..(i as usize + 1) * PIXELS];
         batch.x = ids.iter().flat_map(image).copied().collect();
+        if self.mirrored && view == View::Strong {
+            batch.x.chunks_mut(8).for_each(<[f32]>::reverse);
+        }
         batch.y = ids.iter().map(|&i| self.labels[i as usize]).collect();
         batch.ids = ids.to_vec();
         batch.rows = vec![ids.len()];
@@ -105,7 +110,8 @@ pub fn run_method(
     let salt = |name: &str| toy["salts"][name].as_u64().unwrap() as u32;
     let lists = |name: &str| -> Vec<Vec<u32>> { toy[name].as_array().unwrap().iter().map(numbers).collect() };
     let (clients, cohorts, labels) = (lists("clients"), lists("cohorts"), numbers(&toy["labels"]));
-    let images = Hashed::new(labels.clone(), toy["methods"][golden]["images"].as_u64().unwrap() as u32);
+    let mut images = Hashed::new(labels.clone(), toy["methods"][golden]["images"].as_u64().unwrap() as u32);
+    images.mirrored = golden.ends_with("-flipped");
     let server = Hashed::new((0..8).map(|i| i % 4).collect(), salt("server"));
     let pool = Hashed::new((0..12).map(|i| i % 4).collect(), salt("pool"));
     let (own, unlabelled): (Vec<u32>, Vec<u32>) = ((0..8).collect(), (0..12).collect());

@@ -5,6 +5,7 @@ use fedllava::fl::AlgorithmConfig;
 /// Keys that make a method small.
 fn smaller(kind: &str) -> &'static str {
     match kind {
+        "fedic" => "steps = 3\nbatch_size = 4\nunlabelled_batch = 4",
         _ => "",
     }
 }

@@ -51,7 +51,7 @@ impl Algorithm for Alone<'_> {
     ) -> Result<Brief> {
         let mut brief = self.0.brief(model, state, exchange, now, client)?;
         for slot in &mut brief.slots {
-            if let Slot::Start = slot {
+            if let Slot::Start | Slot::Known = slot {
                 *slot = Slot::KeptModel(OWN.into());
             }
         }

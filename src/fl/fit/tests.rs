@@ -128,6 +128,51 @@ fn a_training_that_goes_on_after_an_epoch_ends_with_the_bytes_of_a_whole_one() {
     }
 }
 
+/// Cross-entropy of the rows at hand.
+struct CrossEntropy;
+
+impl Objective for CrossEntropy {
+    fn add(&self, at: &mut Here<'_>) -> Result<f64> {
+        assert_eq!(at.feeds.iter().filter(|rows| !rows.is_empty()).count(), 1, "one feed at a time");
+        loss::cross_entropy(at.logits, at.y, at.classes, 1.0, at.d_logits)
+    }
+}
+
+/// The same images twice, each time in a forward of its own: twice the gradient, and running statistics
+/// `0.9 (0.9 r + 0.1 s) + 0.1 s`.
+#[test]
+fn feeds_apart_add_their_gradients_and_move_running_statistics_one_after_the_other() {
+    let (net, cx) = (&nets()[0], Context::cpu(1));
+    let (ids, columns, start) = ((0..12).collect::<Vec<u32>>(), BTreeMap::new(), net.init(Key::from_seed(4)));
+    let data = Data { own: Source { samples: &Drawn, ids: &ids }, server: None, unlabelled: None, columns: &columns };
+    let fitted = |feeds: usize, lr: f32| {
+        let plain = Feed { view: View::Plain, order: crate::fl::Order::Stored, ..Feed::default() };
+        let train = Train {
+            feeds: vec![plain; feeds],
+            apart: feeds > 1,
+            loss: Loss::Open(vec![Arc::new(CrossEntropy)]),
+            optimiser: OptimiserConfig::Sgd(SgdConfig { lr, ..SgdConfig::default() }),
+            length: Length::Steps(1),
+            ..Train::default()
+        };
+        let mut session = Backend::Cpu.session(net, &cx, 1, 1).unwrap();
+        let slots = [start.clone()];
+        let plan = Plan { train: &train, slots: &slots, data: &data, key: Key::from_seed(6) };
+        fit(&mut session, &[plan], vec![Standing::default()], &cx, &mut ()).unwrap().pop().unwrap()
+    };
+    let (twice, once) = (fitted(2, 0.01), fitted(1, 0.02));
+    assert_eq!((twice.steps, twice.multiply_adds), (1, 2 * once.multiply_adds));
+    assert!((twice.loss.unwrap() - 2.0 * once.loss.unwrap()).abs() < 1e-6);
+    for entry in start.layout().entries() {
+        let of = |params: &Params| params.get(&entry.name).unwrap().to_vec();
+        for ((a, b), r) in of(&twice.params).into_iter().zip(of(&once.params)).zip(of(&start)) {
+            // Once: 0.9 r + 0.1 s, so s = (once − 0.9 r) / 0.1.
+            let want = if entry.role == crate::nn::Role::Weight { b } else { 0.81 * r + 1.9 * (b - 0.9 * r) };
+            assert!((a - want).abs() < 1e-5 * want.abs().max(1.0), "{}: {a}, {want}", entry.name);
+        }
+    }
+}
+
 #[test]
 fn the_first_value_that_is_no_number_is_found() {
     let mut data = vec![1.0; 3000];

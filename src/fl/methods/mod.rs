@@ -4,17 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
 
+mod adaptive;
 mod prior;
 mod shift;
 
-/// The registry: `kind => module::Type` with what it is in a phrase. Each line brings its module; after the semicolon
-/// are kinds whose module an earlier line brought.
+/// The registry: `kind => module::Type` with what it is in a phrase.
 macro_rules! methods {
-    (
-        $($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*
-        ;
-        $($(#[doc = $also_doc:literal])* $also_kind:literal => $also_module:ident::$also:ident,)*
-    ) => {
+    ($($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*) => {
         $(pub mod $module;)*
 
         /// Which algorithm, with its knobs (`algorithm` section).
@@ -22,7 +18,6 @@ macro_rules! methods {
         #[serde(tag = "kind")]
         pub enum AlgorithmConfig {
             $($(#[doc = $doc])* #[serde(rename = $kind)] $name($module::$name),)*
-            $($(#[doc = $also_doc])* #[serde(rename = $also_kind)] $also($also_module::$also),)*
         }
 
         impl AlgorithmConfig {
@@ -30,16 +25,12 @@ macro_rules! methods {
             pub fn algorithm(&self) -> &dyn Algorithm {
                 match self {
                     $(AlgorithmConfig::$name(a) => a,)*
-                    $(AlgorithmConfig::$also(a) => a,)*
                 }
             }
 
             /// Every method with its defaults, by the name that a config gives it.
             pub fn all() -> Vec<(&'static str, AlgorithmConfig)> {
-                vec![
-                    $(($kind, AlgorithmConfig::$name($module::$name::default())),)*
-                    $(($also_kind, AlgorithmConfig::$also($also_module::$also::default())),)*
-                ]
+                vec![$(($kind, AlgorithmConfig::$name($module::$name::default())),)*]
             }
         }
     };
@@ -55,7 +46,11 @@ methods! {
     /// The server's step has momentum.
     "fedavgm" => fedavgm::FedAvgM,
     /// The server's step is Adam's.
-    "fedadam" => adaptive::FedAdam,
+    "fedadam" => fedadam::FedAdam,
+    /// The server's step is Yogi's.
+    "fedyogi" => fedyogi::FedYogi,
+    /// The server's step is Adagrad's.
+    "fedadagrad" => fedadagrad::FedAdagrad,
     /// Clients' steps are divided by how many there were.
     "fednova" => fednova::FedNova,
     /// A linear and a proximal term align the clients' optima with the server's.
@@ -68,11 +63,10 @@ methods! {
     "logit-adjustment" => logit_adjustment::LogitAdjustment,
     /// The loss sees logits lowered where a class is rare at the client.
     "fedlc" => fedlc::FedLc,
-    ;
-    /// The server's step is Yogi's.
-    "fedyogi" => adaptive::FedYogi,
-    /// The server's step is Adagrad's.
-    "fedadagrad" => adaptive::FedAdagrad,
+    /// Weakly augmented images teach strongly augmented ones, under a prior that blends global and local.
+    "fedyoyo" => fedyoyo::FedYoYo,
+    /// A gated, calibrated ensemble of the clients teaches the server's student.
+    "fedic" => fedic::Fedic,
 }
 
 impl Default for AlgorithmConfig {
