@@ -5,6 +5,9 @@ use fedllava::fl::AlgorithmConfig;
 /// Keys that make a method small.
 fn smaller(kind: &str) -> &'static str {
     match kind {
+        "creff" | "clip2fl" => {
+            "features_per_class = 4\nmatch_steps = 5\nhead_epochs = 3\nhead_batch = 5\nrepeats = 2\n"
+        }
         "fedic" => "steps = 3\nbatch_size = 4\nunlabelled_batch = 4",
         _ => "",
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Algorithm;
 
 mod adaptive;
+mod matching;
 mod prior;
 mod shift;
 
@@ -67,6 +68,10 @@ methods! {
     "fedyoyo" => fedyoyo::FedYoYo,
     /// A gated, calibrated ensemble of the clients teaches the server's student.
     "fedic" => fedic::Fedic,
+    /// A classifier retrained on features whose gradients match the clients'.
+    "creff" => creff::CReFF,
+    /// CReFF with a CLIP that teaches the clients, and class texts that attract the features.
+    "clip2fl" => clip2fl::Clip2Fl,
 }
 
 impl Default for AlgorithmConfig {
