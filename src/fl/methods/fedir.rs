@@ -1,4 +1,4 @@
-//! FedIR: Hsu, Qi and Brown, *Federated Visual Classification with Real-World Data Distribution*, ECCV 2020, section 4.1:
+//! FedIR: Hsu, Qi and Brown, *Federated Visual Classification with Real-World Data Distribution*, ECCV 2020:
 //! each client minimises `mean_i (p(y_i) / q_k(y_i)) CE_i`, with q_k its own class shares and p the target's; FedAvg at
 //! the server.
 //!

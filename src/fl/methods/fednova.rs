@@ -1,5 +1,5 @@
 //! FedNova: Wang et al., *Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization*, NeurIPS
-//! 2020, equation 3: `d_k = (w_t − w_k) / ‖a_k‖₁`, `w_{t+1} = w_t − (Σ p_k ‖a_k‖₁) Σ p_k d_k`, `p_k = n_k / Σ n`.
+//! 2020: `d_k = (w_t − w_k) / ‖a_k‖₁`, `w_{t+1} = w_t − (Σ p_k ‖a_k‖₁) Σ p_k d_k`, `p_k = n_k / Σ n`.
 //!
 //! `a_k` is how much of each local gradient is in the client's step. Plain SGD: `‖a_k‖₁` is the number of steps; with
 //! momentum ρ it is `(τ − ρ(1 − ρ^τ)/(1 − ρ)) / (1 − ρ)`, as in the paper; Nesterov's form likewise. Weight decay is part
