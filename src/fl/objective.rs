@@ -160,24 +160,24 @@ pub struct Here<'a> {
     pub(super) columns: &'a BTreeMap<Name, Vec<f32>>,
 }
 
-impl Here<'_> {
+impl<'a> Here<'a> {
     /// Rows of the batch.
     pub fn rows(&self) -> usize {
         self.y.len()
     }
 
     /// The `i`-th witness's values on this batch.
-    pub fn witness(&self, i: usize) -> Result<&Seen> {
+    pub fn witness(&self, i: usize) -> Result<&'a Seen> {
         self.witnesses.get(i).ok_or_else(|| Error::defect(format!("witness {i} of {}", self.witnesses.len())))
     }
 
     /// The parameters behind a slot of the brief.
-    pub fn slot(&self, id: usize) -> Result<&Params> {
+    pub fn slot(&self, id: usize) -> Result<&'a Params> {
         self.slots.get(id).ok_or_else(|| Error::defect(format!("slot {id} of {}", self.slots.len())))
     }
 
     /// A column's rows for this batch, `(rows, dim)`.
-    pub fn column(&self, name: &str) -> Result<&[f32]> {
+    pub fn column(&self, name: &str) -> Result<&'a [f32]> {
         let all = || Error::defect(format!("the feed names no column {name}"));
         self.columns.get(name).map(Vec::as_slice).ok_or_else(all)
     }
