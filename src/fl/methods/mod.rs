@@ -35,6 +35,8 @@ macro_rules! methods {
 methods! {
     /// Federated averaging.
     "fedavg" => fedavg::FedAvg,
+    /// A frozen sparse frame for the body, a global and a local head.
+    "fedloge" => fedloge::FedLoge,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
     /// Control variates correct client drift.
