@@ -39,6 +39,8 @@ methods! {
     "fedloge" => fedloge::FedLoge,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
+    /// Features stay near the received model's and leave the client's previous ones.
+    "moon" => moon::Moon,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
 }
