@@ -33,6 +33,8 @@ macro_rules! methods {
 }
 
 methods! {
+    /// Clients train as if their data were balanced.
+    "balancefl" => balancefl::BalanceFl,
     /// Federated averaging.
     "fedavg" => fedavg::FedAvg,
     /// A frozen sparse frame for the body, a global and a local head.
