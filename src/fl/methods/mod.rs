@@ -43,6 +43,8 @@ methods! {
     "fedprox" => fedprox::FedProx,
     /// Features stay near the received model's and leave the client's previous ones.
     "moon" => moon::Moon,
+    /// Classes that move the classifier seldom weigh more.
+    "ratio-loss" => ratio_loss::RatioLoss,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
 }
