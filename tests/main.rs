@@ -9,6 +9,7 @@ mod laws;
 mod layers;
 mod llava;
 mod methods_golden;
+mod methods_loge;
 mod net_golden;
 mod round_golden;
 mod toy;

@@ -81,6 +81,16 @@ pub struct Left {
 
 /// Runs a method's toy; `change` alters the `federated` section.
 pub fn run(golden: &str, config: &str, change: impl Fn(&mut FederatedConfig)) -> Left {
+    run_with(golden, config, change, |_| ())
+}
+
+/// As [`run`]; `prepare` alters the server before the first round.
+pub fn run_with(
+    golden: &str,
+    config: &str,
+    change: impl Fn(&mut FederatedConfig),
+    prepare: impl Fn(&mut Server),
+) -> Left {
     let toy = toy();
     let salt = |name: &str| toy["salts"][name].as_u64().unwrap() as u32;
     let lists = |name: &str| -> Vec<Vec<u32>> { toy[name].as_array().unwrap().iter().map(numbers).collect() };
@@ -121,7 +131,8 @@ pub fn run(golden: &str, config: &str, change: impl Fn(&mut FederatedConfig)) ->
     };
     let cx = Context::cpu(2);
     let start = Params::new(net.layout.clone(), params(&net)).unwrap();
-    let server = federation.start(start, &cx).unwrap();
+    let mut server = federation.start(start, &cx).unwrap();
+    prepare(&mut server);
     let mut deployed = None;
     let server = federation.run(server, &cx, &mut |finished| {
         deployed = Some(finished.deployed.clone());
