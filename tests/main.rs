@@ -11,6 +11,7 @@ mod llava;
 mod matrix;
 mod methods;
 mod methods_golden;
+mod methods_loge;
 mod methods_matching;
 mod methods_plain;
 mod methods_small;

@@ -80,6 +80,8 @@ pub enum Order {
 pub struct Feed {
     /// Which images.
     pub rows: Rows,
+    /// Those of one class alone.
+    pub class: Option<u32>,
     /// In which order.
     pub order: Order,
     /// How they are shown.

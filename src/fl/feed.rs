@@ -83,7 +83,12 @@ impl<'a> Stream<'a> {
             Rowed::Features { values, dim, .. } => (0..(values.len() / (*dim).max(1)) as u32).collect(),
         };
         let size = if feed.batch_size == 0 { ids.len().max(1) } else { feed.batch_size };
-        Ok(Stream { feed, source, ids, order: Vec::new(), by_class: Vec::new(), epoch: None, size })
+        let mut stream = Stream { feed, source, ids, order: Vec::new(), by_class: Vec::new(), epoch: None, size };
+        if let Some(class) = feed.class {
+            let own = stream.ids.iter().copied().filter(|&id| stream.label(id) == class).collect();
+            stream.ids = own;
+        }
+        Ok(stream)
     }
 
     /// Whether it gives stored features.

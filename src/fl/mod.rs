@@ -240,8 +240,8 @@ pub trait Algorithm: Send + Sync {
         Ok(Cow::Borrowed(model))
     }
 
-    /// What a client that kept `kept` would use, where that differs from the deployed model.
-    fn personal(&self, _deployed: &Params, _kept: &Named, _now: &Now<'_>) -> Result<Option<Params>> {
+    /// What a client that kept `kept` would use, where that differs from the deployed model; `model` is the server's.
+    fn personal(&self, _model: &Params, _deployed: &Params, _kept: &Named, _now: &Now<'_>) -> Result<Option<Params>> {
         Ok(None)
     }
 }

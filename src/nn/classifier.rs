@@ -50,9 +50,7 @@ impl Classifier {
     pub fn gradient(&self, features: &[f32], d_logits: &[f32], grads: &mut [f32]) {
         gradient(features, d_logits, self.features, &mut grads[self.weight.clone()]);
         let Some(bias) = self.bias.clone() else { return };
-        for row in d_logits.chunks_exact(self.classes) {
-            grads[bias.clone()].iter_mut().zip(row).for_each(|(g, d)| *g += d);
-        }
+        bias_gradient(d_logits, &mut grads[bias]);
     }
 }
 
@@ -75,6 +73,13 @@ pub fn gradient(features: &[f32], seeds: &[f32], d: usize, weight: &mut [f32]) {
         for (row, &s) in weight.chunks_exact_mut(d).zip(seed) {
             row.iter_mut().zip(h).for_each(|(g, x)| *g += s * x);
         }
+    }
+}
+
+/// `db += Σ_rows seeds`: seeds `(rows, classes)`, db `(classes,)`, or empty where the layer has no bias.
+pub fn bias_gradient(seeds: &[f32], bias: &mut [f32]) {
+    for seed in seeds.chunks_exact(bias.len().max(1)) {
+        bias.iter_mut().zip(seed).for_each(|(g, s)| *g += s);
     }
 }
 

@@ -38,10 +38,18 @@ macro_rules! methods {
 }
 
 methods! {
+    /// Clients train as if their data were balanced.
+    "balancefl" => balancefl::BalanceFl,
     /// Federated averaging.
     "fedavg" => fedavg::FedAvg,
+    /// A frozen sparse frame for the body, a global and a local head.
+    "fedloge" => fedloge::FedLoge,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
+    /// Features stay near the received model's and leave the client's previous ones.
+    "moon" => moon::Moon,
+    /// Classes that move the classifier seldom weigh more.
+    "ratio-loss" => ratio_loss::RatioLoss,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
     /// The server's step has momentum.
