@@ -5,6 +5,7 @@ mod demo_clip;
 mod demo_laws;
 mod digests;
 mod engine;
+mod iterates;
 mod laws;
 mod layers;
 mod llava;

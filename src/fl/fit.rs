@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::brief::{Bn, Length, Loss, Name, Train};
 use super::feed::{Data, Stream};
+use super::iterates::Iterates;
 use super::objective::{Beside, Here, Objective, Seen, Tap};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
@@ -114,6 +115,7 @@ struct Lane<'a> {
     /// Steps done, earlier ones included.
     at: usize,
     taken: usize,
+    iterates: Iterates<'a>,
     beside: Vec<Beside>,
     optimisers: Vec<Optimiser>,
     witnesses: Vec<Params>,
@@ -174,17 +176,13 @@ impl<'a> Lane<'a> {
         let counts = if matches!(train.loss, Loss::Open(_)) { plan.data.counts(net.outputs()) } else { Vec::new() };
         let forward_adds = if feed.stored() { (features * net.outputs()) as u64 } else { net.multiply_adds() };
         let at = from.epochs * batches;
+        let iterates = Iterates::new(train, plan.data, plan.slots, at)?;
         let (batch, scratch, feeds, columns, head, d_head) = Default::default();
         let (key, taken, value, seen, multiply_adds) = (plan.key, 0, 0.0, 0, 0);
         #[rustfmt::skip]
-        let lane = Lane { k, plan, streams, counts, batches, total, at, taken, beside, optimisers, witnesses, batch,
-            scratch, feeds, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
+        let lane = Lane { k, plan, streams, counts, batches, total, at, taken, iterates, beside, optimisers, witnesses,
+            batch, scratch, feeds, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
         Ok(lane)
-    }
-
-    /// Progress of step `at`: 0 at the first, 1 at the last.
-    fn progress(&self) -> f32 {
-        self.at as f32 / self.total.saturating_sub(1).max(1) as f32
     }
 
     /// Fills the batch for the next step; without rows once the plan is done.
@@ -229,18 +227,19 @@ impl<'a> Lane<'a> {
         Ok(Standing { epochs, params: Some(params), moments, beside: beside.collect::<Result<_>>()? })
     }
 
-    fn finish(self, session: &mut dyn Session) -> Result<Fitted> {
+    fn finish(mut self, session: &mut dyn Session) -> Result<Fitted> {
         let moments = match self.plan.train.moments {
             Some(_) => session.state(self.k)?.1,
             None => Named::new(),
         };
-        let params = session.take(self.k)?;
+        let params = self.iterates.result(session.take(self.k)?)?;
         if self.taken > 0 {
             refuse_not_finite(&params)?;
         }
         let loss = (self.taken > 0).then(|| self.value / self.seen.max(1) as f64);
         let beside = self.beside.into_iter().map(|b| b.values).collect();
-        Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds: self.multiply_adds })
+        let multiply_adds = self.multiply_adds + self.iterates.multiply_adds;
+        Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds })
     }
 }
 
@@ -315,7 +314,7 @@ impl Work {
         let seeds: Vec<(Node, &[f32])> =
             self.nodes.iter().map(|(tap, &node)| (node, self.seeds[tap].as_slice())).collect();
         session.backward(&seeds)?;
-        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.at(lane.progress())).collect();
+        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.of(lane.at, lane.total)).collect();
         for (lane, _) in lanes.iter().zip(&rows).filter(|(lane, n)| **n > 0 && !lane.d_head[0].is_empty()) {
             let ranges = self.net.classifier().map_or_else(Vec::new, |c| c.ranges());
             ranges.into_iter().zip(&lane.d_head).try_for_each(|(range, d)| session.add(lane.k, range, d))?;
@@ -327,6 +326,9 @@ impl Work {
             }
             lane.at += 1;
             lane.taken += 1;
+            if lane.iterates.done(lane.k, lane.at, session)? {
+                lane.total = lane.at;
+            }
         }
         Ok(())
     }
