@@ -9,6 +9,7 @@ mod iterates;
 mod laws;
 mod layers;
 mod llava;
+mod methods_distil;
 mod methods_golden;
 mod net_golden;
 mod round_golden;

@@ -10,7 +10,7 @@ use fedllava::exec::Context;
 use fedllava::fl::feed::Source;
 use fedllava::fl::round::{Federation, Server};
 use fedllava::fl::trainer::{CompactTrainer, Supplies};
-use fedllava::fl::{ClientId, Column, FederatedConfig};
+use fedllava::fl::{Algorithm, ClientId, Column, FederatedConfig};
 use fedllava::key::Key;
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::{Backend, Batch, Net, Params, Samples, View};
@@ -81,6 +81,26 @@ pub struct Left {
 
 /// Runs a method's toy; `change` alters the `federated` section.
 pub fn run(golden: &str, config: &str, change: impl Fn(&mut FederatedConfig)) -> Left {
+    run_with(golden, config, change, |_| ())
+}
+
+/// The same with a change of the server before the first round.
+pub fn run_with(
+    golden: &str,
+    config: &str,
+    change: impl Fn(&mut FederatedConfig),
+    prepare: impl Fn(&mut Server),
+) -> Left {
+    run_as(golden, algorithm(config).algorithm(), change, prepare)
+}
+
+/// The same for an algorithm that a config does not name.
+pub fn run_as(
+    golden: &str,
+    algorithm: &dyn Algorithm,
+    change: impl Fn(&mut FederatedConfig),
+    prepare: impl Fn(&mut Server),
+) -> Left {
     let toy = toy();
     let salt = |name: &str| toy["salts"][name].as_u64().unwrap() as u32;
     let lists = |name: &str| -> Vec<Vec<u32>> { toy[name].as_array().unwrap().iter().map(numbers).collect() };
@@ -107,10 +127,9 @@ pub fn run(golden: &str, config: &str, change: impl Fn(&mut FederatedConfig)) ->
     let trainer = CompactTrainer::new(net.clone(), Backend::Cpu, &images, &clients).with(supplies);
     let mut federated = FederatedConfig { rounds: 4, cohort: 3, local_epochs: 2, batch_size: 0, ..Default::default() };
     change(&mut federated);
-    let algorithm = algorithm(config);
     let cohort = |round: usize| -> Result<Vec<ClientId>> { Ok(cohorts[round - 1].clone()) };
     let federation = Federation {
-        algorithm: algorithm.algorithm(),
+        algorithm,
         trainer: &trainer,
         config: &federated,
         clients: clients.len(),
@@ -121,7 +140,8 @@ pub fn run(golden: &str, config: &str, change: impl Fn(&mut FederatedConfig)) ->
     };
     let cx = Context::cpu(2);
     let start = Params::new(net.layout.clone(), params(&net)).unwrap();
-    let server = federation.start(start, &cx).unwrap();
+    let mut server = federation.start(start, &cx).unwrap();
+    prepare(&mut server);
     let mut deployed = None;
     let server = federation.run(server, &cx, &mut |finished| {
         deployed = Some(finished.deployed.clone());

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
 
+pub mod distillation;
+
 /// The registry: `kind => module::Type` with what it is in a phrase.
 macro_rules! methods {
     ($($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*) => {
@@ -35,6 +37,12 @@ macro_rules! methods {
 methods! {
     /// Federated averaging.
     "fedavg" => fedavg::FedAvg,
+    /// The classifier is calibrated on Gaussian features of every class before it is judged.
+    "ccvr" => ccvr::Ccvr,
+    /// Models drawn around the clients' are distilled into their mean on images without labels.
+    "fedbe" => fedbe::FedBe,
+    /// The clients' ensemble is distilled into their mean on images without labels.
+    "feddf" => feddf::FedDf,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
     /// Control variates correct client drift.
