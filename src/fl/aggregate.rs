@@ -121,17 +121,17 @@ impl Collected {
         Ok(())
     }
 
-    /// Ends the last leaf.
-    pub fn close(&mut self) {
-        self.sums.values_mut().for_each(Sum::close_leaf);
-    }
-
     /// The replies of [`Collect::Each`] added up, as [`Collect::Sum`] has them.
     pub fn summed(&self) -> Result<Collected> {
         let mut sum = Collected::default();
         self.each.iter().try_for_each(|(client, reply)| sum.fold(*client, reply.clone(), Collect::Sum))?;
         sum.close();
         Ok(sum)
+    }
+
+    /// Ends the last leaf.
+    pub fn close(&mut self) {
+        self.sums.values_mut().for_each(Sum::close_leaf);
     }
 
     /// The sum of the part called `name`.

@@ -74,7 +74,7 @@ impl Algorithm for Alone<'_> {
         Ok((model.clone(), state.clone()))
     }
 
-    fn personal(&self, _: &Params, kept: &Named, _: &Now<'_>) -> Result<Option<Params>> {
+    fn personal(&self, _: &Params, _: &Params, kept: &Named, _: &Now<'_>) -> Result<Option<Params>> {
         Ok(kept.get(OWN).cloned())
     }
 }

@@ -137,6 +137,27 @@ pub struct Moments {
     pub start: Named,
 }
 
+/// Which iterates are averaged: the result is their mean, running statistics included, and the last iterate where there
+/// is none (stochastic weight averaging, Izmailov et al., UAI 2018).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Averaging {
+    /// Steps before the first may be taken.
+    pub after: usize,
+    /// One after every so many steps, ≥ 1, counted from the start.
+    pub every: usize,
+}
+
+/// Early stopping by top-1 accuracy: the result is the best iterate looked at, the first of equal ones.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Labelled images; running statistics are used.
+    pub feed: Feed,
+    /// Steps between two looks, ≥ 1.
+    pub every: usize,
+    /// Training ends at a look so many steps after the best one.
+    pub patience: usize,
+}
+
 /// Local training.
 #[derive(Clone)]
 pub struct Train<'a> {
@@ -167,6 +188,10 @@ pub struct Train<'a> {
     pub optimiser: OptimiserConfig,
     /// The learning rate's factor over the steps.
     pub rate: Schedule,
+    /// A mean of iterates in place of the last.
+    pub average: Option<Averaging>,
+    /// Early stopping, and the best iterate in place of the last; not with `average`.
+    pub stop: Option<Box<Stop>>,
     /// Optimiser state to go on from and to keep.
     pub moments: Option<Moments>,
     /// Under which name the result is found; [`MODEL`] is the client's model.
@@ -190,6 +215,8 @@ impl Default for Train<'_> {
             length: Length::Epochs(1),
             optimiser: OptimiserConfig::default(),
             rate: Schedule::Constant(1.0),
+            average: None,
+            stop: None,
             moments: None,
             into: MODEL.into(),
         }

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::brief::{Bn, Length, Loss, Name, Train};
 use super::feed::{Data, Stream};
+use super::iterates::Iterates;
 use super::objective::{Beside, Here, Objective, Seen, Tap};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
@@ -114,6 +115,7 @@ struct Lane<'a> {
     /// Steps done, earlier ones included.
     at: usize,
     taken: usize,
+    iterates: Iterates<'a>,
     beside: Vec<Beside>,
     optimisers: Vec<Optimiser>,
     witnesses: Vec<Params>,
@@ -176,17 +178,13 @@ impl<'a> Lane<'a> {
         let counts = if matches!(train.loss, Loss::Open(_)) { plan.data.counts(net.outputs()) } else { Vec::new() };
         let forward_adds = if feed.stored() { (features * net.outputs()) as u64 } else { net.multiply_adds() };
         let at = from.epochs * batches;
+        let iterates = Iterates::new(train, plan.data, plan.slots, at)?;
         let (batch, scratch, feeds, columns, head, d_head) = Default::default();
         let (key, taken, first_rows, value, seen, multiply_adds) = (plan.key, 0, 0, 0.0, 0, 0);
         #[rustfmt::skip]
-        let lane = Lane { k, plan, streams, counts, batches, total, at, taken, beside, optimisers, witnesses, batch,
-            scratch, feeds, first_rows, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
+        let lane = Lane { k, plan, streams, counts, batches, total, at, taken, iterates, beside, optimisers, witnesses,
+            batch, scratch, feeds, first_rows, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
         Ok(lane)
-    }
-
-    /// Progress of step `at`: 0 at the first, 1 at the last.
-    fn progress(&self) -> f32 {
-        self.at as f32 / self.total.saturating_sub(1).max(1) as f32
     }
 
     /// Fills the batch for the next step, or `only` one feed's part of it; without rows once the plan is done.
@@ -238,12 +236,12 @@ impl<'a> Lane<'a> {
         Ok(Standing { epochs, params: Some(params), moments, beside: beside.collect::<Result<_>>()? })
     }
 
-    fn finish(self, session: &mut dyn Session) -> Result<Fitted> {
+    fn finish(mut self, session: &mut dyn Session) -> Result<Fitted> {
         let moments = match self.plan.train.moments {
             Some(_) => session.state(self.k)?.1,
             None => Named::new(),
         };
-        let params = session.take(self.k)?;
+        let params = self.iterates.result(session.take(self.k)?)?;
         if self.taken > 0 {
             refuse_not_finite(&params)?;
         }
@@ -254,7 +252,8 @@ impl<'a> Lane<'a> {
             Ok((values, state))
         });
         let beside = beside.collect::<Result<_>>()?;
-        Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds: self.multiply_adds })
+        let multiply_adds = self.multiply_adds + self.iterates.multiply_adds;
+        Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds })
     }
 }
 
@@ -321,7 +320,7 @@ impl Work {
             }
             self.pass(lanes, train.apart.then_some(part), session)?;
         }
-        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.at(lane.progress())).collect();
+        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.of(lane.at, lane.total)).collect();
         session.step(&rates)?;
         for (lane, &rate) in lanes.iter_mut().zip(&rates).filter(|(lane, _)| lane.at < lane.total) {
             for (beside, optimiser) in lane.beside.iter_mut().zip(&mut lane.optimisers) {
@@ -329,6 +328,9 @@ impl Work {
             }
             lane.at += 1;
             lane.taken += 1;
+            if lane.iterates.done(lane.k, lane.at, session)? {
+                lane.total = lane.at;
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod estimate;
 pub mod feed;
 pub mod fit;
+mod iterates;
 pub mod local;
 pub mod methods;
 pub mod objective;
@@ -30,8 +31,8 @@ pub use crate::nn::Named;
 use crate::nn::{Classifier, Params};
 pub use aggregate::{Collected, LEAF};
 pub use brief::{
-    Bn, Brief, Feed, Job, Length, Loss, Measure, Moments, Name, Order, Outcome, Part, PartKind, Reply, Rows, Slot,
-    Step, Train,
+    Averaging, Bn, Brief, Feed, Job, Length, Loss, Measure, Moments, Name, Order, Outcome, Part, PartKind, Reply, Rows,
+    Slot, Step, Stop, Train,
 };
 pub use config::{FederatedConfig, Mode};
 pub use methods::AlgorithmConfig;

@@ -197,6 +197,8 @@ pub(crate) mod check {
     #[derive(Clone)]
     pub struct Made {
         pub y: Vec<u32>,
+        pub ids: Vec<u32>,
+        pub network: usize,
         pub feeds: Vec<Range<usize>>,
         pub classes: usize,
         pub features: usize,
@@ -225,6 +227,8 @@ pub(crate) mod check {
             y.iter().for_each(|&c| counts[c as usize] += 1);
             Made {
                 feeds: std::iter::once(0..rows).collect(),
+                ids: (0..rows as u32).collect(),
+                network: 0,
                 y,
                 classes,
                 features,
@@ -244,14 +248,25 @@ pub(crate) mod check {
 
         /// Value and gradients.
         pub fn run(&self, objective: &dyn Objective) -> (f64, Gradients) {
+            let mut value = 0.0;
+            let gradients = self.here(|here| value = objective.add(here).unwrap());
+            (value, gradients)
+        }
+
+        /// Adds the batch to the sums of a statistic.
+        pub fn look(&self, statistic: &dyn Statistic, sums: &mut Sums) {
+            self.here(|here| statistic.add(here, sums).unwrap());
+        }
+
+        /// Shows the batch, and returns the gradients that were added.
+        fn here(&self, show: impl FnOnce(&mut Here<'_>)) -> Gradients {
             let (mut dz, mut dh) = (vec![0.0; self.logits.len()], vec![0.0; self.feature.len()]);
             let (mut dw, mut db) = (vec![0.0; self.head[0].len()], vec![0.0; self.head[1].len()]);
             let beside = |p: &Params| Beside { values: p.clone(), gradient: vec![0.0; p.data().len()] };
             let mut beside: Vec<Beside> = self.beside.iter().map(beside).collect();
-            let ids: Vec<u32> = (0..self.y.len() as u32).collect();
             let mut here = Here {
                 y: &self.y,
-                ids: &ids,
+                ids: &self.ids,
                 feeds: &self.feeds,
                 classes: self.classes,
                 features: self.features,
@@ -262,7 +277,7 @@ pub(crate) mod check {
                 batches: self.steps,
                 progress: self.step as f32 / (self.steps.max(2) - 1) as f32,
                 key: self.key,
-                network: 0,
+                network: self.network,
                 logits: &self.logits,
                 feature: &self.feature,
                 map: &[],
@@ -276,10 +291,10 @@ pub(crate) mod check {
                 slots: &self.slots,
                 columns: &self.columns,
             };
-            let value = objective.add(&mut here).unwrap();
+            show(&mut here);
             let mut gradients = vec![dz, dh, dw, db];
             gradients.extend(beside.into_iter().map(|b| b.gradient));
-            (value, gradients)
+            gradients
         }
 
         fn array(&mut self, which: usize) -> &mut [f32] {

@@ -116,7 +116,28 @@ pub fn kl_divergence(
     Ok(total / rows.max(1) as f64)
 }
 
-fn log_sum_exp(row: &[f32]) -> f64 {
+/// `mean_i KL(softmax(t_i) ‖ softmax(z_i))` of two tables of logits, `(rows, classes)` each.
+///
+/// `gradient` gets `(softmax(z_i) − softmax(t_i)) / rows` added; where a row of both is the same, exactly 0.
+pub fn kl_of_logits(logits: &[f32], teacher: &[f32], classes: usize, gradient: &mut [f32]) -> Result<f64> {
+    let rows = logits.len() / classes.max(1);
+    check("KL of logits", logits.len(), rows, classes)?;
+    check("KL of logits, teacher", teacher.len(), rows, classes)?;
+    let mut total = 0.0;
+    let all = logits.chunks(classes).zip(teacher.chunks(classes)).zip(gradient.chunks_mut(classes));
+    for ((z, t), gradient) in all {
+        let (lse_z, lse_t) = (log_sum_exp(z), log_sum_exp(t));
+        for ((g, &z), &t) in gradient.iter_mut().zip(z).zip(t) {
+            let (log_p, log_q) = (f64::from(z) - lse_z, f64::from(t) - lse_t);
+            total += log_q.exp() * (log_q - log_p);
+            *g += ((log_p.exp() - log_q.exp()) / rows as f64) as f32;
+        }
+    }
+    Ok(total / rows.max(1) as f64)
+}
+
+/// `log Σ_c exp z_c`.
+pub fn log_sum_exp(row: &[f32]) -> f64 {
     let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     f64::from(top) + row.iter().map(|&z| f64::from(z - top).exp()).sum::<f64>().ln()
 }
@@ -187,6 +208,17 @@ mod tests {
         let mut g = [0.0; 6];
         kl_divergence(&Z, &q, &w, 3, 2.0, 1.0, &mut g).unwrap();
         close(&g, &numeric(&Z, |z| kl_divergence(z, &q, &w, 3, 2.0, 1.0, &mut [0.0; 6]).unwrap()));
+    }
+
+    #[test]
+    fn kl_of_logits_is_kl_of_their_softmax_and_nothing_where_both_are_equal() {
+        let (teacher, mut q, mut g) = ([1.1, 0.2, -0.7, 3.0, 2.5, 2.0], Vec::new(), [0.0; 6]);
+        softmax(&teacher, 3, &mut q);
+        let kl = kl_of_logits(&Z, &teacher, 3, &mut g).unwrap();
+        assert!((kl - kl_divergence(&Z, &q, &[1.0, 1.0], 3, 1.0, 1.0, &mut [0.0; 6]).unwrap()).abs() < 1e-6);
+        close(&g, &numeric(&Z, |z| kl_of_logits(z, &teacher, 3, &mut [0.0; 6]).unwrap()));
+        let mut none = [0.0; 6];
+        assert_eq!((kl_of_logits(&Z, &Z, 3, &mut none).unwrap(), none), (0.0, [0.0; 6]));
     }
 
     #[test]

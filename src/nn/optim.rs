@@ -121,13 +121,29 @@ pub enum Schedule {
     Constant(f32),
     /// Rises over this share of the steps, then falls as half a cosine.
     WarmupCosine(f32),
+    /// Falls in a line over each cycle, to `low` at its last step (Izmailov et al., UAI 2018, section 3.2).
+    Cyclic {
+        /// Steps of a cycle, ≥ 1.
+        period: usize,
+        /// The factor at the end of a cycle.
+        low: f32,
+    },
 }
 
 impl Schedule {
-    /// The factor at progress `t` in `[0, 1]`.
+    /// The factor of step `step` of `steps`, from 0.
+    pub fn of(self, step: usize, steps: usize) -> f32 {
+        match self {
+            Schedule::Cyclic { period, .. } => self.at((step % period.max(1) + 1) as f32 / period.max(1) as f32),
+            _ => self.at(step as f32 / steps.saturating_sub(1).max(1) as f32),
+        }
+    }
+
+    /// The factor at progress `t` in `[0, 1]`: of the training, or of one cycle.
     pub fn at(self, t: f32) -> f32 {
         match self {
             Schedule::Constant(rate) => rate,
+            Schedule::Cyclic { low, .. } => (1.0 - t) + t * low,
             Schedule::WarmupCosine(warmup) if t < warmup => (t / warmup).max(0.01),
             Schedule::WarmupCosine(warmup) => {
                 let progress = (t - warmup) / (1.0 - warmup).max(1e-6);
@@ -276,6 +292,17 @@ mod tests {
                 "{config:?}: {got:?}, torch {want:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_cyclic_rate_ends_every_cycle_at_its_low_and_others_go_by_progress() {
+        let cyclic = Schedule::Cyclic { period: 4, low: 0.2 };
+        let got: Vec<f32> = (0..9).map(|step| cyclic.of(step, 9)).collect();
+        let want = [0.8, 0.6, 0.4, 0.2, 0.8, 0.6, 0.4, 0.2, 0.8];
+        assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?}");
+        let cosine = Schedule::WarmupCosine(0.0);
+        assert_eq!((cosine.of(0, 11), cosine.of(10, 11)), (1.0, 0.0));
+        assert!((cosine.of(5, 11) - 0.5).abs() < 1e-6);
     }
 
     include!("../../tests/golden/optim/expected.rs");

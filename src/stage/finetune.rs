@@ -73,6 +73,9 @@ pub struct Finetuned {
     pub model: Params,
     /// After the last round's alignment, where it runs every round.
     pub aligned: Option<Params>,
+    /// The server's own model, from which the deployed one may differ; none where a finished stage was read back and no
+    /// checkpoint is left.
+    pub global: Option<Params>,
     /// What clients kept; empty where a finished stage was read back and no checkpoint is left.
     pub kept: BTreeMap<ClientId, Kept>,
 }
@@ -88,11 +91,11 @@ impl Finetune<'_> {
             };
             if self.federation.align.is_none() || aligned.is_some() {
                 let clients = Clients::new(self.dir.path());
-                let kept = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
-                    Some((_, _, index)) => read_kept(&clients, &index)?,
-                    None => BTreeMap::new(),
+                let (global, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
+                    Some((round, files, index)) => (Some(restore(round, files)?.0.model), read_kept(&clients, &index)?),
+                    None => (None, BTreeMap::new()),
                 };
-                return Ok(Finetuned { model, aligned, kept });
+                return Ok(Finetuned { model, aligned, global, kept });
             }
         }
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
@@ -138,7 +141,7 @@ impl Finetune<'_> {
         if let Some(aligned) = &aligned {
             self.dir.finish("align", aligned, json!({ "rounds": server.round, "when": "every-round" }))?;
         }
-        Ok(Finetuned { model, aligned, kept: server.kept })
+        Ok(Finetuned { model, aligned, global: Some(server.model), kept: server.kept })
     }
 
     /// Zero rounds: the start model is the result, aligned once where alignment is on ("server only").

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Algorithm;
 
 mod adaptive;
+pub mod distillation;
 mod matching;
 mod prior;
 mod shift;
@@ -38,18 +39,10 @@ macro_rules! methods {
 }
 
 methods! {
-    /// Clients train as if their data were balanced.
-    "balancefl" => balancefl::BalanceFl,
     /// Federated averaging.
     "fedavg" => fedavg::FedAvg,
-    /// A frozen sparse frame for the body, a global and a local head.
-    "fedloge" => fedloge::FedLoge,
     /// A proximal term keeps clients near the model they received.
     "fedprox" => fedprox::FedProx,
-    /// Features stay near the received model's and leave the client's previous ones.
-    "moon" => moon::Moon,
-    /// Classes that move the classifier seldom weigh more.
-    "ratio-loss" => ratio_loss::RatioLoss,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
     /// The server's step has momentum.
@@ -64,22 +57,36 @@ methods! {
     "fednova" => fednova::FedNova,
     /// A linear and a proximal term align the clients' optima with the server's.
     "feddyn" => feddyn::FedDyn,
+    /// Features stay near the received model's and leave the client's previous ones.
+    "moon" => moon::Moon,
+    /// The clients' ensemble is distilled into their mean on images without labels.
+    "feddf" => feddf::FedDf,
+    /// Models drawn around the clients' are distilled into their mean on images without labels.
+    "fedbe" => fedbe::FedBe,
+    /// The classifier is calibrated on Gaussian features of every class before it is judged.
+    "ccvr" => ccvr::Ccvr,
     /// Focal loss: what is well classified counts less.
     "focal" => focal::Focal,
+    /// Classes that move the classifier seldom weigh more.
+    "ratio-loss" => ratio_loss::RatioLoss,
     /// Classes are weighted by how often they should be seen over how often they are.
     "fedir" => fedir::FedIr,
-    /// The loss sees logits shifted by the log of the class prior.
-    "logit-adjustment" => logit_adjustment::LogitAdjustment,
-    /// The loss sees logits lowered where a class is rare at the client.
-    "fedlc" => fedlc::FedLc,
-    /// Weakly augmented images teach strongly augmented ones, under a prior that blends global and local.
-    "fedyoyo" => fedyoyo::FedYoYo,
-    /// A gated, calibrated ensemble of the clients teaches the server's student.
-    "fedic" => fedic::Fedic,
+    /// Clients train as if their data were balanced.
+    "balancefl" => balancefl::BalanceFl,
     /// A classifier retrained on features whose gradients match the clients'.
     "creff" => creff::CReFF,
     /// CReFF with a CLIP that teaches the clients, and class texts that attract the features.
     "clip2fl" => clip2fl::Clip2Fl,
+    /// The loss sees logits shifted by the log of the class prior.
+    "logit-adjustment" => logit_adjustment::LogitAdjustment,
+    /// The loss sees logits lowered where a class is rare at the client.
+    "fedlc" => fedlc::FedLc,
+    /// A frozen sparse frame for the body, a global and a local head.
+    "fedloge" => fedloge::FedLoge,
+    /// Weakly augmented images teach strongly augmented ones, under a prior that blends global and local.
+    "fedyoyo" => fedyoyo::FedYoYo,
+    /// A gated, calibrated ensemble of the clients teaches the server's student.
+    "fedic" => fedic::Fedic,
 }
 
 impl Default for AlgorithmConfig {
