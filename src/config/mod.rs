@@ -324,7 +324,11 @@ mod tests {
     #[test]
     fn a_typo_in_a_kind_lists_the_valid_names() {
         let text = message("[algorithm]\nkind = \"fedprx\"");
-        assert!(text.contains("fedavg, fedprox, scaffold") && text.contains("did you mean `fedprox`?"), "{text}");
+        let names: Vec<&str> = crate::fl::AlgorithmConfig::all().into_iter().map(|(name, _)| name).collect();
+        assert!(
+            text.contains(&format!("valid: {}", names.join(", "))) && text.contains("did you mean `fedprox`?"),
+            "{text}"
+        );
     }
 
     #[test]
