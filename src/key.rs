@@ -54,6 +54,8 @@ pub enum Purpose {
     Server = 22,
     /// Noise on features.
     Noise = 23,
+    /// The server's images without labels.
+    Unlabelled = 24,
 }
 
 /// A 128-bit key: where in the tree of draws we are.

@@ -10,7 +10,7 @@ use fedllava::exec::Context;
 use fedllava::fl::feed::Source;
 use fedllava::fl::round::{Federation, Server};
 use fedllava::fl::trainer::{CompactTrainer, Supplies};
-use fedllava::fl::{ClientId, Column, FederatedConfig};
+use fedllava::fl::{Algorithm, ClientId, Column, FederatedConfig};
 use fedllava::key::Key;
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::{Backend, Batch, Net, Params, Samples, View};
@@ -29,6 +29,8 @@ const TOLERANCE: f64 = 1e-4;
 struct Hashed {
     pixels: Vec<f32>,
     labels: Vec<u32>,
+    /// Whether the strong view is the image mirrored left to right; else all views are plain.
+    mirrored: bool,
 }
 
 impl Hashed {
@@ -37,14 +39,17 @@ impl Hashed {
         for (row, &label) in pixels.chunks_mut(PIXELS).zip(&labels) {
             row.iter_mut().skip(label as usize).step_by(CLASSES).for_each(|v| *v += 0.5);
         }
-        Hashed { pixels, labels }
+        Hashed { pixels, labels, mirrored: false }
     }
 }
 
 impl Samples for Hashed {
-    fn fill(&self, ids: &[u32], _: View, _: Key, batch: &mut Batch) -> Result<()> {
+    fn fill(&self, ids: &[u32], view: View, _: Key, batch: &mut Batch) -> Result<()> {
         let image = |&i: &u32| &self.pixels[i as usize * PIXELS..(i as usize + 1) * PIXELS];
         batch.x = ids.iter().flat_map(image).copied().collect();
+        if self.mirrored && view == View::Strong {
+            batch.x.chunks_mut(8).for_each(<[f32]>::reverse);
+        }
         batch.y = ids.iter().map(|&i| self.labels[i as usize]).collect();
         batch.ids = ids.to_vec();
         batch.rows = vec![ids.len()];
@@ -91,11 +96,22 @@ pub fn run_with(
     change: impl Fn(&mut FederatedConfig),
     prepare: impl Fn(&mut Server),
 ) -> Left {
+    run_method(golden, algorithm(config).algorithm(), change, prepare)
+}
+
+/// As [`run_with`], for a method that a test has altered.
+pub fn run_method(
+    golden: &str,
+    algorithm: &dyn Algorithm,
+    change: impl Fn(&mut FederatedConfig),
+    prepare: impl Fn(&mut Server),
+) -> Left {
     let toy = toy();
     let salt = |name: &str| toy["salts"][name].as_u64().unwrap() as u32;
     let lists = |name: &str| -> Vec<Vec<u32>> { toy[name].as_array().unwrap().iter().map(numbers).collect() };
     let (clients, cohorts, labels) = (lists("clients"), lists("cohorts"), numbers(&toy["labels"]));
-    let images = Hashed::new(labels.clone(), toy["methods"][golden]["images"].as_u64().unwrap() as u32);
+    let mut images = Hashed::new(labels.clone(), toy["methods"][golden]["images"].as_u64().unwrap() as u32);
+    images.mirrored = golden.ends_with("-flipped");
     let server = Hashed::new((0..8).map(|i| i % 4).collect(), salt("server"));
     let pool = Hashed::new((0..12).map(|i| i % 4).collect(), salt("pool"));
     let (own, unlabelled): (Vec<u32>, Vec<u32>) = ((0..8).collect(), (0..12).collect());
@@ -117,10 +133,9 @@ pub fn run_with(
     let trainer = CompactTrainer::new(net.clone(), Backend::Cpu, &images, &clients).with(supplies);
     let mut federated = FederatedConfig { rounds: 4, cohort: 3, local_epochs: 2, batch_size: 0, ..Default::default() };
     change(&mut federated);
-    let algorithm = algorithm(config);
     let cohort = |round: usize| -> Result<Vec<ClientId>> { Ok(cohorts[round - 1].clone()) };
     let federation = Federation {
-        algorithm: algorithm.algorithm(),
+        algorithm,
         trainer: &trainer,
         config: &federated,
         clients: clients.len(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Changes, Experiment, machine, put, say};
+use super::{Changes, Configured, machine, put, say};
 use crate::config::Config;
 use crate::data::DataConfig;
 use crate::data::world::{World, contact_sheet};
@@ -19,7 +19,7 @@ use crate::report::{self, contrast::Outcomes, figure};
 use crate::run::directory::read_json;
 
 /// `run`, `pretrain`, `finetune`, `align`.
-pub fn stages(e: &Experiment, stages: Stages, quiet: bool) -> Result<()> {
+pub fn stages(e: &Configured, stages: Stages, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(&e.config, &e.changes, quiet)?;
     arms(&config, stages, &cx)?;
     show(&[PathBuf::from(&config.run.dir)], e.json)
@@ -174,7 +174,7 @@ pub fn evaluate(e: &Evaluate, quiet: bool) -> Result<()> {
 }
 
 /// `embed`: fills the caches that `pretrain` and `align` read.
-pub fn embed(e: &Experiment, quiet: bool) -> Result<()> {
+pub fn embed(e: &Configured, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(&e.config, &e.changes, quiet)?;
     let experiment = pipeline::Experiment::open(config, &cx)?;
     let facts = experiment.embed(&cx)?;

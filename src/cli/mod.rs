@@ -5,6 +5,7 @@ mod captions;
 mod commands;
 mod demo;
 mod machine;
+mod methods;
 mod mllm;
 mod models;
 mod progress;
@@ -44,19 +45,19 @@ Examples:
 enum Command {
     /// All stages of a config: pretrain, finetune, align, evaluate.
     #[command(after_help = "Example: fedllava run configs/demo.toml --set federated.rounds=20")]
-    Run(Experiment),
+    Run(Configured),
     /// The three stages on a procedural world, offline (configs/demo.toml).
     #[command(after_help = "Example: fedllava demo --seeds 3")]
     Demo(demo::Demo),
     /// Stage 1: pretrain the compact model on the open pool.
     #[command(after_help = "Example: fedllava pretrain configs/cifar10-lt/first.toml")]
-    Pretrain(Experiment),
+    Pretrain(Configured),
     /// Stage 2: federated rounds.
     #[command(after_help = "Example: fedllava finetune configs/cifar10-lt/fedavg-if100.toml --set federated.rounds=5")]
-    Finetune(Experiment),
+    Finetune(Configured),
     /// Stage 3: align the global model on the server's balanced set.
     #[command(after_help = "Example: fedllava align configs/cifar10-lt/first.toml")]
-    Align(Experiment),
+    Align(Configured),
     /// Judge a model file on the test set of a config.
     #[command(
         after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json"
@@ -64,7 +65,7 @@ enum Command {
     Evaluate(commands::Evaluate),
     /// Compute and cache what the frozen CLIP sees in the pool and in the server set.
     #[command(after_help = "Example: fedllava embed configs/demo.toml")]
-    Embed(Experiment),
+    Embed(Configured),
     /// Draw who holds what; export and import splits.
     #[command(after_help = "Examples:
   fedllava split configs/cifar10-lt/fedavg-if100.toml
@@ -72,6 +73,11 @@ enum Command {
   fedllava split export configs/cifar10-lt/fedavg-if100.toml split.json
   fedllava split import configs/cifar10-lt/fedavg-if100.toml split.json")]
     Split(split::Split),
+    /// List the federated methods: what each needs, what leaves the client, what it costs.
+    #[command(after_help = "Examples:
+  fedllava methods
+  fedllava methods configs/cifar10-lt/quick.toml --json")]
+    Methods(methods::Methods),
     /// Print finished runs as a Markdown table.
     #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
     Report(commands::Report),
@@ -95,7 +101,7 @@ enum Command {
 
 /// A config with changes.
 #[derive(Args, Clone)]
-struct Experiment {
+struct Configured {
     /// The experiment's TOML file.
     config: PathBuf,
     #[command(flatten)]
@@ -149,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Evaluate(e) => commands::evaluate(&e, quiet),
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
+        Command::Methods(m) => methods::methods(&m),
         Command::Report(r) => commands::report(&r),
         Command::Resume(r) => commands::resume(&r, quiet),
         Command::Caption(c) => caption::caption(&c, quiet),

@@ -8,11 +8,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
-    Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, ValidationConfig,
+    Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, UnlabelledConfig,
+    ValidationConfig,
 };
 use crate::error::{Error, Place, Result, closest};
 use crate::fl::align::AlignConfig;
-use crate::fl::{AlgorithmConfig, FederatedConfig};
+use crate::fl::alone::Alone;
+use crate::fl::{AlgorithmConfig, FederatedConfig, Mode};
 use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
@@ -20,7 +22,7 @@ use crate::run::SCHEMA;
 use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::{FinetuneConfig, HeadInit};
-use crate::stage::pretrain::{Objective, PretrainConfig};
+use crate::stage::pretrain::{Pretext, PretrainConfig};
 use crate::stage::teach::TeacherConfig;
 
 /// The `run` section: where, with what, from which seed.
@@ -128,6 +130,8 @@ pub struct Config {
     pub server_set: ServerSetConfig,
     /// The validation set.
     pub validation: ValidationConfig,
+    /// The server's images without labels.
+    pub unlabelled: UnlabelledConfig,
     /// Normalisation and augmentation.
     pub augment: Augment,
     /// The compact network.
@@ -234,7 +238,7 @@ impl Config {
         }
         if self.pretrain.enabled {
             self.pretrain.check()?;
-            if self.pretrain.objective == Objective::Llm && self.finetune.head_init == HeadInit::Text {
+            if self.pretrain.objective == Pretext::Llm && self.finetune.head_init == HeadInit::Text {
                 return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
                     .hint(
                         "the language model's objective trains no projection to the class texts; \"probe\" and \"random\" need none",
@@ -242,6 +246,7 @@ impl Config {
             }
         }
         self.finetune.check()?;
+        self.unlabelled.check()?;
         if self.finetune.head_init == HeadInit::Probe && !self.finetune.from.is_empty() {
             return Err(Error::input(
                 "finetune.from starts the classifier too: head_init = \"probe\" would replace it",
@@ -249,6 +254,9 @@ impl Config {
         }
         if self.align.enabled {
             self.align.check()?;
+        }
+        if self.federated.mode == Mode::Local {
+            Alone(self.algorithm.algorithm()).check()?;
         }
         self.federated.check(self.partition.clients(), self.algorithm.algorithm())
     }

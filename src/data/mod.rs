@@ -12,6 +12,7 @@
 //! | [`loader`] | augmented batches |
 //! | [`dsa`], [`autoaugment`] | stronger augmentations: of a batch, of one image's bytes |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
+//! | [`unlabelled`] | images without labels that servers distil on |
 //! | [`features`], [`npy`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
 //! | [`overlap`] | duplicates between sets, class coverage of a pool |
@@ -47,6 +48,7 @@ pub mod reserve;
 pub mod shots;
 pub mod split;
 pub mod split_file;
+pub mod unlabelled;
 pub mod webdataset;
 pub mod world;
 
@@ -61,6 +63,7 @@ pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
 pub use shots::{Groups, Shots};
 pub use split::Split;
+pub use unlabelled::UnlabelledConfig;
 
 /// The `data` section: which benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -126,6 +126,14 @@ impl Collected {
         self.sums.values_mut().for_each(Sum::close_leaf);
     }
 
+    /// The replies of [`Collect::Each`] added up, as [`Collect::Sum`] has them.
+    pub fn summed(&self) -> Result<Collected> {
+        let mut sum = Collected::default();
+        self.each.iter().try_for_each(|(client, reply)| sum.fold(*client, reply.clone(), Collect::Sum))?;
+        sum.close();
+        Ok(sum)
+    }
+
     /// The sum of the part called `name`.
     pub fn sum(&self, name: &str) -> Result<&Sum> {
         self.sums.get(name).ok_or_else(|| Error::defect(format!("aggregation: no reply has a part {name}")))
@@ -193,6 +201,21 @@ mod tests {
         let mean = got.sum("model").unwrap().mean().unwrap();
         let want = (0..40).map(|i| f64::from(i * i)).sum::<f64>() / (0..40).map(f64::from).sum::<f64>();
         assert!((mean[0] - want).abs() < 1e-12 && mean[1] == 1.0);
+    }
+
+    #[test]
+    fn replies_kept_one_by_one_add_up_to_the_same_bytes() {
+        let (mut sum, mut each) = (Collected::default(), Collected::default());
+        for i in 0..20u16 {
+            let reply = reply([f32::from(i).sqrt(), 0.1, 0.3], f64::from(i) + 0.5);
+            sum.fold(u32::from(i), reply.clone(), Collect::Sum).unwrap();
+            each.fold(u32::from(i), reply, Collect::Each).unwrap();
+        }
+        sum.close();
+        let (model, each) = (Params::zeros(layout()), each.summed().unwrap());
+        let moved = |got: &Collected| got.moved(&model, "model", 1.0).unwrap().data().to_vec();
+        assert_eq!(moved(&each), moved(&sum));
+        assert_eq!((each.replies, each.bytes_up), (sum.replies, sum.bytes_up));
     }
 
     #[test]

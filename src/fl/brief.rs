@@ -27,6 +27,8 @@ pub const MODEL: &str = "model";
 pub enum Slot {
     /// The model that the server sends to everybody.
     Start,
+    /// The server's model, sent in an earlier exchange of this round and not moved since: not counted again.
+    Known,
     /// Something else that the server sends: counted in the bytes down.
     Sent(Name, Params),
     /// The model with these of its tensors replaced; only they are counted in the bytes down.
@@ -128,7 +130,8 @@ pub enum Length {
 /// Optimiser state that outlives the step.
 #[derive(Clone, Debug)]
 pub struct Moments {
-    /// Found as `name/first`, `name/second`, `name/steps`; taken from what the client kept under these names.
+    /// Found as `name/first`, `name/second`, `name/steps`, and for a vector beside the network, by its slot's name, as
+    /// `name/slot/first` and so on; taken from what the client kept under these names.
     pub name: Name,
     /// Where nothing is kept: what to go on from, under the same names; empty for a fresh state.
     pub start: Named,
@@ -149,6 +152,9 @@ pub struct Train<'a> {
     pub witness_bn: Bn,
     /// The batches, all in one forward; the first one's rows count as samples.
     pub feeds: Vec<Feed>,
+    /// Whether each feed has a forward of its own instead, batch statistics and all: running ones move feed by feed,
+    /// losses and gradients add up, and an objective sees the rows of one feed at a time, the others' ranges empty.
+    pub apart: bool,
     /// Batch norm.
     pub bn: Bn,
     /// The loss.
@@ -177,6 +183,7 @@ impl Default for Train<'_> {
             witnesses: Vec::new(),
             witness_bn: Bn::Running,
             feeds: vec![Feed { batch_size: 32, ..Feed::default() }],
+            apart: false,
             bn: Bn::Batch,
             loss: Loss::Task,
             pulls: Vec::new(),
@@ -254,7 +261,7 @@ impl Brief {
         let of = |slot: &Slot| match slot {
             Slot::Start => 4 * model.data().len() as u64,
             Slot::Sent(_, params) | Slot::Patch(_, params) => 4 * params.data().len() as u64,
-            Slot::Kept(..) | Slot::KeptModel(_) | Slot::Found(_) => 0,
+            Slot::Known | Slot::Kept(..) | Slot::KeptModel(_) | Slot::Found(_) => 0,
         };
         self.slots.iter().map(of).sum()
     }
@@ -292,7 +299,7 @@ impl Job {
     pub fn slot(&self, id: SlotId, found: &Named) -> Result<Params> {
         let kept = |name: &str| self.kept.as_ref().and_then(|k| k.get(name)).cloned();
         match self.brief.slots.get(id) {
-            Some(Slot::Start) => Ok(self.model.clone()),
+            Some(Slot::Start | Slot::Known) => Ok(self.model.clone()),
             Some(Slot::Sent(_, params)) => Ok(params.clone()),
             Some(Slot::Patch(_, part)) => self.model.patched(part),
             Some(Slot::Kept(name, default)) => Ok(kept(name).unwrap_or_else(|| default.clone())),

@@ -99,6 +99,10 @@ impl FederatedConfig {
 
     /// Whether the model is judged on test after this round.
     pub fn judged(&self, round: usize) -> bool {
+        // The server's model never moves in the local control.
+        if self.mode == Mode::Local {
+            return round == self.rounds;
+        }
         round.is_multiple_of(self.eval_every) || round + LAST > self.rounds
     }
 

@@ -48,8 +48,8 @@ pub struct Fitted {
     pub params: Params,
     /// The optimiser's state, where the plan keeps it.
     pub moments: Named,
-    /// The trained vectors beside the network.
-    pub beside: Vec<Params>,
+    /// The trained vectors beside the network, and their optimisers' states where the plan keeps them.
+    pub beside: Vec<(Params, Named)>,
     /// Steps taken.
     pub steps: usize,
     /// Mean loss over the rows seen; none without a step.
@@ -121,6 +121,8 @@ struct Lane<'a> {
     batch: Batch,
     scratch: Batch,
     feeds: Vec<Range<usize>>,
+    /// Rows of the first feed in the step at hand.
+    first_rows: usize,
     columns: BTreeMap<Name, Vec<f32>>,
     /// W and b, and their gradients beside what backward finds; empty unless tapped.
     head: [Vec<f32>; 2],
@@ -175,10 +177,10 @@ impl<'a> Lane<'a> {
         let forward_adds = if feed.stored() { (features * net.outputs()) as u64 } else { net.multiply_adds() };
         let at = from.epochs * batches;
         let (batch, scratch, feeds, columns, head, d_head) = Default::default();
-        let (key, taken, value, seen, multiply_adds) = (plan.key, 0, 0.0, 0, 0);
+        let (key, taken, first_rows, value, seen, multiply_adds) = (plan.key, 0, 0, 0.0, 0, 0);
         #[rustfmt::skip]
         let lane = Lane { k, plan, streams, counts, batches, total, at, taken, beside, optimisers, witnesses, batch,
-            scratch, feeds, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
+            scratch, feeds, first_rows, columns, head, d_head, key, value, seen, multiply_adds, forward_adds };
         Ok(lane)
     }
 
@@ -187,8 +189,8 @@ impl<'a> Lane<'a> {
         self.at as f32 / self.total.saturating_sub(1).max(1) as f32
     }
 
-    /// Fills the batch for the next step; without rows once the plan is done.
-    fn fill(&mut self) -> Result<()> {
+    /// Fills the batch for the next step, or `only` one feed's part of it; without rows once the plan is done.
+    fn fill(&mut self, only: Option<usize>) -> Result<()> {
         self.feeds.clear();
         self.columns.clear();
         if self.at >= self.total {
@@ -197,17 +199,24 @@ impl<'a> Lane<'a> {
         }
         let step = self.at;
         let epoch = self.plan.key.fold(Purpose::Epoch, (step / self.batches) as u64);
-        self.key = epoch.fold(Purpose::Step, (step % self.batches) as u64);
-        let mut paired = Vec::new();
+        let key = epoch.fold(Purpose::Step, (step % self.batches) as u64);
+        // A later forward of the same step draws anew.
+        self.key = only.filter(|&i| i > 0).map_or(key, |i| key.fold(Purpose::Item, i as u64));
+        let paired = self.streams[0].ids(step, self.plan.key, 0).to_vec();
+        self.first_rows = paired.len();
         for i in 0..self.streams.len() {
+            let first = self.feeds.last().map_or(0, |r| r.end);
             let ids = match self.plan.train.feeds[i].order {
+                _ if only.is_some_and(|feed| feed != i) => Vec::new(),
                 super::brief::Order::Paired => paired.clone(),
                 _ => self.streams[i].ids(step, self.plan.key, i as u64).to_vec(),
             };
-            let key = self.key.fold(Purpose::Augment, i as u64);
-            let first = self.feeds.last().map_or(0, |r| r.end);
+            let key = key.fold(Purpose::Augment, i as u64);
             self.feeds.push(first..first + ids.len());
-            match i {
+            if ids.is_empty() {
+                continue;
+            }
+            match first {
                 0 => self.streams[i].fill(&ids, key, &mut self.batch)?,
                 _ => {
                     self.streams[i].fill(&ids, key, &mut self.scratch)?;
@@ -215,11 +224,11 @@ impl<'a> Lane<'a> {
                 }
             }
             self.streams[i].join(&ids, self.plan.data.columns, &mut self.columns)?;
-            if i == 0 {
-                paired = ids;
-            }
         }
-        Ok(())
+        match only {
+            Some(i) if self.feeds[i].is_empty() => Err(Error::defect(format!("fit: feed {i} has no images"))),
+            _ => Ok(()),
+        }
     }
 
     fn standing(&self, epochs: usize, session: &mut dyn Session) -> Result<Standing> {
@@ -239,7 +248,12 @@ impl<'a> Lane<'a> {
             refuse_not_finite(&params)?;
         }
         let loss = (self.taken > 0).then(|| self.value / self.seen.max(1) as f64);
-        let beside = self.beside.into_iter().map(|b| b.values).collect();
+        let keeps = self.plan.train.moments.is_some();
+        let beside = self.beside.into_iter().zip(self.optimisers).map(|(Beside { values, .. }, optimiser)| {
+            let state = if keeps { optimiser.state(values.layout())? } else { Named::new() };
+            Ok((values, state))
+        });
+        let beside = beside.collect::<Result<_>>()?;
         Ok(Fitted { params, moments, beside, steps: self.taken, loss, multiply_adds: self.multiply_adds })
     }
 }
@@ -295,7 +309,33 @@ impl Work {
     }
 
     fn step(&mut self, lanes: &mut [Lane<'_>], session: &mut dyn Session) -> Result<()> {
-        lanes.iter_mut().try_for_each(Lane::fill)?;
+        let train = lanes[0].plan.train;
+        if train.apart && lanes.len() > 1 {
+            return Err(Error::defect("fit: feeds apart, and several clients side by side"));
+        }
+        lanes.iter_mut().flat_map(|lane| &mut lane.beside).for_each(|b| b.gradient.fill(0.0));
+        let parts = if train.apart { train.feeds.len() } else { 1 };
+        for part in 0..parts {
+            if part > 0 {
+                session.part()?;
+            }
+            self.pass(lanes, train.apart.then_some(part), session)?;
+        }
+        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.at(lane.progress())).collect();
+        session.step(&rates)?;
+        for (lane, &rate) in lanes.iter_mut().zip(&rates).filter(|(lane, _)| lane.at < lane.total) {
+            for (beside, optimiser) in lane.beside.iter_mut().zip(&mut lane.optimisers) {
+                optimiser.step(beside.values.data_mut(), &beside.gradient, rate);
+            }
+            lane.at += 1;
+            lane.taken += 1;
+        }
+        Ok(())
+    }
+
+    /// Forward, losses and backward of the step's batch, or of one feed's part of it.
+    fn pass(&mut self, lanes: &mut [Lane<'_>], only: Option<usize>, session: &mut dyn Session) -> Result<()> {
+        lanes.iter_mut().try_for_each(|lane| lane.fill(only))?;
         let rows: Vec<usize> = lanes.iter().map(|lane| lane.batch.rows[0]).collect();
         self.forward(lanes, &rows, session)?;
         let mut first = 0;
@@ -305,9 +345,8 @@ impl Work {
             if !value.is_finite() {
                 return Err(diverged(&format!("the loss is {value}")));
             }
-            let own = lane.feeds.first().map_or(n, Range::len);
-            lane.value += value * own as f64;
-            lane.seen += own;
+            lane.value += value * lane.first_rows as f64;
+            lane.seen += if only.unwrap_or(0) == 0 { lane.first_rows } else { 0 };
             let witnesses = lane.witnesses.len() as u64 * self.net.multiply_adds();
             lane.multiply_adds += n as u64 * (3 * lane.forward_adds + witnesses);
             first += n;
@@ -315,18 +354,9 @@ impl Work {
         let seeds: Vec<(Node, &[f32])> =
             self.nodes.iter().map(|(tap, &node)| (node, self.seeds[tap].as_slice())).collect();
         session.backward(&seeds)?;
-        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.at(lane.progress())).collect();
         for (lane, _) in lanes.iter().zip(&rows).filter(|(lane, n)| **n > 0 && !lane.d_head[0].is_empty()) {
             let ranges = self.net.classifier().map_or_else(Vec::new, |c| c.ranges());
             ranges.into_iter().zip(&lane.d_head).try_for_each(|(range, d)| session.add(lane.k, range, d))?;
-        }
-        session.step(&rates)?;
-        for ((lane, &rate), _) in lanes.iter_mut().zip(&rates).zip(&rows).filter(|(_, n)| **n > 0) {
-            for (beside, optimiser) in lane.beside.iter_mut().zip(&mut lane.optimisers) {
-                optimiser.step(beside.values.data_mut(), &beside.gradient, rate);
-            }
-            lane.at += 1;
-            lane.taken += 1;
         }
         Ok(())
     }
@@ -395,7 +425,6 @@ impl Work {
             d.clear();
             d.resize(values.len(), 0.0);
         }
-        lane.beside.iter_mut().for_each(|b| b.gradient.fill(0.0));
         let sizes = &self.sizes;
         let place = |tap: Tap| sizes.get(&tap).map(|s| rows.start * s..rows.end * s);
         let value = |tap: Tap| place(tap).map_or(&[][..], |r| &self.values[&tap][r]);
@@ -461,16 +490,4 @@ fn diverged(how: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::first_not_finite;
-
-    #[test]
-    fn the_first_value_that_is_no_number_is_found() {
-        let mut data = vec![1.0; 3000];
-        assert_eq!(first_not_finite(&data), None);
-        for at in [2999, 1024, 1023, 0] {
-            data[at] = if at % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
-            assert_eq!(first_not_finite(&data), Some(at));
-        }
-    }
-}
+mod tests;

@@ -57,11 +57,7 @@ fn train(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let slots = slots(job, &outcome.found)?;
-    let mut standing = Standing::default();
-    if let Some(moments) = &train.moments {
-        let kept = job.kept.as_deref().map(|k| under(&moments.name, k)).filter(|m| !m.is_empty());
-        standing.moments = kept.unwrap_or_else(|| under(&moments.name, &moments.start));
-    }
+    let standing = standing(job, train, &slots)?;
     let plan = Plan { train, slots: &slots, data, key };
     let fitted = fit(session, &[plan], vec![standing], cx, &mut ())?.pop();
     let fitted = fitted.ok_or_else(|| Error::defect("local work: nothing was trained"))?;
@@ -72,11 +68,30 @@ fn train(
         let named = fitted.moments.into_iter().map(|(k, v)| (format!("{}/{k}", moments.name), v));
         outcome.found.extend(named);
     }
-    for (&id, values) in train.beside.iter().zip(fitted.beside) {
-        outcome.found.insert(slot_name(job, id)?, values);
+    for (&id, (values, state)) in train.beside.iter().zip(fitted.beside) {
+        let name = slot_name(job, id)?;
+        if let Some(moments) = &train.moments {
+            let named = state.into_iter().map(|(k, v)| (format!("{}/{name}/{k}", moments.name), v));
+            outcome.found.extend(named);
+        }
+        outcome.found.insert(name, values);
     }
     outcome.found.insert(train.into.to_string(), fitted.params);
     Ok(())
+}
+
+/// Where a training starts: with the optimisers' states that the client kept, or that its brief names.
+fn standing(job: &Job, train: &Train<'_>, slots: &[Params]) -> Result<Standing> {
+    let Some(moments) = &train.moments else { return Ok(Standing::default()) };
+    let kept = job.kept.as_deref().map(|k| under(&moments.name, k)).filter(|m| !m.is_empty());
+    let mut all = kept.unwrap_or_else(|| under(&moments.name, &moments.start));
+    let beside = |&id: &usize| -> Result<(Params, Named)> {
+        let values = slots.get(id).ok_or_else(|| Error::defect(format!("brief: no slot {id} beside the network")))?;
+        Ok((values.clone(), under(&slot_name(job, id)?, &all)))
+    };
+    let beside = train.beside.iter().map(beside).collect::<Result<_>>()?;
+    all.retain(|name, _| !name.contains('/'));
+    Ok(Standing { moments: all, beside, ..Standing::default() })
 }
 
 /// What is named `name/…`, without the prefix.

@@ -5,6 +5,7 @@
 //! The server is a client with data of its own. One file per method in [`methods`].
 
 pub mod aggregate;
+pub mod alone;
 pub mod align;
 pub mod brief;
 pub mod cohort;

@@ -171,6 +171,11 @@ impl<'a> Here<'a> {
         self.witnesses.get(i).ok_or_else(|| Error::defect(format!("witness {i} of {}", self.witnesses.len())))
     }
 
+    /// All witnesses' values on this batch.
+    pub fn witnesses(&self) -> &'a [Seen] {
+        self.witnesses
+    }
+
     /// The parameters behind a slot of the brief.
     pub fn slot(&self, id: usize) -> Result<&'a Params> {
         self.slots.get(id).ok_or_else(|| Error::defect(format!("slot {id} of {}", self.slots.len())))

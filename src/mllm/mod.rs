@@ -5,7 +5,7 @@ pub mod ask;
 pub mod captioner;
 pub mod filter;
 pub mod journal;
-pub mod objective;
+pub mod caption_loss;
 pub mod prompt;
 
 pub use annotate::{Captioning, Report};

@@ -23,23 +23,64 @@ pub fn softmax(logits: &[f32], classes: usize, out: &mut Vec<f32>) {
 ///
 /// `gradient` gets `(softmax(z_i) − e_{y_i}) · scale / rows` added, `(rows, classes)`; the mean loss is returned.
 pub fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, scale: f32, gradient: &mut [f32]) -> Result<f64> {
+    entropies(logits, labels, &|_| 1.0, classes, scale, gradient)
+}
+
+/// `mean_i −w_i log softmax(z_i)[y_i]`, `weights` `(rows,)`; the mean is over rows, not over the weights' sum.
+///
+/// `gradient` gets `(softmax(z_i) − e_{y_i}) · w_i · scale / rows` added, `(rows, classes)`. With weights of 1 every
+/// byte is [`cross_entropy`]'s.
+pub fn weighted_cross_entropy(
+    logits: &[f32],
+    labels: &[u32],
+    weights: &[f64],
+    classes: usize,
+    scale: f32,
+    gradient: &mut [f32],
+) -> Result<f64> {
+    if weights.len() != labels.len() {
+        return Err(Error::defect(format!("cross-entropy: {} weights for {} rows", weights.len(), labels.len())));
+    }
+    entropies(logits, labels, &|i| weights[i], classes, scale, gradient)
+}
+
+fn entropies(
+    logits: &[f32],
+    labels: &[u32],
+    weight: &dyn Fn(usize) -> f64,
+    classes: usize,
+    scale: f32,
+    gradient: &mut [f32],
+) -> Result<f64> {
     let rows = labels.len();
     check("cross-entropy", logits.len(), rows, classes)?;
     let mut total = 0.0;
     for (i, (row, &label)) in logits.chunks(classes).zip(labels).enumerate() {
-        let label = label as usize;
-        if label >= classes {
-            return Err(Error::defect(format!("cross-entropy: label {label} of {classes} classes")));
-        }
+        let (label, weight) = (class(label, classes)?, weight(i));
         let lse = log_sum_exp(row);
-        total += lse - f64::from(row[label]);
-        let step = f64::from(scale) / rows as f64;
+        total += weight * (lse - f64::from(row[label]));
+        let step = weight * (f64::from(scale) / rows as f64);
         for (c, (g, &z)) in gradient[i * classes..(i + 1) * classes].iter_mut().zip(row).enumerate() {
             let hit = if c == label { 1.0 } else { 0.0 };
             *g += (((f64::from(z) - lse).exp() - hit) * step) as f32;
         }
     }
     Ok(total / rows.max(1) as f64)
+}
+
+/// `log softmax(z_i)[y_i]`, `(rows,)`.
+pub fn log_likelihoods(logits: &[f32], labels: &[u32], classes: usize) -> Result<Vec<f64>> {
+    check("log-likelihood", logits.len(), labels.len(), classes)?;
+    let own = |(row, &y): (&[f32], &u32)| Ok(f64::from(row[class(y, classes)?]) - log_sum_exp(row));
+    logits.chunks(classes.max(1)).zip(labels).map(own).collect()
+}
+
+fn class(label: u32, classes: usize) -> Result<usize> {
+    let label = label as usize;
+    if label < classes {
+        return Ok(label);
+    }
+    Err(Error::defect(format!("cross-entropy: label {label} of {classes} classes")))
 }
 
 /// `mean_i w_i KL(q_i ‖ softmax(z_i / T))`, `KL(q‖p) = Σ_c q_c log(q_c/p_c)`; rows of `q` sum to 1.
@@ -121,6 +162,19 @@ mod tests {
         let mut g = [0.0; 6];
         cross_entropy(&Z, &[2, 0], 3, 1.0, &mut g).unwrap();
         close(&g, &numeric(&Z, |z| cross_entropy(z, &[2, 0], 3, 1.0, &mut [0.0; 6]).unwrap()));
+    }
+
+    #[test]
+    fn a_weight_counts_like_so_many_rows_and_weights_of_one_change_no_byte() {
+        let (mut plain, mut ones, mut doubled) = ([0.0; 6], [0.0; 6], [0.0; 6]);
+        let value = cross_entropy(&Z, &[2, 0], 3, 1.0, &mut plain).unwrap();
+        assert_eq!(value, weighted_cross_entropy(&Z, &[2, 0], &[1.0, 1.0], 3, 1.0, &mut ones).unwrap());
+        assert_eq!(plain, ones);
+        let got = weighted_cross_entropy(&Z, &[2, 0], &[3.0, 0.0], 3, 1.0, &mut doubled).unwrap();
+        let lone = cross_entropy(&Z[..3], &[2], 3, 1.5, &mut [0.0; 3]).unwrap();
+        assert!((got - 1.5 * lone).abs() < 1e-12 && doubled[3..] == [0.0; 3]);
+        close(&doubled, &plain.map(|g| 3.0 * f64::from(g))[..3]);
+        assert!((log_likelihoods(&Z[..3], &[2], 3).unwrap()[0] + lone).abs() < 1e-12);
     }
 
     #[test]

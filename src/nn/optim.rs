@@ -16,6 +16,8 @@ pub enum OptimiserConfig {
     Sgd(SgdConfig),
     /// Adam with decoupled weight decay.
     Adamw(AdamwConfig),
+    /// Adam, weight decay added to the gradient.
+    Adam(AdamConfig),
 }
 
 impl Default for OptimiserConfig {
@@ -66,12 +68,43 @@ impl Default for AdamwConfig {
     }
 }
 
+/// `torch.optim.Adam`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamConfig {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// L2 term added to the gradient, and so divided by the second moment's root as well.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        AdamConfig { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
 impl OptimiserConfig {
     /// The learning rate before any schedule.
     pub fn lr(&self) -> f32 {
         match self {
             OptimiserConfig::Sgd(c) => c.lr,
             OptimiserConfig::Adamw(c) => c.lr,
+            OptimiserConfig::Adam(c) => c.lr,
+        }
+    }
+
+    /// Vectors of the parameters' size that it keeps: 0 to 2.
+    pub fn moments(&self) -> usize {
+        match self {
+            OptimiserConfig::Sgd(c) => usize::from(c.momentum != 0.0),
+            OptimiserConfig::Adamw(_) | OptimiserConfig::Adam(_) => 2,
         }
     }
 
@@ -124,7 +157,7 @@ impl Optimiser {
         let (first, second) = match config {
             OptimiserConfig::Sgd(c) if c.momentum == 0.0 => (0, 0),
             OptimiserConfig::Sgd(_) => (len, 0),
-            OptimiserConfig::Adamw(_) => (len, len),
+            OptimiserConfig::Adamw(_) | OptimiserConfig::Adam(_) => (len, len),
         };
         Optimiser { config: config.clone(), trained, first: vec![0.0; first], second: vec![0.0; second], steps: 0 }
     }
@@ -169,6 +202,9 @@ impl Optimiser {
                 OptimiserConfig::Adamw(c) => {
                     adamw(p, g, &mut self.first[range.clone()], &mut self.second[range], c, rate, self.steps);
                 }
+                OptimiserConfig::Adam(c) => {
+                    adam(p, g, &mut self.first[range.clone()], &mut self.second[range], c, rate, self.steps);
+                }
             }
         }
     }
@@ -188,6 +224,17 @@ fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamwConfig
     let (fix1, fix2) = (1.0 - c.beta1.powi(t), (1.0 - c.beta2.powi(t)).sqrt());
     for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
         *p *= 1.0 - lr * c.weight_decay;
+        *m = c.beta1 * *m + (1.0 - c.beta1) * g;
+        *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
+        *p -= lr / fix1 * *m / (v.sqrt() / fix2 + c.eps);
+    }
+}
+
+fn adam(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamConfig, rate: f32, t: i32) {
+    let lr = c.lr * rate;
+    let (fix1, fix2) = (1.0 - c.beta1.powi(t), (1.0 - c.beta2.powi(t)).sqrt());
+    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g + c.weight_decay * *p;
         *m = c.beta1 * *m + (1.0 - c.beta1) * g;
         *v = c.beta2 * *v + (1.0 - c.beta2) * g * g;
         *p -= lr / fix1 * *m / (v.sqrt() / fix2 + c.eps);
@@ -216,6 +263,11 @@ mod tests {
             (OptimiserConfig::Sgd(sgd.clone()), TORCH_MOMENTUM),
             (OptimiserConfig::Sgd(SgdConfig { nesterov: true, ..sgd }), TORCH_NESTEROV),
             (OptimiserConfig::Adamw(AdamwConfig { lr: 0.1, ..AdamwConfig::default() }), TORCH_ADAMW),
+            (OptimiserConfig::Adam(AdamConfig { lr: 0.1, ..AdamConfig::default() }), TORCH_ADAM),
+            (
+                OptimiserConfig::Adam(AdamConfig { lr: 0.1, weight_decay: 0.3, ..AdamConfig::default() }),
+                TORCH_ADAM_DECAY,
+            ),
         ];
         for (config, want) in cases {
             let got = run(&config);

@@ -82,6 +82,10 @@ pub trait Session: Send {
     /// The gradient of `Σ ⟨seed, value(node)⟩`, kept inside.
     fn backward(&mut self, seeds: &[(Node, &[f32])]) -> Result<()>;
 
+    /// Ends a part of a step that has several forwards: running statistics move as this one's batch says, and the
+    /// gradient is added to that of the next `backward`.
+    fn part(&mut self) -> Result<()>;
+
     /// Adds to lane `k`'s gradient.
     fn add(&mut self, k: usize, range: Range<usize>, gradient: &[f32]) -> Result<()>;
 
@@ -118,8 +122,9 @@ impl Backend {
         let (net, frozen) = (net.as_ref().clone(), one()?);
         let classifier = net.classifier();
         let stack = Stack::Many(Vec::new());
-        let (grads, loaded) = (Vec::new(), (0..lanes).map(|_| None).collect());
-        Ok(Plain { net, classifier, interpreter, frozen, stack, grads, loaded, rows: vec![0; lanes], stored: None })
+        let (grads, parts, loaded) = (Vec::new(), Vec::new(), (0..lanes).map(|_| None).collect());
+        let rows = vec![0; lanes];
+        Ok(Plain { net, classifier, interpreter, frozen, stack, grads, parts, loaded, rows, stored: None })
     }
 }
 
@@ -132,6 +137,8 @@ pub struct Plain {
     stack: Stack,
     /// `[K, P]`.
     grads: Vec<f32>,
+    /// The sum of the gradients of this step's earlier parts, `[K, P]`; empty where there are none.
+    parts: Vec<f32>,
     loaded: Vec<Option<Lane>>,
     rows: Vec<usize>,
     /// Features and logits of the last forward on stored features.
@@ -315,6 +322,15 @@ impl Session for Plain {
         }
     }
 
+    fn part(&mut self) -> Result<()> {
+        if self.stored.is_none() {
+            self.interpreter.update_buffers(self.stack.all_mut())?;
+        }
+        self.parts.resize(self.grads.len(), 0.0);
+        self.parts.iter_mut().zip(&self.grads).for_each(|(sum, g)| *sum += g);
+        Ok(())
+    }
+
     fn add(&mut self, k: usize, range: Range<usize>, gradient: &[f32]) -> Result<()> {
         let p = self.size();
         let own = &mut self.grads[k * p..(k + 1) * p][range];
@@ -324,6 +340,8 @@ impl Session for Plain {
 
     fn step(&mut self, rates: &[f32]) -> Result<()> {
         let (p, weights) = (self.size(), self.net.layout.ranges(Role::Weight));
+        self.grads.iter_mut().zip(&self.parts).for_each(|(g, sum)| *g += sum);
+        self.parts.clear();
         let heads = self.stored.is_some().then(|| self.classifier.as_ref().map(Classifier::ranges)).flatten();
         let all = self.stack.all_mut();
         let present = |k: usize, rows: &[usize]| rows[k] > 0;

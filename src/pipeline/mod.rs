@@ -5,7 +5,9 @@ mod experiment;
 mod head;
 mod pretraining;
 mod run;
+mod personal;
 mod sharing;
+mod supplies;
 mod through_llm;
 
 pub use captioning::captioning;

@@ -16,7 +16,7 @@ use crate::nn::{Net, Params};
 use crate::run::RunDir;
 use crate::stage::Loaded;
 use crate::stage::metrics::Evaluation;
-use crate::stage::pretrain::{Objective, PoolFeatures, Pretrain};
+use crate::stage::pretrain::{PoolFeatures, Pretext, Pretrain};
 
 /// The pretrained network and what it can do.
 pub struct Pretrained {
@@ -52,8 +52,8 @@ impl Experiment {
         let norm = done.facts["norm"].as_f64().filter(|n| *n > 0.0).unwrap_or(1.0);
         let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
         let evaluation = match self.config.pretrain.objective {
-            Objective::Contrast => Some(self.judge().projection(&net, &params, &zero_shot, cx)?),
-            Objective::Llm => None,
+            Pretext::Contrast => Some(self.judge().projection(&net, &params, &zero_shot, cx)?),
+            Pretext::Llm => None,
         };
         let images = done.facts["images"].as_u64().unwrap_or(0) as usize;
         Ok(Pretrained { net, params, evaluation, zero_shot, norm, images })
@@ -77,7 +77,7 @@ impl Experiment {
         let (n, kept) = (decoded.images.len(), decoded.kept);
         let data = Dataset::new("pool", decoded.images, vec![0; n], vec!["pool".into()], Order::Original)?;
         let images = Loaded { data: &data, loader: &self.loader };
-        if self.config.pretrain.objective == Objective::Llm {
+        if self.config.pretrain.objective == Pretext::Llm {
             return self.pretrain_through_llm(dir, net, &pool, &kept, &images, cx);
         }
         let text = self.embedder.texts(&texts, cx)?;

@@ -11,7 +11,9 @@ use crate::config::Config;
 use crate::data::PoolConfig;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
+use crate::fl::Mode;
 use crate::fl::align::{Aligner, When};
+use crate::fl::alone::Alone;
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
@@ -76,7 +78,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     {
         entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
     }
-    let extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
+    let mut extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
@@ -94,9 +96,12 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     let step = every_round.map(|a| a as &dyn ServerStep);
     let tuned = experiment.stage_two(stages, dir, pretrained.as_ref(), step, cx)?;
     let records = evaluate::records(dir)?;
+    extras["burden"] = experiment.burden(&records);
     let last = |stage| evaluate::last_ten(&records, stage, "test", "accuracy");
     let figures = experiment.judge().classifier(&experiment.net, &tuned.model, cx)?;
-    entries.insert("finetune".into(), evaluate::entry(&figures, &tuned.model.digest(), last("finetune")));
+    let mut entry = evaluate::entry(&figures, &tuned.model.digest(), last("finetune"));
+    entry.extend(experiment.personal_entry(dir)?);
+    entries.insert("finetune".into(), entry);
     let (mut model, mut stage) = (tuned.model, "finetune");
     if let (Some(aligner), true) = (&aligner, stages != Stages::Finetune) {
         let judge = |p: &Params| experiment.judge().classifier(&experiment.net, p, cx);
@@ -188,12 +193,19 @@ impl Experiment {
             return Err(Error::input(format!("{} holds no finished federated stage", dir.path().display()))
                 .hint("run `fedllava finetune` with this config first"));
         }
-        let images = self.train();
+        let (images, holders, stock) = (self.train(), self.holders(), self.stock(cx)?);
+        let unlabelled = stock.loaded(&self.loader);
+        let supplies = self.supplies(&stock, unlabelled.as_ref(), cx)?;
         let (net, backend) = (self.net.clone(), self.config.run.engine);
-        let trainer = CompactTrainer::new(net, backend, &images, &self.split.clients);
-        let cohort = |round| self.cohort(round);
+        let trainer = CompactTrainer::new(net, backend, &images, &holders).with(supplies);
+        let (mode, algorithm) = (self.config.federated.mode, self.config.algorithm.algorithm());
+        let alone = Alone(algorithm);
+        let cohort = |round| match mode {
+            Mode::Centralised => Ok(vec![0]),
+            _ => self.cohort(round),
+        };
         let federation = Federation {
-            algorithm: self.config.algorithm.algorithm(),
+            algorithm: if mode == Mode::Local { &alone } else { algorithm },
             trainer: &trainer,
             config: &self.config.federated,
             clients: self.split.clients.len(),
@@ -207,7 +219,9 @@ impl Experiment {
         let done = dir.file("finetune/done.json").exists();
         let shelf = if done { None } else { self.finetune_shelf(&start)? };
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;
-        let tuned = Finetune { dir, federation, net: &self.net, evaluate: &judge }.run(start, cx)?;
+        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge };
+        let tuned = stage.run(start, cx)?;
+        self.judge_personal(dir, &stage.federation, &tuned, cx)?;
         shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;
         Ok(tuned)
     }
@@ -219,13 +233,15 @@ impl Experiment {
         Ok(json!({
             "budget": self.budget(pool_images, cx)?,
             "algorithm": serde_json::to_value(&config.algorithm).unwrap_or(Value::Null)["kind"],
+            "mode": config.federated.mode,
+            "tau_norm": config.finetune.tau_norm,
             "clients": self.split.clients.len(),
             "rounds": config.federated.rounds,
             "seed": config.run.seed,
             "server_labels": if config.align.enabled { self.server_set().1.len() } else { 0 },
             "smallest_class": counts.iter().min(),
             "teacher": if config.align.enabled && config.align.beta > 0.0 { json!(config.teacher.label()) } else { Value::Null },
-            "oracle": config.align.enabled && config.teacher.oracle(),
+            "oracle": (config.align.enabled || config.algorithm.algorithm().needs().teacher) && config.teacher.oracle(),
             "pretrained": config.pretrain.enabled,
             "shots": config.evaluate.shots.rule(),
             "supervised": matches!(&config.pool, PoolConfig::World(w) if w.labels),

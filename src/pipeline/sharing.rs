@@ -16,7 +16,7 @@ use crate::fsx;
 use crate::key::Key;
 use crate::nn::Params;
 use crate::run::Shelf;
-use crate::stage::pretrain::Objective;
+use crate::stage::pretrain::Pretext;
 
 /// The benchmark that was read last, so that arms of one seed read it once.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Experiment {
     pub fn pretrain_shelf(&self, cx: &Context) -> Result<Option<Shelf>> {
         let config = &self.config;
         // A language model's weights are not among the inputs below.
-        if !config.run.share || config.pretrain.objective == Objective::Llm {
+        if !config.run.share || config.pretrain.objective == Pretext::Llm {
             return Ok(None);
         }
         let pool = match (&config.pool, &config.data) {
@@ -107,6 +107,22 @@ impl Experiment {
         let align = if config.align.enabled { self.align_steps() } else { 0 };
         work += 3 * (finetune + align) * self.net.multiply_adds();
         Ok(json!({ "pretrain": pretrain, "finetune": finetune, "align": align, "multiply_adds": work }))
+    }
+
+    /// What a client bears in a round in which it takes part: means over the recorded rounds, and the memory that its
+    /// training takes at least: parameters, gradients, the optimiser's moments, what it keeps, one batch's activations.
+    pub fn burden(&self, records: &[Value]) -> Value {
+        let config = &self.config.federated;
+        let rounds: Vec<&Value> =
+            records.iter().filter(|r| r["stage"] == "finetune" && r["split"] == "train").collect();
+        let replies = (rounds.len() * config.cohort).max(1) as f64;
+        let mean = |key: &str| rounds.iter().filter_map(|r| r[key].as_f64()).sum::<f64>() / replies;
+        let kept = usize::from(self.config.algorithm.algorithm().needs().kept);
+        let vectors = 2 + config.optimiser.moments() + kept;
+        let activations: usize = self.net.shapes.iter().map(|s| s.iter().product::<usize>()).sum();
+        let memory = 4 * (vectors * self.net.layout.len() + config.batch_size * activations);
+        json!({ "bytes_down": mean("bytes_down"), "bytes_up": mean("bytes_up"), "multiply_adds": mean("multiply_adds"),
+            "memory": memory, "leaves": self.config.algorithm.algorithm().about().leaves })
     }
 
     fn align_steps(&self) -> u64 {

@@ -11,7 +11,7 @@ use crate::error::{Place, Result};
 use crate::exec::Context;
 use crate::key::Purpose;
 use crate::mllm::Instruction;
-use crate::mllm::objective::Objective;
+use crate::mllm::caption_loss::CaptionLoss;
 use crate::model::hub;
 use crate::model::llava::Llava;
 use crate::nn::{Net, Params, Samples};
@@ -35,7 +35,7 @@ impl Experiment {
             data::resolve(&config.llava).or_else(|_| hub::resolve(&config.llava)).at(|| "pretrain.llm.llava")?;
         let llava = Llava::open(&folder, cx)?;
         let (_, shape) = map_of(net)?;
-        let objective = Objective::new(&llava, shape, config.student, config.train_tower_projection)?;
+        let objective = CaptionLoss::new(&llava, shape, config.student, config.train_tower_projection)?;
         let prompts = Instruction::find_all(&config.prompts).at(|| "pretrain.llm.prompts")?;
         let cache = Path::new(&self.config.run.cache);
         let records = self.caption_records(pool)?;

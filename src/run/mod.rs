@@ -7,7 +7,7 @@
 //!   <stage>/         model.safetensors and done.json, when the stage is done
 //!   checkpoints/     round-000120/{model,server}.safetensors, meta.json
 //!   clients/         000017/round-000118.safetensors, what a client keeps
-//!   eval.json        final numbers
+//!   eval.json        final numbers               times.jsonl    seconds a round: what may differ between equal runs
 //! ```
 
 pub mod checkpoint;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -72,6 +73,9 @@ pub struct Finetuned {
     pub model: Params,
     /// After the last round's alignment, where it runs every round.
     pub aligned: Option<Params>,
+    /// The server's own model, which the next round would start from; [`Finetuned::model`] where a finished stage was
+    /// read back and no checkpoint is left.
+    pub server: Params,
     /// What clients kept; empty where a finished stage was read back and no checkpoint is left.
     pub kept: BTreeMap<ClientId, Kept>,
 }
@@ -87,11 +91,11 @@ impl Finetune<'_> {
             };
             if self.federation.align.is_none() || aligned.is_some() {
                 let clients = Clients::new(self.dir.path());
-                let kept = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
-                    Some((_, _, index)) => read_kept(&clients, &index)?,
-                    None => BTreeMap::new(),
+                let (server, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
+                    Some((round, files, index)) => (restore(round, files)?.0.model, read_kept(&clients, &index)?),
+                    None => (model.clone(), BTreeMap::new()),
                 };
-                return Ok(Finetuned { model, aligned, kept });
+                return Ok(Finetuned { model, aligned, server, kept });
             }
         }
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
@@ -107,18 +111,25 @@ impl Finetune<'_> {
         };
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
+        let mut times = Records::open(&self.dir.file("times.jsonl"))?;
+        times.cut("finetune", server.round + 1)?;
+        let mut began = Instant::now();
         let rounds = self.federation.config.rounds as u64;
         cx.events.on(Event::Begin { name: "finetune", unit: "round", done: server.round as u64, total: rounds });
         let model = server.model.clone();
         let server = self.federation.run(server, cx, &mut |finished| {
+            let trained = began.elapsed().as_secs_f64();
             self.record(&finished, &mut records, cx)?;
             let (round, config) = (finished.server.round, self.federation.config);
+            let judged = began.elapsed().as_secs_f64() - trained;
+            times.add("finetune", round, "time", &[("seconds", trained), ("evaluation", judged)])?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || round == config.rounds {
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
                 checkpoint::save_with(&folder, round, &files(&finished), kept, config.keep_checkpoints)?;
             }
+            began = Instant::now();
             Ok(())
         })?;
         cx.events.on(Event::End);
@@ -130,7 +141,7 @@ impl Finetune<'_> {
         if let Some(aligned) = &aligned {
             self.dir.finish("align", aligned, json!({ "rounds": server.round, "when": "every-round" }))?;
         }
-        Ok(Finetuned { model, aligned, kept: server.kept })
+        Ok(Finetuned { model, aligned, server: server.model, kept: server.kept })
     }
 
     /// Zero rounds: the start model is the result, aligned once where alignment is on ("server only").

@@ -21,7 +21,7 @@ use crate::exec::{Context, Event, lock};
 use crate::fl::brief::{Feed, Length, Loss, Train};
 use crate::fl::feed::{Data, Source};
 use crate::fl::fit::{Observer, Plan, Standing, fit};
-use crate::fl::{Here, Objective as Open};
+use crate::fl::{Here, Objective};
 use crate::key::{Key, Purpose};
 use crate::nn::optim::AdamwConfig;
 use crate::nn::session::Session;
@@ -37,7 +37,7 @@ const NORM_IMAGES: usize = 256;
 /// What the compact model learns from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Objective {
+pub enum Pretext {
     /// The contrast with CLIP's text space, this module's.
     #[default]
     Contrast,
@@ -52,7 +52,7 @@ pub struct PretrainConfig {
     /// Whether the stage runs.
     pub enabled: bool,
     /// What the compact model learns from; `llm` reads its own keys in `pretrain.llm`, all others here are for `contrast`.
-    pub objective: Objective,
+    pub objective: Pretext,
     /// The dynamic weight a(t).
     pub weight: Weight,
     /// λ of the term that pulls the compact feature to CLIP's image feature.
@@ -79,7 +79,7 @@ impl Default for PretrainConfig {
     fn default() -> Self {
         PretrainConfig {
             enabled: true,
-            objective: Objective::default(),
+            objective: Pretext::default(),
             weight: Weight::Linear(Ramp::default()),
             lambda: 1.0,
             temperature: 0.07,
@@ -97,7 +97,7 @@ impl Default for PretrainConfig {
 impl PretrainConfig {
     /// Refuses what cannot run.
     pub fn check(&self) -> Result<()> {
-        if self.objective == Objective::Llm {
+        if self.objective == Pretext::Llm {
             return self.llm.check();
         }
         self.weight.check("pretrain.weight", false)?;
@@ -195,7 +195,7 @@ impl Pretrain<'_> {
     ) -> Result<Params> {
         let train = Train {
             feeds: vec![Feed { batch_size: self.config.batch_size, drop_last: true, ..Feed::default() }],
-            loss: Loss::Open(vec![Arc::new(Beside { stage: self, means })]),
+            loss: Loss::Open(vec![Arc::new(FadingTeacher { stage: self, means })]),
             length: Length::Epochs(self.config.epochs),
             optimiser: self.config.optimiser.clone(),
             rate: Schedule::WarmupCosine(self.config.warmup),
@@ -243,12 +243,12 @@ impl Pretrain<'_> {
 }
 
 /// The stage's loss: the student beside the frozen CLIP whose weight fades.
-struct Beside<'a> {
+struct FadingTeacher<'a> {
     stage: &'a Pretrain<'a>,
     means: Arc<Mutex<Means>>,
 }
 
-impl Open for Beside<'_> {
+impl Objective for FadingTeacher<'_> {
     fn add(&self, at: &mut Here<'_>) -> Result<f64> {
         let (stage, t) = (self.stage, at.progress);
         let (rows, width, device) = (at.ids.len(), at.classes, Device::Cpu);

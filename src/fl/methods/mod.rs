@@ -4,6 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
 
+mod adaptive;
+mod matching;
+mod prior;
+mod shift;
+
 /// The registry: `kind => module::Type` with what it is in a phrase.
 macro_rules! methods {
     ($($(#[doc = $doc:literal])* $kind:literal => $module:ident::$name:ident,)*) => {
@@ -47,6 +52,34 @@ methods! {
     "ratio-loss" => ratio_loss::RatioLoss,
     /// Control variates correct client drift.
     "scaffold" => scaffold::Scaffold,
+    /// The server's step has momentum.
+    "fedavgm" => fedavgm::FedAvgM,
+    /// The server's step is Adam's.
+    "fedadam" => fedadam::FedAdam,
+    /// The server's step is Yogi's.
+    "fedyogi" => fedyogi::FedYogi,
+    /// The server's step is Adagrad's.
+    "fedadagrad" => fedadagrad::FedAdagrad,
+    /// Clients' steps are divided by how many there were.
+    "fednova" => fednova::FedNova,
+    /// A linear and a proximal term align the clients' optima with the server's.
+    "feddyn" => feddyn::FedDyn,
+    /// Focal loss: what is well classified counts less.
+    "focal" => focal::Focal,
+    /// Classes are weighted by how often they should be seen over how often they are.
+    "fedir" => fedir::FedIr,
+    /// The loss sees logits shifted by the log of the class prior.
+    "logit-adjustment" => logit_adjustment::LogitAdjustment,
+    /// The loss sees logits lowered where a class is rare at the client.
+    "fedlc" => fedlc::FedLc,
+    /// Weakly augmented images teach strongly augmented ones, under a prior that blends global and local.
+    "fedyoyo" => fedyoyo::FedYoYo,
+    /// A gated, calibrated ensemble of the clients teaches the server's student.
+    "fedic" => fedic::Fedic,
+    /// A classifier retrained on features whose gradients match the clients'.
+    "creff" => creff::CReFF,
+    /// CReFF with a CLIP that teaches the clients, and class texts that attract the features.
+    "clip2fl" => clip2fl::Clip2Fl,
 }
 
 impl Default for AlgorithmConfig {

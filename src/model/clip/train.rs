@@ -61,7 +61,7 @@ pub struct Pairs {
 
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct Progress {
     /// The symmetric cross entropy of the batch.
     pub loss: f32,
     /// The factor on cosines.
@@ -78,7 +78,7 @@ pub fn train(
     key: Key,
     mut next: impl FnMut(usize, Key) -> Result<Pairs>,
     cx: &Context,
-) -> Result<Vec<Step>> {
+) -> Result<Vec<Progress>> {
     let mut optimisers = optimisers(vars, &config.adamw);
     let mut log = Vec::with_capacity(config.steps);
     cx.events.on(Event::Begin { name: "train CLIP", unit: "step", done: 0, total: config.steps as u64 });
@@ -93,7 +93,7 @@ pub fn train(
         }
         update(vars, &mut optimisers, &grads, rate as f32)?;
         clamp_scale(vars, config.max_scale)?;
-        log.push(Step { loss, scale: clip.scale()?, learning_rate: rate * f64::from(config.adamw.lr) });
+        log.push(Progress { loss, scale: clip.scale()?, learning_rate: rate * f64::from(config.adamw.lr) });
         let figures = [("loss", f64::from(loss)), ("scale", clip.scale()?)];
         cx.events.on(Event::Advance { done: step as u64 + 1, figures: &figures });
     }

@@ -13,8 +13,8 @@ use crate::data::pool::Pool;
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::mllm::Instruction;
+use crate::mllm::caption_loss::Sample;
 use crate::mllm::filter::text_of;
-use crate::mllm::objective::Sample;
 use crate::model::clip::Picture;
 use crate::model::llava::Llava;
 

@@ -1,6 +1,6 @@
 //! Stage 1 through a multimodal large language model: the compact model learns to make the same frozen LLaVA say of an
 //! image what LLaVA said of it, with the help of LLaVA's own tower fading. The loss is
-//! [`mllm::objective`](crate::mllm::objective)'s; θ and W_s (W_c by config) are trained, and only θ is exported.
+//! [`mllm::caption_loss`](crate::mllm::caption_loss)'s; θ and W_s (W_c by config) are trained, and only θ is exported.
 //!
 //! Recorded each epoch: the loss; the student's loss (a = 1), because a mixture can hide an untrained student; the
 //! student's loss with another image's map, and the gap between the two in nats per token.
@@ -26,9 +26,9 @@ use crate::exec::{Context, Event, lock};
 use crate::fl::brief::{Feed, Length, Loss, Train};
 use crate::fl::feed::{Data, Source};
 use crate::fl::fit::{Observer, Plan, Standing, fit};
-use crate::fl::{Here, Named, Objective as Open, Tap};
+use crate::fl::{Here, Named, Objective, Tap};
 use crate::key::{Key, Purpose};
-use crate::mllm::objective::{Objective, Sample, Shown, StudentProjection};
+use crate::mllm::caption_loss::{CaptionLoss, Sample, Shown, StudentProjection};
 use crate::nn::optim::AdamwConfig;
 use crate::nn::weight::Ramp;
 use crate::nn::{Backend, Net, Node, OptimiserConfig, Params, Samples, Schedule, Weight};
@@ -108,7 +108,7 @@ pub struct LlmPretrain<'a> {
     /// The section.
     pub config: &'a LlmPretrainConfig,
     /// The loss, for maps of [`map_of`]'s shape.
-    pub objective: &'a Objective<'a>,
+    pub objective: &'a CaptionLoss<'a>,
     /// The pool's images as the compact network sees them.
     pub images: &'a dyn Samples,
     /// Annotations of each image.
@@ -239,7 +239,7 @@ impl Spoken<'_> {
     }
 }
 
-impl Open for Spoken<'_> {
+impl Objective for Spoken<'_> {
     fn taps(&self) -> &[Tap] {
         &[Tap::Map]
     }
@@ -387,7 +387,7 @@ mod tests {
         let model = ModelConfig::Resnet8(resnet::Resnet8 { width: 4, ..resnet::Resnet8::default() });
         let net = Arc::new(model.build([3, 8, 8], Head::Projection(4))?);
         let (_, shape) = map_of(&net)?;
-        let objective = Objective::new(&llava, shape, StudentProjection::Linear, false)?;
+        let objective = CaptionLoss::new(&llava, shape, StudentProjection::Linear, false)?;
         let (pool, kept): (Pool, Vec<u32>) = (pool(), (0..12).collect());
         let annotations = annotations(&llava, &pool, &kept, &records(), &prompts())?;
         let tower = tower_features(&llava, &pool, &kept, dir, cx)?;

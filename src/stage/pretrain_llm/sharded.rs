@@ -2,15 +2,15 @@
 
 use crate::error::Result;
 use crate::exec::{Context, ordered};
-use crate::mllm::objective::{Gradients, Objective, Shown};
+use crate::mllm::caption_loss::{CaptionLoss, Gradients, Shown};
 use crate::nn::Params;
 
 /// Images that a worker handles at a time on a CPU; it fixes the order of sums.
 const SHARD: usize = 4;
 
-/// As [`Objective::gradients`]; on a CPU every core takes shards of the batch, and their parts, weighted by their
+/// As [`CaptionLoss::gradients`]; on a CPU every core takes shards of the batch, and their parts, weighted by their
 /// answers' tokens, are added in order.
-pub fn gradients(objective: &Objective, shown: Shown, projections: &Params, cx: &Context) -> Result<Gradients> {
+pub fn gradients(objective: &CaptionLoss, shown: Shown, projections: &Params, cx: &Context) -> Result<Gradients> {
     let rows = shown.samples.len();
     if !cx.device.is_cpu() || rows <= SHARD {
         return objective.gradients(shown, projections);
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
     use crate::key::Key;
-    use crate::mllm::objective::{Sample, StudentProjection};
+    use crate::mllm::caption_loss::{Sample, StudentProjection};
     use crate::model::llava::Llava;
 
     fn wave(n: usize, step: f32) -> Vec<f32> {
@@ -70,7 +70,7 @@ mod tests {
     fn shards_add_up_to_the_gradients_of_the_whole_batch_for_any_threads() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/default");
         let llava = Llava::open(&folder, &Context::cpu(1)).unwrap();
-        let objective = Objective::new(&llava, [3, 2, 2], StudentProjection::Linear, true).unwrap();
+        let objective = CaptionLoss::new(&llava, [3, 2, 2], StudentProjection::Linear, true).unwrap();
         let projections = objective.init(Key::from_seed(2)).unwrap();
         let sample = |i: usize| llava.sample("What is it?", &"a red star ".repeat(1 + i * i % 7)).unwrap();
         let samples: Vec<Sample> = (0..10).map(sample).collect();

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::fsx;
-use crate::mllm::objective::Sample;
+use crate::mllm::caption_loss::Sample;
 
 /// Writes the annotations of each image, `made_of` naming what they were made of.
 pub fn save(annotations: &[Vec<Sample>], path: &Path, made_of: &str) -> Result<()> {

@@ -11,6 +11,8 @@ cases = [
     ("TORCH_MOMENTUM", torch.optim.SGD, momentum),
     ("TORCH_NESTEROV", torch.optim.SGD, dict(nesterov=True, **momentum)),
     ("TORCH_ADAMW", torch.optim.AdamW, dict(lr=0.1)),
+    ("TORCH_ADAM", torch.optim.Adam, dict(lr=0.1)),
+    ("TORCH_ADAM_DECAY", torch.optim.Adam, dict(lr=0.1, weight_decay=0.3)),
 ]
 for name, kind, options in cases:
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))

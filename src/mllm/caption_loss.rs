@@ -61,7 +61,7 @@ pub struct Shown<'a> {
 }
 
 /// The objective for students whose map has one shape.
-pub struct Objective<'a> {
+pub struct CaptionLoss<'a> {
     llava: &'a Llava,
     shape: [usize; 3],
     kind: StudentProjection,
@@ -76,7 +76,7 @@ struct Leaves {
     vars: Vec<Var>,
 }
 
-impl<'a> Objective<'a> {
+impl<'a> CaptionLoss<'a> {
     /// For maps of shape `(C, h, w)`. `train_tower` trains W_c too.
     pub fn new(llava: &'a Llava, shape: [usize; 3], kind: StudentProjection, train_tower: bool) -> Result<Self> {
         let [channels, h, w] = shape;
@@ -107,7 +107,7 @@ impl<'a> Objective<'a> {
             layer("projector.linear_1", input, width, config.projector_bias)?;
             layer("projector.linear_2", width, width, config.projector_bias)?;
         }
-        Ok(Objective { llava, shape, kind, resample, layout: Arc::new(layout) })
+        Ok(CaptionLoss { llava, shape, kind, resample, layout: Arc::new(layout) })
     }
 
     /// Names and shapes of the projections.
@@ -325,8 +325,8 @@ mod tests {
     }
 
     impl Golden {
-        fn objective(&self, train_tower: bool) -> (Objective<'_>, Params) {
-            let objective = Objective::new(&self.llava, [5, 3, 4], StudentProjection::Linear, train_tower).unwrap();
+        fn objective(&self, train_tower: bool) -> (CaptionLoss<'_>, Params) {
+            let objective = CaptionLoss::new(&self.llava, [5, 3, 4], StudentProjection::Linear, train_tower).unwrap();
             let mut params = objective.init(Key::from_seed(1)).unwrap();
             for name in ["student.weight", "student.bias"] {
                 let range = objective.layout().get(name).unwrap().range();
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn a_trained_student_prefers_its_own_image_to_anothers() {
         let g = golden();
-        let objective = Objective::new(&g.llava, [5, 3, 4], StudentProjection::Mlp, false).unwrap();
+        let objective = CaptionLoss::new(&g.llava, [5, 3, 4], StudentProjection::Mlp, false).unwrap();
         let mut params = objective.init(Key::from_seed(1)).unwrap();
         let config = OptimiserConfig::Adamw(AdamwConfig { lr: 0.02, ..AdamwConfig::default() });
         let mut optimiser = Optimiser::new(&config, objective.layout());

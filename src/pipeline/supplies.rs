@@ -1,0 +1,113 @@
+//! What a method may ask for besides clients' images: the server set, images without labels, a teacher's logits, texts.
+
+use std::collections::BTreeMap;
+
+use super::Experiment;
+use crate::data::{self, Dataset, Order};
+use crate::error::{Error, Place, Result};
+use crate::exec::{Context, Event};
+use crate::fl::feed::Source;
+use crate::fl::{Column, Supplies};
+use crate::nn::Params;
+use crate::stage::{Loaded, teach};
+
+/// Image sets that [`Supplies`] point into.
+pub(super) struct Stock<'a> {
+    server: Loaded<'a>,
+    server_ids: Vec<u32>,
+    unlabelled: Option<(Dataset, Vec<u32>)>,
+}
+
+impl Experiment {
+    /// The sets that this run's method asks for, read.
+    pub(super) fn stock(&self, cx: &Context) -> Result<Stock<'_>> {
+        let needs = self.config.algorithm.algorithm().needs();
+        let (data, server_ids) = self.server_set();
+        let server = Loaded { data, loader: &self.loader };
+        let unlabelled = if needs.unlabelled { self.unlabelled(cx).at(|| "unlabelled")? } else { None };
+        Ok(Stock { server, server_ids, unlabelled })
+    }
+
+    /// The images of the `unlabelled` section, and which of them.
+    fn unlabelled(&self, cx: &Context) -> Result<Option<(Dataset, Vec<u32>)>> {
+        let config = &self.config.unlabelled;
+        let shape = self.benchmark.train.images.shape();
+        let found = if let Some(section) = &config.data {
+            data::load(section, self.key, cx)?.train
+        } else if let Some(section) = &config.pool {
+            let pool = super::captioning::open_pool(section, &self.config.data, cx)?;
+            let decoded = pool.decode(&(0..pool.len() as u32).collect::<Vec<_>>(), shape[1], cx)?;
+            if let Some((id, why)) = decoded.failed.first() {
+                let n = decoded.failed.len();
+                cx.events.on(Event::Warning(&format!("unlabelled: {n} images left out, the first {id}: {why}")));
+            }
+            let n = decoded.images.len();
+            Dataset::new("unlabelled", decoded.images, vec![0; n], vec!["none".into()], Order::Original)?
+        } else {
+            return Ok(None);
+        };
+        if found.images.shape() != shape {
+            let (a, b) = (found.images.shape(), shape);
+            return Err(Error::input(format!("{} has images of {a:?}, the benchmark {b:?}", found.name)));
+        }
+        if found.digest == self.benchmark.train.digest {
+            return Err(Error::input("these are the benchmark's own training images")
+                .hint("name another data set: what clients hold must not lie on the server"));
+        }
+        let chosen = config.choose(found.len(), self.key);
+        cx.events.on(Event::Note(&format!("unlabelled: {} of {} images of {}", chosen.len(), found.len(), found.name)));
+        Ok(Some((found, chosen)))
+    }
+
+    /// What there is, as the loop sees it.
+    pub(super) fn supplies<'s>(
+        &self,
+        stock: &'s Stock<'_>,
+        unlabelled: Option<&'s Loaded<'s>>,
+        cx: &Context,
+    ) -> Result<Supplies<'s>> {
+        let needs = self.config.algorithm.algorithm().needs();
+        let server =
+            (!stock.server_ids.is_empty()).then_some(Source { samples: &stock.server, ids: &stock.server_ids });
+        let ids = stock.unlabelled.as_ref().map(|(_, ids)| ids.as_slice());
+        let unlabelled = unlabelled.zip(ids).map(|(samples, ids)| Source { samples, ids });
+        let mut columns = BTreeMap::new();
+        if needs.teacher {
+            columns.insert(Supplies::TEACHER.into(), self.teacher_logits(cx).at(|| "the teacher of the clients")?);
+        }
+        let texts = if needs.texts { Some(self.class_texts(cx)?) } else { None };
+        Ok(Supplies { server, unlabelled, columns, texts })
+    }
+
+    /// A frozen teacher's logits of all clients' images: `log q`, which is `100 cos` but for a number a row.
+    fn teacher_logits(&self, cx: &Context) -> Result<Column> {
+        let train = &self.benchmark.train;
+        let mut held: Vec<u32> = self.split.clients.iter().flatten().copied().collect();
+        held.sort_unstable();
+        let q = teach::distributions(&self.config.teacher, train, &held, &self.embedder, cx)?;
+        let logits = q.iter().map(|q| q.max(f32::MIN_POSITIVE).ln()).collect();
+        Column::new(train.classes.len(), &held, logits)
+    }
+
+    /// The frozen text tower's unit features of the class names, `(classes, width)`.
+    fn class_texts(&self, cx: &Context) -> Result<Params> {
+        let zero_shot = self.embedder.zero_shot(&self.benchmark.train.classes, cx)?;
+        let texts = zero_shot.text_features();
+        Params::tensor("texts", &[texts.rows(), texts.dim], texts.data.clone())
+    }
+
+    /// Who trains: the split's clients, or one machine that holds what all of them do.
+    pub(super) fn holders(&self) -> Vec<Vec<u32>> {
+        match self.config.federated.mode {
+            crate::fl::Mode::Centralised => vec![self.split.clients.concat()],
+            _ => self.split.clients.clone(),
+        }
+    }
+}
+
+impl Stock<'_> {
+    /// The unlabelled images behind the run's loader.
+    pub(super) fn loaded<'s>(&'s self, loader: &'s data::Loader) -> Option<Loaded<'s>> {
+        self.unlabelled.as_ref().map(|(data, _)| Loaded { data, loader })
+    }
+}
