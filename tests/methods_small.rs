@@ -8,6 +8,7 @@ fn smaller(kind: &str) -> &'static str {
         "creff" | "clip2fl" => {
             "features_per_class = 4\nmatch_steps = 5\nhead_epochs = 3\nhead_batch = 5\nrepeats = 2\n"
         }
+        "fedloge" => "etf_steps = 20\n",
         "fedic" => "steps = 3\nbatch_size = 4\nunlabelled_batch = 4",
         _ => "",
     }
