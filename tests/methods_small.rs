@@ -8,6 +8,9 @@ fn smaller(kind: &str) -> &'static str {
         "creff" | "clip2fl" => {
             "features_per_class = 4\nmatch_steps = 5\nhead_epochs = 3\nhead_batch = 5\nrepeats = 2\n"
         }
+        "ccvr" => "samples = 8\nepochs = 2\n",
+        "feddf" => "steps = 3\nbatch_size = 4\nlook_every = 2\nstop_after = 2\n",
+        "fedbe" => "samples = 2\nepochs = 2\nbatch_size = 4\naverage_after = 2\naverage_every = 1\n",
         "fedloge" => "etf_steps = 20\n",
         "fedic" => "steps = 3\nbatch_size = 4\nunlabelled_batch = 4",
         _ => "",
