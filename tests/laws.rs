@@ -191,3 +191,28 @@ fn a_failing_server_step_names_its_round() {
     };
     assert!(run(&setting).unwrap_err().to_string().contains("round 2, alignment: no such image"));
 }
+
+/// A server step that changes nothing.
+struct Nothing;
+
+impl ServerStep for Nothing {
+    fn apply(&self, model: &Params, _: usize, _: &Context) -> Result<Params> {
+        Ok(model.clone())
+    }
+}
+
+/// The known error of others' CReFF: the classifier that is judged must not reach the clients through alignment.
+#[test]
+fn feedback_returns_the_aligned_model_and_never_what_was_deployed() {
+    let (config, clients) = (federated(3, 2), deal(&[8, 12, 5]));
+    let run = |kind: &str, align: Option<&'static dyn ServerStep>| {
+        let algorithm = algorithm(kind);
+        let (config, clients) = (&config, &clients[..]);
+        let setting = Setting { algorithm: &algorithm, config, clients, align, feedback: true, threads: 1 };
+        run(&setting).unwrap().model.digest()
+    };
+    let creff = "kind = \"creff\"\nfeatures_per_class = 3\nmatch_steps = 2\nhead_epochs = 2";
+    let plain = run("kind = \"fedavg\"", None);
+    assert_eq!(run("kind = \"fedavg\"", Some(&Nothing)), plain);
+    assert_eq!(run(creff, Some(&Nothing)), plain);
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
 use super::put;
@@ -106,6 +106,8 @@ fn row(kind: &str, config: &AlgorithmConfig, sizes: &Sizes) -> Value {
 fn table(rows: &[Value]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
+    // Wrapped to a terminal's width; whole lines, which are Markdown, elsewhere.
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["kind", "paper", "needs", "leaves the client beside the model", "down", "up", "extra"]);
     for row in rows {
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();

@@ -252,9 +252,17 @@ fn provided(needs: Needs, supplies: &Supplies<'_>, classifier: Option<&Classifie
     let teacher = supplies.columns.contains_key(Supplies::TEACHER);
     let lacking = [
         (needs.server_set && supplies.server.is_none(), "a labelled set of the server", "set server_set.per_class"),
-        (needs.unlabelled && supplies.unlabelled.is_none(), "the server's images without labels", "add [unlabelled]"),
-        (needs.teacher && !teacher, "a teacher's logits of the clients' images", "name one in [teacher]"),
-        (needs.texts && supplies.texts.is_none(), "text features of the class names", "name a CLIP in [clip]"),
+        (
+            needs.unlabelled && supplies.unlabelled.is_none(),
+            "the server's images without labels",
+            "name some in the section unlabelled",
+        ),
+        (needs.teacher && !teacher, "a teacher's logits of the clients' images", "name one in the section teacher"),
+        (
+            needs.texts && supplies.texts.is_none(),
+            "text features of the class names",
+            "name a CLIP in the section clip",
+        ),
         (
             needs.classifier && classifier.is_none(),
             "a network that ends in a linear classifier",

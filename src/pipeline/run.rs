@@ -67,6 +67,7 @@ fn finished(dir: &RunDir) -> Result<bool> {
 
 fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, cx: &Context) -> Result<()> {
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
+    experiment.refuse_unsupplied()?;
     experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));

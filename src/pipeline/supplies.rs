@@ -19,6 +19,24 @@ pub(super) struct Stock<'a> {
 }
 
 impl Experiment {
+    /// Refuses a method that asks for what this config does not name, before any stage runs.
+    pub(super) fn refuse_unsupplied(&self) -> Result<()> {
+        let needs = self.config.algorithm.algorithm().needs();
+        let lacking = |what: &str, hint: &str| {
+            Err(Error::input(format!("algorithm.kind: this method needs {what}, and the config names none")).hint(hint))
+        };
+        if needs.server_set && self.server_set().1.is_empty() {
+            return lacking("a labelled set of the server", "set server_set.per_class");
+        }
+        if needs.unlabelled && !self.config.unlabelled.named() {
+            return lacking("images without labels", "name some with unlabelled.data or unlabelled.pool");
+        }
+        if needs.classifier && self.net.classifier().is_none() {
+            return lacking("a network that ends in a linear classifier", "choose another model.kind");
+        }
+        Ok(())
+    }
+
     /// The sets that this run's method asks for, read.
     pub(super) fn stock(&self, cx: &Context) -> Result<Stock<'_>> {
         let needs = self.config.algorithm.algorithm().needs();
