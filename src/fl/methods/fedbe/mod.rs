@@ -9,8 +9,9 @@
 //!
 //! Distillation: KL by SGD 1e-3, momentum 0.9, weight decay 1e-5, 20 epochs of batches of 128, and stochastic weight
 //! averaging: the rate falls from 1e-3 to 4e-4 over cycles of 25 steps, and the result is the mean of the iterates at
-//! the ends of cycles after step 250. These numbers are re-implementations' reading of the paper; its own code
-//! (hongyouc/FedBE) keeps the rate (`cycle = 0`) and averages after step 500 (`average_after`). With `bn = "update"` one
+//! the ends of cycles after step 250. The rates and the cycle are re-implementations' reading of the paper, the first
+//! averaged step is our choice; the authors' code (hongyouc/FedBE) keeps the rate (`cycle = 0`) and averages after step
+//! 500 (`average_after`). How the Dirichlet weighs clients by size is from memory of the paper. With `bn = "update"` one
 //! more pass at the mean lets running statistics follow, as there; here they move by a tenth a batch, and are no plain
 //! mean over the pass. Where distillation is too short to average, the last iterate is the result.
 //!
