@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::lane::first_not_finite;
 use super::*;
-use crate::fl::brief::Feed;
+use crate::fl::brief::{Feed, Length, Name};
 use crate::fl::feed::Source;
 use crate::model::cnn::Cnn;
 use crate::model::{Head, ModelConfig, resnet};
 use crate::nn::optim::{OptimiserConfig, SgdConfig};
-use crate::nn::{Backend, Net, Samples, View};
+use crate::nn::{Backend, Batch, Net, Pull, Samples, View};
 
 /// Hashed images, `(n, 3, 16, 16)`, whose draw in a view depends on its key.
 struct Drawn;
