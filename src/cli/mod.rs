@@ -10,6 +10,7 @@ mod mllm;
 mod models;
 mod progress;
 mod split;
+mod voice;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -21,10 +22,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::foreign;
 use crate::error::{Class, Error, Result};
+use voice::say;
 
 /// Multimodal-LLM-assisted federated learning on long-tailed, non-IID data.
 #[derive(Parser)]
-#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER)]
+#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER, styles = voice::STYLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -134,11 +136,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&match e.class() {
-                Class::Stopped => e.to_string(),
-                Class::Defect => format!("error: {e}\nThis is a mistake in fedllava. Please report it."),
-                _ => format!("error: {e}"),
-            });
+            voice::error(&e);
             ExitCode::from(e.class().exit_code())
         }
     }
@@ -146,6 +144,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<()> {
     let quiet = cli.quiet;
+    voice::hush(quiet);
     match cli.command {
         Command::Run(e) => commands::stages(&e, crate::pipeline::Stages::All, quiet),
         Command::Pretrain(e) => commands::stages(&e, crate::pipeline::Stages::Pretrain, quiet),
@@ -174,7 +173,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     if let (ErrorKind::UnknownArgument, Some(name)) = (e.kind(), e.get(ContextKind::InvalidArg)) {
         let asked: String = std::env::args().find(|a| a.starts_with(&name.to_string())).unwrap_or(name.to_string());
         if let Some(ours) = foreign::translate(&asked).or_else(|| foreign::translate(&name.to_string())) {
-            say(&format!("hint: {ours}; set it in the config or with --set"));
+            voice::hint(&format!("{ours}; set it in the config or with --set"));
         }
     }
     ExitCode::from(if e.use_stderr() { Class::Input.exit_code() } else { 0 })
@@ -186,9 +185,4 @@ fn put(text: &str) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::environment(format!("cannot print: {e}"))),
         _ => Ok(()),
     }
-}
-
-/// A line of talk. A closed stderr must not end a run.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

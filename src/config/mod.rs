@@ -15,10 +15,10 @@ use crate::error::{Error, Place, Result, closest};
 use crate::fl::align::AlignConfig;
 use crate::fl::alone::Alone;
 use crate::fl::{AlgorithmConfig, FederatedConfig, Mode};
-use crate::fsx;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
+use crate::shipped;
 use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::{FinetuneConfig, HeadInit};
@@ -43,6 +43,8 @@ pub struct RunConfig {
     pub cache: String,
     /// Whether finished stages are kept there too, for other runs of the same program that need the very same stage.
     pub share: bool,
+    /// Whether the records are written as TensorBoard's event file too.
+    pub tensorboard: bool,
 }
 
 impl Default for RunConfig {
@@ -55,6 +57,7 @@ impl Default for RunConfig {
             engine: Backend::default(),
             cache: "runs/cache".into(),
             share: false,
+            tensorboard: false,
         }
     }
 }
@@ -267,7 +270,7 @@ const BASES: usize = 4;
 
 /// A file's table; `base = "other.toml"` (beside this file) lays it on another one.
 fn read_table(path: &Path, depth: usize) -> Result<toml::Table> {
-    let text = fsx::read_text(path)?;
+    let text = shipped::read_text(path)?;
     let mut table: toml::Table =
         toml::from_str(&text).map_err(|e| Error::input(format!("{}: {}", path.display(), e.to_string().trim())))?;
     let Some(base) = table.remove("base") else { return Ok(table) };

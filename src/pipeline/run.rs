@@ -18,7 +18,8 @@ use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
-use crate::run::{RunDir, directory};
+use crate::run::tensorboard::Board;
+use crate::run::{RunDir, csv, directory};
 use crate::stage::finetune::{Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
 use crate::stage::teach::TeacherConfig;
@@ -47,6 +48,9 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
         return Ok(());
     }
     dir.update_manifest(&[("state", json!("running"))].into())?;
+    if config.run.tensorboard {
+        Board::begin(dir.path())?;
+    }
     let outcome = stages_of(config, stages, &dir, library, cx);
     let state = match &outcome {
         Ok(()) => "done".to_string(),
@@ -54,6 +58,7 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
         Err(e) => format!("failed: {}", e.message()),
     };
     dir.update_manifest(&[("state", json!(state))].into())?;
+    csv::write(dir.path())?;
     outcome
 }
 
@@ -71,7 +76,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
-    dir.update_manifest(&experiment.facts(cx))?;
+    dir.update_manifest(&experiment.facts(cx)?)?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
     if let Some(p) = &pretrained

@@ -1,0 +1,71 @@
+//! `metrics.csv`: the records as a table, one row a record, one column a name.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::Records;
+use crate::error::Result;
+use crate::fsx;
+
+/// Writes `metrics.csv` beside the `metrics.jsonl` of `dir`, where there is one. Columns stand in the order in which
+/// names first appear; a record without a name leaves its place empty, and so does a figure that is not finite.
+pub fn write(dir: &Path) -> Result<()> {
+    let from = dir.join("metrics.jsonl");
+    if !from.exists() {
+        return Ok(());
+    }
+    fsx::write_atomic(&dir.join("metrics.csv"), table(&Records::read(&from)?).as_bytes())
+}
+
+fn table(records: &[Value]) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for name in records.iter().filter_map(Value::as_object).flat_map(|r| r.keys()) {
+        if !columns.contains(&name.as_str()) {
+            columns.push(name);
+        }
+    }
+    let row = |cells: Vec<String>| cells.join(",") + "\n";
+    let mut text = row(columns.iter().map(|c| quoted(c)).collect());
+    for record in records {
+        text += &row(columns.iter().map(|&c| cell(&record[c])).collect());
+    }
+    text
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => quoted(text),
+        other => quoted(&other.to_string()),
+    }
+}
+
+/// Quoted where RFC 4180 asks for it.
+fn quoted(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_record_has_a_row_and_every_name_a_column() {
+        let records = [
+            json!({ "stage": "finetune", "round": 1, "split": "train", "loss": 1.5 }),
+            json!({ "stage": "finetune", "round": 1, "split": "a \"b\", c", "accuracy": 0.25, "per_class": [0.5, 1.0] }),
+            json!({ "stage": "finetune", "round": 2, "split": "train", "loss": null }),
+        ];
+        let want = "stage,round,split,loss,accuracy,per_class\n\
+            finetune,1,train,1.5,,\n\
+            finetune,1,\"a \"\"b\"\", c\",,0.25,\"[0.5,1.0]\"\n\
+            finetune,2,train,,,\n";
+        assert_eq!(table(&records), want);
+    }
+}
