@@ -86,8 +86,8 @@ fn unpack_below(cache: &Path, name: &str, files: &[(String, &'static [u8])]) -> 
     Ok(root.join(name))
 }
 
-/// `fedllava/shipped` in the person's cache folder.
-fn cache() -> Result<PathBuf> {
+/// `fedllava/shipped` in the person's cache folder: where copies lie.
+pub fn cache() -> Result<PathBuf> {
     let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || env("HOME").or_else(|| env("USERPROFILE")).map(|home| home.join(".cache"));
     let cache = env("XDG_CACHE_HOME").or_else(home);

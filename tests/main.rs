@@ -4,6 +4,7 @@ mod cli;
 mod demo_clip;
 mod demo_laws;
 mod digests;
+mod door;
 mod engine;
 mod iterates;
 mod laws;

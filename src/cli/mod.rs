@@ -4,7 +4,9 @@ mod caption;
 mod captions;
 mod commands;
 mod demo;
+mod doctor;
 mod machine;
+mod man;
 mod methods;
 mod mllm;
 mod models;
@@ -94,6 +96,12 @@ enum Command {
     /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
     TrainDemoModels(models::TrainDemoModels),
+    /// Look at this machine: kernels, memory, GPU, caches, data sets; what is missing, and how to get it.
+    #[command(after_help = "Example: fedllava doctor --json")]
+    Doctor(doctor::Doctor),
+    /// Write a manual page for each command.
+    #[command(after_help = "Example: fedllava man pages")]
+    Man(man::Man),
     /// Print a shell's completions.
     Completions {
         /// Which shell.
@@ -160,6 +168,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Caption(c) => caption::caption(&c, quiet),
         Command::Mllm(m) => mllm::mllm(&m, quiet),
         Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
+        Command::Doctor(d) => doctor::doctor(&d),
+        Command::Man(m) => man::man(&m, Cli::command()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
             Ok(())

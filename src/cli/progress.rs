@@ -148,9 +148,12 @@ fn bar(name: &str, done: u64, total: u64) -> ProgressBar {
             None => write!(w, "…"),
         };
     };
-    let template = "{prefix:>9} {bar:16} {units} · {elapsed} · {rest}  {wide_msg}";
+    let spent = |state: &ProgressState, w: &mut dyn Write| {
+        let _ = write!(w, "{}", span(state.elapsed().as_secs_f64()));
+    };
+    let template = "{prefix:>9} {bar:16} {units} · {spent} · {rest}  {wide_msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.with_key("units", units).with_key("rest", rest));
+    bar.set_style(style.with_key("units", units).with_key("spent", spent).with_key("rest", rest));
     bar.set_prefix(name.to_string());
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

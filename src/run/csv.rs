@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::Records;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fsx;
 
 /// Writes `metrics.csv` beside the `metrics.jsonl` of `dir`, where there is one. Columns stand in the order in which
@@ -15,37 +15,33 @@ pub fn write(dir: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
-    fsx::write_atomic(&dir.join("metrics.csv"), table(&Records::read(&from)?).as_bytes())
+    fsx::write_atomic(&dir.join("metrics.csv"), &table(&Records::read(&from)?)?)
 }
 
-fn table(records: &[Value]) -> String {
+fn table(records: &[Value]) -> Result<Vec<u8>> {
     let mut columns: Vec<&str> = Vec::new();
     for name in records.iter().filter_map(Value::as_object).flat_map(|r| r.keys()) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
     }
-    let row = |cells: Vec<String>| cells.join(",") + "\n";
-    let mut text = row(columns.iter().map(|c| quoted(c)).collect());
-    for record in records {
-        text += &row(columns.iter().map(|&c| cell(&record[c])).collect());
+    if columns.is_empty() {
+        return Ok(Vec::new());
     }
-    text
+    let broken = |e: csv::Error| Error::defect(format!("metrics.csv: {e}"));
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(&columns).map_err(broken)?;
+    for record in records {
+        table.write_record(columns.iter().map(|&name| cell(&record[name]))).map_err(broken)?;
+    }
+    table.into_inner().map_err(|e| Error::defect(format!("metrics.csv: {e}")))
 }
 
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => quoted(text),
-        other => quoted(&other.to_string()),
-    }
-}
-
-/// Quoted where RFC 4180 asks for it.
-fn quoted(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_string(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }
 
@@ -66,6 +62,6 @@ mod tests {
             finetune,1,train,1.5,,\n\
             finetune,1,\"a \"\"b\"\", c\",,0.25,\"[0.5,1.0]\"\n\
             finetune,2,train,,,\n";
-        assert_eq!(table(&records), want);
+        assert_eq!(String::from_utf8(table(&records).unwrap()).unwrap(), want);
     }
 }

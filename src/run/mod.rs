@@ -11,6 +11,10 @@
 //!   times.jsonl      seconds, time of day, peak memory: what may differ between equal runs
 //!   events.out.tfevents.fedllava                 TensorBoard's file, with run.tensorboard
 //! ```
+//!
+//! `metrics.jsonl` has a line per stage, round and split; `eval.json` the final numbers: `overall`, `many`, `medium`,
+//! `few`, `per_class`, `confusion`, and `last10`, the mean of the last ten rounds, which is the number to quote; under
+//! `facts.burden` what a client sent, received and computed in a round. Accuracies in files are shares, in tables percent.
 
 pub mod checkpoint;
 pub mod clients;
