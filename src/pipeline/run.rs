@@ -20,7 +20,7 @@ use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::{RunDir, directory};
 use crate::stage::evaluate::Judge;
-use crate::stage::finetune::{Finetune, Finetuned};
+use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
 use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
@@ -235,7 +235,7 @@ impl Experiment {
         let validate = validation
             .as_ref()
             .map(|data| move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx));
-        let validate = validate.as_ref().map(|v| v as &dyn Fn(&Params) -> Result<Evaluation>);
+        let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
         let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;

@@ -56,6 +56,9 @@ impl FinetuneConfig {
     }
 }
 
+/// A model's figures on some set.
+pub type Evaluate<'a> = &'a dyn Fn(&Params) -> Result<Evaluation>;
+
 /// What the stage needs besides the federation itself.
 pub struct Finetune<'a> {
     /// Where it writes.
@@ -65,9 +68,9 @@ pub struct Finetune<'a> {
     /// The network, for reading a finished model back.
     pub net: &'a Arc<Net>,
     /// Figures of a model on test.
-    pub evaluate: &'a dyn Fn(&Params) -> Result<Evaluation>,
+    pub evaluate: Evaluate<'a>,
     /// Figures of a model on the validation set, where the run has one.
-    pub validate: Option<&'a dyn Fn(&Params) -> Result<Evaluation>>,
+    pub validate: Option<Evaluate<'a>>,
 }
 
 /// The exported models: of the last round, or of the best by validation.
