@@ -49,7 +49,7 @@ pub fn warn(text: &str) {
     }
 }
 
-/// A hint of clap's messages, which have theirs printed already.
+/// A hint on a line of its own.
 pub fn hint(text: &str) {
     line(&format!("{} {text}", painted(STYLES.get_valid(), "hint:")));
 }
