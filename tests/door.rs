@@ -151,9 +151,9 @@ fn a_run_says_when_how_long_and_by_which_program_and_equal_runs_share_all_else()
 #[test]
 fn quiet_says_nothing_and_a_pipe_gets_no_colour() {
     let desk = Elsewhere::new();
-    let quiet = desk.small(&["-q", "run", "one.toml", "--set", "run.dir=a"]);
+    let quiet = desk.small(&["-q", "run", "one.toml", "--set", "run.dir=a", "--set", "run.share=false"]);
     assert_eq!(String::from_utf8_lossy(&quiet.stderr), "");
-    let talk = desk.small(&["run", "one.toml", "--set", "run.dir=b"]);
+    let talk = desk.small(&["run", "one.toml", "--set", "run.dir=b", "--set", "run.share=false"]);
     let talk = String::from_utf8(talk.stderr).unwrap();
     for line in ["pretrain epoch 1/1", "finetune round 1/2", "finetune round 2/2"] {
         assert!(talk.contains(line), "{line}: {talk}");

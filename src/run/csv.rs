@@ -8,8 +8,8 @@ use super::Records;
 use crate::error::{Error, Result};
 use crate::fsx;
 
-/// Writes `metrics.csv` beside the `metrics.jsonl` of `dir`, where there is one. Columns stand in the order in which
-/// names first appear; a record without a name leaves its place empty, and so does a figure that is not finite.
+/// Writes `metrics.csv` beside the `metrics.jsonl` of `dir`, where there is one. Stage, round and split come
+/// first, then names as they appear; a record without a name leaves its place empty, and so does a figure that is not finite.
 pub fn write(dir: &Path) -> Result<()> {
     let from = dir.join("metrics.jsonl");
     if !from.exists() {
@@ -19,14 +19,14 @@ pub fn write(dir: &Path) -> Result<()> {
 }
 
 fn table(records: &[Value]) -> Result<Vec<u8>> {
-    let mut columns: Vec<&str> = Vec::new();
+    if records.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut columns = vec!["stage", "round", "split"];
     for name in records.iter().filter_map(Value::as_object).flat_map(|r| r.keys()) {
         if !columns.contains(&name.as_str()) {
             columns.push(name);
         }
-    }
-    if columns.is_empty() {
-        return Ok(Vec::new());
     }
     let broken = |e: csv::Error| Error::defect(format!("metrics.csv: {e}"));
     let mut table = csv::Writer::from_writer(Vec::new());
