@@ -1,21 +1,20 @@
 //! What the binary carries with it: the configs, the demo's models and captions, the prompts. A copied binary runs the
 //! demo in an empty folder; where the same path is on disk, the disk wins.
 
+use std::io::{Cursor, Read};
 use std::path::{Component, Path, PathBuf};
 
-use include_dir::{Dir, include_dir};
 use sha2::{Digest, Sha256};
+use zip::ZipArchive;
 
 use crate::error::{Error, Result};
 use crate::fsx;
 
-static FOLDERS: [(&str, Dir<'_>); 4] = [
-    ("configs", include_dir!("$CARGO_MANIFEST_DIR/configs")),
-    ("data/demo-clip", include_dir!("$CARGO_MANIFEST_DIR/data/demo-clip")),
-    ("data/demo-llava", include_dir!("$CARGO_MANIFEST_DIR/data/demo-llava")),
-    ("data/prompts", include_dir!("$CARGO_MANIFEST_DIR/data/prompts")),
-];
-const CAPTIONS: (&str, &[u8]) = ("data/demo-captions.jsonl", include_bytes!("../data/demo-captions.jsonl"));
+/// What `build.rs` packed.
+static ARCHIVE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shipped.zip"));
+
+/// Names and contents.
+type Files = Vec<(String, Vec<u8>)>;
 
 /// The path itself where it is on disk; else, where the binary carries it, a copy in the person's cache folder.
 pub fn found(path: &Path) -> Result<PathBuf> {
@@ -29,7 +28,7 @@ pub fn found(path: &Path) -> Result<PathBuf> {
 /// A copy that is there is compared byte by byte, and written anew where it differs.
 pub fn unpacked(path: &Path) -> Result<Option<PathBuf>> {
     let name = plain(path);
-    let files = files(&name);
+    let files = files(&name)?;
     if files.is_empty() {
         return Ok(None);
     }
@@ -39,38 +38,38 @@ pub fn unpacked(path: &Path) -> Result<Option<PathBuf>> {
 /// A text file from disk, or the one that the binary carries under this name.
 pub fn read_text(path: &Path) -> Result<String> {
     if !path.exists()
-        && let [(_, bytes)] = files(&plain(path)).as_slice()
+        && let [(name, bytes)] = files(&plain(path))?.as_slice()
     {
-        return Ok(String::from_utf8_lossy(bytes).into_owned());
+        return String::from_utf8(bytes.clone()).map_err(|_| Error::data(format!("{name} is no text")));
     }
     fsx::read_text(path)
 }
 
-/// All names that the binary carries, in order.
-pub fn names() -> Vec<String> {
-    let mut all: Vec<String> = files("").into_iter().map(|(name, _)| name).collect();
-    all.sort();
-    all
-}
-
-/// What the binary carries at `name` or below it (everything, where it is empty): names and contents.
-fn files(name: &str) -> Vec<(String, &'static [u8])> {
-    fn walk(dir: &'static Dir<'static>, root: &str, out: &mut Vec<(String, &'static [u8])>) {
-        for file in dir.files() {
-            out.push((format!("{root}/{}", slashed(file.path())), file.contents()));
-        }
-        dir.dirs().for_each(|d| walk(d, root, out));
+/// What the binary carries at `name` or below it (everything, where it is empty), in order.
+fn files(name: &str) -> Result<Files> {
+    let broken = |e: &dyn std::fmt::Display| Error::defect(format!("the files in the program: {e}"));
+    let mut archive = ZipArchive::new(Cursor::new(ARCHIVE)).map_err(|e| broken(&e))?;
+    let below = |file: &str| {
+        name.is_empty() || file.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let mut names = Vec::new();
+    for i in 0..archive.len() {
+        let file = archive.by_index_raw(i).map_err(|e| broken(&e))?;
+        names.push(file.name().map_err(|e| broken(&e))?.into_owned());
     }
-    let mut all = vec![(CAPTIONS.0.to_string(), CAPTIONS.1)];
-    FOLDERS.iter().for_each(|(root, dir)| walk(dir, root, &mut all));
-    let below =
-        |file: &str| name.is_empty() || file.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('/'));
-    all.retain(|(file, _)| below(file));
-    all
+    names.retain(|file| below(file));
+    names.sort();
+    let mut all = Vec::new();
+    for file in names {
+        let mut bytes = Vec::new();
+        archive.by_name(&file).map_err(|e| broken(&e))?.read_to_end(&mut bytes).map_err(|e| broken(&e))?;
+        all.push((file, bytes));
+    }
+    Ok(all)
 }
 
 /// Writes what is missing or differs below a folder that names the contents, so that versions do not meet.
-fn unpack_below(cache: &Path, name: &str, files: &[(String, &'static [u8])]) -> Result<PathBuf> {
+fn unpack_below(cache: &Path, name: &str, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
     let mut hasher = Sha256::new();
     for (file, bytes) in files {
         hasher.update(file.as_bytes());
@@ -114,10 +113,6 @@ fn plain(path: &Path) -> String {
 /// A name that nothing has.
 const ABSENT: &str = "/";
 
-fn slashed(path: &Path) -> String {
-    path.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,17 +120,17 @@ mod tests {
     #[test]
     fn it_carries_what_the_checkout_has() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let carried = names();
+        let carried: Vec<String> = files("").unwrap().into_iter().map(|(name, _)| name).collect();
         for name in ["configs/demo.toml", "configs/curves/alpha.toml", "data/demo-clip/model.safetensors"] {
             assert!(carried.contains(&name.to_string()), "{name}: {carried:?}");
         }
-        for (name, bytes) in files("") {
+        for (name, bytes) in files("").unwrap() {
             assert_eq!(fsx::read(&root.join(&name)).unwrap(), bytes, "{name}: build again");
         }
         for folder in ["configs", "data/demo-clip", "data/demo-llava", "data/prompts"] {
             for path in fsx::list(&root.join(folder)).unwrap() {
-                let name = slashed(path.strip_prefix(root).unwrap());
-                assert!(!files(&name).is_empty(), "{name} is not carried");
+                let name = plain(path.strip_prefix(root).unwrap());
+                assert!(!files(&name).unwrap().is_empty(), "{name} is not carried");
             }
         }
     }
@@ -143,7 +138,7 @@ mod tests {
     #[test]
     fn a_copy_is_whole_and_a_changed_one_is_written_anew() {
         let cache = tempfile::tempdir().unwrap();
-        let carried = files("data/prompts");
+        let carried = files("data/prompts").unwrap();
         let folder = unpack_below(cache.path(), "data/prompts", &carried).unwrap();
         assert!(folder.ends_with("data/prompts") && fsx::list(&folder).unwrap().len() == carried.len());
         let short = folder.join("short.txt");
@@ -155,10 +150,10 @@ mod tests {
     #[test]
     fn a_name_is_found_by_its_parts_and_no_other_is() {
         assert_eq!(plain(Path::new("configs/curves/../demo.toml")), "configs/demo.toml");
-        assert_eq!(files(&plain(Path::new("./data/demo-captions.jsonl"))).len(), 1);
+        assert_eq!(files(&plain(Path::new("./data/demo-captions.jsonl"))).unwrap().len(), 1);
         assert!(read_text(Path::new("configs/curves/../demo.toml")).unwrap().contains("[federated]"));
         for other in ["data/demo", "data/demo-clip-2", "/data/demo-clip", "../data/demo-clip", "", ".", "nowhere"] {
-            assert!(files(&plain(Path::new(other))).is_empty(), "{other}");
+            assert!(files(&plain(Path::new(other))).unwrap().is_empty(), "{other}");
         }
     }
 }
