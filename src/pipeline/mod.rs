@@ -3,6 +3,7 @@
 mod captioning;
 mod experiment;
 mod head;
+mod outlook;
 mod pretraining;
 mod run;
 mod personal;
@@ -12,5 +13,6 @@ mod through_llm;
 
 pub use captioning::captioning;
 pub use experiment::Experiment;
+pub use outlook::{Outlook, outlook};
 pub use run::{Stages, run};
 pub use sharing::Library;

@@ -42,18 +42,22 @@ type Entries = BTreeMap<String, Map<String, Value>>;
 /// Runs the stages of one configuration in its directory; what is done is not done again. Runs of one library read
 /// the same benchmark once.
 pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> Result<()> {
-    let dir = RunDir::open(Path::new(&config.run.dir), &config.to_table()?)?;
-    if stages == Stages::All && finished(&dir)? {
+    let whole = |old| Config::from_table(old)?.to_table();
+    let mut dir = RunDir::open_with(Path::new(&config.run.dir), &config.to_table()?, &whole)?;
+    if stages == Stages::All && !dir.longer() && finished(&dir)? {
         return Ok(());
     }
     dir.update_manifest(&[("state", json!("running"))].into())?;
-    let outcome = stages_of(config, stages, &dir, library, cx);
+    let outcome = stages_of(config, stages, &mut dir, library, cx);
     let state = match &outcome {
         Ok(()) => "done".to_string(),
         Err(e) if e.class() == crate::error::Class::Stopped => "stopped".to_string(),
         Err(e) => format!("failed: {}", e.message()),
     };
     dir.update_manifest(&[("state", json!(state))].into())?;
+    if outcome.as_ref().is_err_and(|e| e.class() != crate::error::Class::Stopped) {
+        dir.abandon()?;
+    }
     outcome
 }
 
@@ -65,11 +69,38 @@ fn finished(dir: &RunDir) -> Result<bool> {
         && directory::read_json(&manifest)?["complete"].as_bool() == Some(true))
 }
 
-fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, cx: &Context) -> Result<()> {
+/// Goes on with more rounds, unless something was done by the number of rounds that can not be taken back.
+fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
+    let rounds = &config.federated;
+    if config.algorithm.algorithm().needs().judged && rounds.eval_every > 1 {
+        return Err(Error::input(format!(
+            "{}: federated.rounds cannot grow: this algorithm calibrates in the last ten rounds and in every {}th, so \
+             the last rounds that were run would have been others",
+            dir.path().display(),
+            rounds.eval_every
+        ))
+        .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
+    }
+    // The last ten rounds were judged; of a longer run they are not the last. Alignment at the end is done again.
+    let keep = |record: &Value| match record["stage"].as_str() {
+        Some("align") if config.align.when == When::End => false,
+        Some("finetune" | "align") if record["split"] != "train" => {
+            record["round"].as_u64().is_some_and(|round| rounds.judged(round as usize))
+        }
+        _ => true,
+    };
+    dir.extend(&config.to_table()?, keep)
+}
+
+fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Library, cx: &Context) -> Result<()> {
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
-    experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
+    if dir.longer() {
+        extend(config, dir)?;
+    }
+    let dir = &*dir;
+    experiment.record_split(dir, cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
     dir.update_manifest(&experiment.facts(cx))?;
     let mut entries = Entries::new();

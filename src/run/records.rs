@@ -33,6 +33,13 @@ impl Records {
         Ok(())
     }
 
+    /// Drops the records that `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&Value) -> bool) -> Result<()> {
+        rewrite(&self.path, keep)?;
+        self.file = append(&self.path)?;
+        Ok(())
+    }
+
     /// Appends a record: stage, round and split first, then the figures by name.
     pub fn add(&mut self, stage: &str, round: usize, split: &str, figures: &[(&str, f64)]) -> Result<()> {
         let mut record = Map::new();

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Features;
@@ -14,7 +15,7 @@ use crate::exec::{Context, ordered};
 use crate::fsx;
 
 /// How a class becomes texts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Prompts {
     /// Templates in the config.
@@ -26,7 +27,7 @@ pub enum Prompts {
 }
 
 /// Templates; `{c}` or `{}` stands for the class name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Templates {
     /// At least one.
@@ -40,7 +41,7 @@ impl Default for Templates {
 }
 
 /// A file that holds prompts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptFile {
     /// Where it is.
