@@ -46,47 +46,47 @@ shots = "rank:3/4/3"
 "#;
 
 /// A working folder with a config in it.
-struct Desk(TempDir);
+pub struct Desk(TempDir);
 
 impl Desk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let desk = Desk(tempfile::tempdir().unwrap());
         let clip = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo-clip");
         std::fs::write(desk.path("c.toml"), CONFIG.replace("CLIP", clip.to_str().unwrap())).unwrap();
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fedllava"));
         command.current_dir(self.0.path()).args(arguments).env_remove("FEDLLAVA_DATA");
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs and expects success; gives stdout.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn json(&self, name: &str) -> Value {
+    pub fn json(&self, name: &str) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
-    fn digest(&self, run: &str, stage: &str) -> String {
+    pub fn digest(&self, run: &str, stage: &str) -> String {
         self.json(&format!("{run}/{stage}/done.json"))["digest"].as_str().unwrap().to_string()
     }
 }
 
-fn err(output: &Output) -> String {
+pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -95,7 +95,7 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
     let desk = Desk::new();
     let table = desk.ok(&["run", "c.toml"]);
     assert!(table.contains("| run") && table.contains("3 align"), "{table}");
-    let eval = desk.json("runs/c/eval.json");
+    let eval = desk.json("runs/c/seed-7/eval.json");
     for key in ["overall", "many", "medium", "few", "last10"] {
         assert!(eval[key].is_f64(), "{key}: {}", eval[key]);
     }
@@ -108,12 +108,12 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
         .map(|n| n.as_u64().unwrap())
         .sum();
     assert_eq!(hits, 60);
-    let lines = std::fs::read_to_string(desk.path("runs/c/metrics.jsonl")).unwrap();
+    let lines = std::fs::read_to_string(desk.path("runs/c/seed-7/metrics.jsonl")).unwrap();
     let records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let tests = records.iter().filter(|r| r["stage"] == "finetune" && r["split"] == "test").count();
     assert_eq!(tests, 6);
     for file in ["config.toml", "split.json", "manifest.json", "overlaps.json", "align/model.safetensors"] {
-        assert!(desk.path("runs/c").join(file).exists(), "{file}");
+        assert!(desk.path("runs/c/seed-7").join(file).exists(), "{file}");
     }
     let again = desk.ok(&["run", "c.toml"]);
     assert_eq!(table, again, "a finished run prints its table again");
@@ -253,7 +253,7 @@ fn a_signal_stops_cleanly_and_says_how_to_go_on() {
         .spawn()
         .unwrap();
     let began = Instant::now();
-    while !desk.path("runs/c/checkpoints").exists() && began.elapsed() < Duration::from_secs(120) {
+    while !desk.path("runs/c/seed-7/checkpoints").exists() && began.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let pid = child.id().to_string();
@@ -262,8 +262,8 @@ fn a_signal_stops_cleanly_and_says_how_to_go_on() {
     assert_eq!(status.code(), Some(75));
     let mut text = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut text).unwrap();
-    assert!(text.contains("fedllava resume runs/c"), "{text}");
-    assert_eq!(desk.json("runs/c/manifest.json")["state"], "stopped");
+    assert!(text.contains("fedllava resume runs/c/seed-7"), "{text}");
+    assert_eq!(desk.json("runs/c/seed-7/manifest.json")["state"], "stopped");
 }
 
 #[test]
@@ -293,9 +293,10 @@ fn another_configuration_in_the_same_directory_is_refused() {
     let desk = Desk::new();
     desk.ok(&["split", "c.toml"]);
     desk.ok(&["pretrain", "c.toml"]);
-    let output = desk.run(&["run", "c.toml", "--set", "federated.rounds=7"]);
+    let output = desk.run(&["run", "c.toml", "--set", "federated.cohort=2"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(err(&output).contains("federated.rounds: 6 there, 7 asked"), "{}", err(&output));
+    assert!(err(&output).contains("federated.cohort: 3 there, 2 asked"), "{}", err(&output));
+    desk.ok(&["run", "c.toml", "--set", "run.seed=8"]);
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! What is checked from outside, as one binary.
 
 mod cli;
+mod config;
 mod demo_clip;
 mod demo_laws;
 mod digests;
 mod engine;
+mod extend;
+mod hints;
 mod iterates;
 mod laws;
 mod layers;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::arms::arms;
 use super::{Changes, Configured, machine, put, say};
 use crate::config::Config;
 use crate::data::DataConfig;
 use crate::data::world::{World, contact_sheet};
-use crate::error::{Class, Error, Result};
-use crate::exec::Context;
+use crate::error::{Error, Result};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 use crate::nn::Params;
@@ -20,29 +20,13 @@ use crate::run::directory::read_json;
 
 /// `run`, `pretrain`, `finetune`, `align`.
 pub fn stages(e: &Configured, stages: Stages, quiet: bool) -> Result<()> {
-    let (config, cx) = machine::open(&e.config, &e.changes, quiet)?;
+    let (resolved, cx) = machine::resolved(&e.config, &e.changes, quiet)?;
+    if stages == Stages::All {
+        resolved.check_inputs()?;
+    }
+    let config = resolved.config;
     arms(&config, stages, &cx)?;
     show(&[PathBuf::from(&config.run.dir)], e.json)
-}
-
-/// Runs a config, or its arms one after another; a stop says how to go on.
-pub fn arms(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
-    let library = pipeline::Library::default();
-    if !config.arms.is_empty() {
-        let names: Vec<&String> = config.arms.iter().map(|a| &a.name).collect();
-        let text = json!({ "arms": names, "contrasts": config.contrasts }).to_string();
-        fsx::write_atomic(&Path::new(&config.run.dir).join(report::EXPERIMENT), text.as_bytes())?;
-    }
-    for (name, arm) in config.expand()? {
-        if !name.is_empty() {
-            cx.events.on(crate::exec::Event::Note(&format!("— {name} —")));
-        }
-        pipeline::run(&arm, stages, &library, cx).map_err(|e| match e.class() {
-            Class::Stopped => e.hint(format!("go on with: fedllava resume {}", arm.run.dir)),
-            _ => e,
-        })?;
-    }
-    Ok(())
 }
 
 /// Prints finished runs: a Markdown table, or JSON.
@@ -113,31 +97,6 @@ pub fn figures(runs: &[PathBuf], folder: &Path) -> Result<()> {
         say(&path.display().to_string());
     }
     Ok(())
-}
-
-/// `resume`.
-#[derive(Args)]
-pub struct Resume {
-    /// The run's directory.
-    run: PathBuf,
-    /// Worker threads; 0 takes every core.
-    #[arg(long)]
-    threads: Option<usize>,
-}
-
-/// Goes on with the run that a directory holds.
-pub fn resume(r: &Resume, quiet: bool) -> Result<()> {
-    let file = r.run.join("config.toml");
-    if !file.exists() {
-        return Err(Error::input(format!("{} holds no run (no config.toml)", r.run.display()))
-            .hint("a run with arms is resumed by the command that began it"));
-    }
-    let mut set = vec![format!("run.dir={}", toml::Value::String(r.run.to_string_lossy().into_owned()))];
-    set.extend(r.threads.iter().map(|t| format!("run.threads={t}")));
-    let config = Config::read(&file, &set)?;
-    let cx = machine::context(&config, quiet)?;
-    arms(&config, Stages::All, &cx)?;
-    show(std::slice::from_ref(&r.run), false)
 }
 
 /// `evaluate`.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::arms::arms;
 use super::captions;
-use super::commands::{arms, existing, figures, show};
+use super::commands::{existing, figures, show};
 use super::{Changes, machine, say};
 use crate::error::Result;
 use crate::pipeline::Stages;
@@ -48,7 +49,6 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
         let mut config = config.clone();
         if d.seeds > 1 {
             config.run.seed += seed;
-            config.run.dir = format!("{root}/seed-{}", config.run.seed);
             say(&format!("seed {} ({} of {})", config.run.seed, seed + 1, d.seeds));
         }
         arms(&config, Stages::All, &cx)?;

@@ -1,9 +1,13 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
+mod arms;
 mod caption;
 mod captions;
 mod commands;
+mod completions;
+mod config;
 mod demo;
+mod explain;
 mod machine;
 mod methods;
 mod mllm;
@@ -18,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 use crate::config::foreign;
 use crate::error::{Class, Error, Result};
@@ -81,9 +86,11 @@ enum Command {
     /// Print finished runs as a Markdown table.
     #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
     Report(commands::Report),
-    /// Go on with a stopped run.
-    #[command(after_help = "Example: fedllava resume runs/demo")]
-    Resume(commands::Resume),
+    /// Go on with a stopped run, or with all arms and seeds of an experiment.
+    #[command(after_help = "Examples:
+  fedllava resume runs/demo
+  fedllava resume runs/first/seed-7 --set federated.rounds=40")]
+    Resume(arms::Resume),
     /// Describe every image of an open pool with a multimodal LLM; resumable.
     #[command(after_help = "Example: fedllava caption CONFIG --out captions --set caption.captioner.path=FOLDER")]
     Caption(caption::Caption),
@@ -92,7 +99,15 @@ enum Command {
     /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
     TrainDemoModels(models::TrainDemoModels),
-    /// Print a shell's completions.
+    /// The keys of a config: list them, show a config's, check one.
+    Config(config::ConfigCommand),
+    /// What a key of a config means.
+    #[command(after_help = "Examples:
+  fedllava explain federated.cohort
+  fedllava explain fraction-train")]
+    Explain(explain::Explain),
+    /// Print what a shell needs to complete commands, keys after --set, and config files.
+    #[command(after_help = "Example: source <(fedllava completions bash)")]
     Completions {
         /// Which shell.
         shell: clap_complete::Shell,
@@ -103,6 +118,7 @@ enum Command {
 #[derive(Args, Clone)]
 struct Configured {
     /// The experiment's TOML file.
+    #[arg(add = completions::configs())]
     config: PathBuf,
     #[command(flatten)]
     changes: Changes,
@@ -115,7 +131,7 @@ struct Configured {
 #[derive(Args, Clone, Default)]
 struct Changes {
     /// Change a key, as in --set federated.rounds=20; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", add = completions::set())]
     set: Vec<String>,
     /// Where candle computes: cpu, auto, cuda, cuda:1.
     #[arg(long)]
@@ -127,6 +143,14 @@ struct Changes {
 
 /// Runs the command line and gives the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let here = std::env::current_dir().ok();
+    let asked = CompleteEnv::with_factory(Cli::command).var(completions::ASKED);
+    match asked.try_complete(arguments.clone(), here.as_deref()) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(e) => return usage(&e),
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -157,14 +181,13 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Split(s) => split::split(&s, quiet),
         Command::Methods(m) => methods::methods(&m),
         Command::Report(r) => commands::report(&r),
-        Command::Resume(r) => commands::resume(&r, quiet),
+        Command::Resume(r) => arms::resume(&r, quiet),
+        Command::Config(c) => config::config(&c),
+        Command::Explain(e) => explain::explain(&e),
         Command::Caption(c) => caption::caption(&c, quiet),
         Command::Mllm(m) => mllm::mllm(&m, quiet),
         Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
-            Ok(())
-        }
+        Command::Completions { shell } => completions::print(shell),
     }
 }
 
@@ -191,4 +214,41 @@ fn put(text: &str) -> Result<()> {
 /// A line of talk. A closed stderr must not end a run.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// Commands whose examples need neither data nor a finished run: they are run, the others resolved.
+    const LIGHT: [&str; 3] = ["config", "explain", "completions"];
+
+    /// The command lines that the help of a command and of those below it shows.
+    fn examples(command: &clap::Command, found: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let shown = help.split("Example").skip(1).flat_map(str::lines);
+        let lines = shown.filter_map(|l| l.find("fedllava ").map(|i| l[i..].trim().trim_end_matches(')').to_string()));
+        found.extend(lines);
+        command.get_subcommands().for_each(|c| examples(c, found));
+    }
+
+    #[test]
+    fn every_example_in_the_help_is_a_command_that_works() {
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for line in found {
+            let line = line.replace("CONFIG", "configs/demo.toml");
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let cli = Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{line}: {e}"));
+            let sets = words.windows(2).filter(|w| w[0] == "--set").map(|w| w[1].to_string()).collect::<Vec<_>>();
+            for config in words.iter().filter(|w| w.ends_with(".toml")) {
+                Config::read(std::path::Path::new(config), &sets).unwrap_or_else(|e| panic!("{line}: {e}"));
+            }
+            if LIGHT.contains(&words[1]) {
+                dispatch(cli).unwrap_or_else(|e| panic!("{line}: {e}"));
+            }
+        }
+    }
 }

@@ -81,7 +81,11 @@ fn node(path: &str, node: &Node, below: Option<&Value>, value: &Value, faults: &
             faults.push(Fault::value(path, format!("{path} is a section, not {}", called(value)), hint));
         }
         (node, value) => {
-            faults.push(Fault::value(path, format!("{path} needs {}, not {}", node.words(), called(value)), String::new()));
+            faults.push(Fault::value(
+                path,
+                format!("{path} needs {}, not {}", node.words(), called(value)),
+                String::new(),
+            ));
         }
     }
 }
@@ -107,9 +111,8 @@ fn kind<'a>(path: &str, kinds: &'a [Kind], below: Option<&Table>, over: &Table) 
 }
 
 fn single(path: &str, form: &Form, value: &Value) -> Option<Fault> {
-    let wrong = |hint: String| {
-        Some(Fault::value(path, format!("{path} needs {}, not {}", form.words(), called(value)), hint))
-    };
+    let wrong =
+        |hint: String| Some(Fault::value(path, format!("{path} needs {}, not {}", form.words(), called(value)), hint));
     match (form, value) {
         (Form::Whole(least, most), Value::Integer(n)) if n < least || n > most => {
             let bound = if n < least { format!("the smallest is {least}") } else { format!("the greatest is {most}") };

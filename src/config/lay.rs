@@ -89,7 +89,10 @@ mod tests {
         assert_eq!(table["partition"].to_string(), "{ clients = 9, kind = \"iid\" }");
         let table = after(&["federated.optimiser.lr = 0.3", "federated.optimiser.kind = \"adam\""]);
         assert_eq!(table["federated"]["optimiser"]["lr"].as_float(), Some(0.001), "a rate of SGD is none of Adam");
-        assert_eq!(after(&["data.path = \"x\"", "data.kind = \"cifar100\""])["data"]["path"].as_str(), Some("cifar100"));
+        assert_eq!(
+            after(&["data.path = \"x\"", "data.kind = \"cifar100\""])["data"]["path"].as_str(),
+            Some("cifar100")
+        );
     }
 
     #[test]

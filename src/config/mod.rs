@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod foreign;
+mod inputs;
 pub mod lay;
 pub mod resolve;
 mod sense;
@@ -32,6 +33,7 @@ use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::FinetuneConfig;
 use crate::stage::pretrain::PretrainConfig;
 use crate::stage::teach::TeacherConfig;
+pub use inputs::Input;
 pub use resolve::Resolved;
 
 /// The `run` section: where, with what, from which seed.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::Config;
 use super::check::{Fault, check};
 use super::lay::lay;
 use super::source::Source;
 use super::tree::{self, Form, Node, joined, leaves, sections};
-use super::Config;
 use crate::error::{Error, Result};
 
 /// Most files that may lie on one another.
@@ -86,13 +86,20 @@ impl Resolved {
     }
 
     /// An error about a key, with the text that said its value.
-    fn placed(&self, e: Error, path: &str) -> Error {
+    pub(super) fn placed(&self, e: Error, path: &str) -> Error {
         let named = key_of(e.message()).map(String::from);
         let key = if path.is_empty() { named } else { Some(path.to_string()) };
-        match key.and_then(|key| Some((self.sources.get(*self.said.get(&key)?)?, key))) {
+        match key.and_then(|key| Some((self.sources.iter().rev().find(|s| s.names(&key))?, key))) {
             Some((source, key)) => e.detail(source.show(&key, true)),
             None => e,
         }
+    }
+
+    /// Where the value of an arm's key was written: in the arm, or below it.
+    pub(super) fn written(&self, arm: &str, key: &str) -> String {
+        let place = self.config.arms.iter().position(|a| a.name == arm);
+        let own = place.map(|i| format!("arms[{i}].set.{key}"));
+        own.filter(|own| self.sources.iter().any(|s| s.names(own))).unwrap_or_else(|| key.into())
     }
 
     /// Every value in force, and where it came from: `default`, `configs/a.toml:12`, `--set …`.
@@ -107,7 +114,9 @@ fn files(path: &Path, depth: usize) -> Result<Vec<Source>> {
     let mut source = Source::file(path)?;
     let Some(base) = source.table.remove("base") else { return Ok(vec![source]) };
     let (Some(base), true) = (base.as_str(), depth < BASES) else {
-        return Err(Error::input("base names one file beside this one, at most 4 deep").detail(source.show("base", true)));
+        return Err(
+            Error::input("base names one file beside this one, at most 4 deep").detail(source.show("base", true))
+        );
     };
     let base = path.with_file_name(base);
     if !base.exists() {

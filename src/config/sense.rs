@@ -79,15 +79,24 @@ impl Config {
     fn check_rates(&self) -> Result<()> {
         let rates = [
             (true, "federated", &self.federated.optimiser),
-            (self.pretrain.enabled && self.pretrain.objective == Pretext::Contrast, "pretrain", &self.pretrain.optimiser),
-            (self.pretrain.enabled && self.pretrain.objective == Pretext::Llm, "pretrain.llm", &self.pretrain.llm.optimiser),
+            (
+                self.pretrain.enabled && self.pretrain.objective == Pretext::Contrast,
+                "pretrain",
+                &self.pretrain.optimiser,
+            ),
+            (
+                self.pretrain.enabled && self.pretrain.objective == Pretext::Llm,
+                "pretrain.llm",
+                &self.pretrain.llm.optimiser,
+            ),
             (self.align.enabled, "align", &self.align.optimiser),
         ];
         for (_, section, optimiser) in rates.iter().filter(|(used, ..)| *used) {
             let lr = optimiser.lr();
             if !(lr.is_finite() && lr > 0.0) {
-                return Err(Error::input(format!("{section}.optimiser.lr = {lr}: nothing would be learned"))
-                    .hint("choose a rate above 0; pretrain.enabled, align.enabled and federated.rounds switch stages off"));
+                return Err(Error::input(format!("{section}.optimiser.lr = {lr}: nothing would be learned")).hint(
+                    "choose a rate above 0; pretrain.enabled, align.enabled and federated.rounds switch stages off",
+                ));
             }
         }
         Ok(())

@@ -116,7 +116,8 @@ impl Source {
         let (number, bytes) = self.line(span.start);
         let line = self.text[bytes.clone()].trim_end().replace('\t', " ");
         let before = self.text[bytes.start..span.start.min(bytes.end)].chars().count();
-        let marked = self.text[span.start.min(bytes.end)..span.end.clamp(span.start, bytes.end).min(bytes.end)].chars().count();
+        let marked =
+            self.text[span.start.min(bytes.end)..span.end.clamp(span.start, bytes.end).min(bytes.end)].chars().count();
         let marks = format!("{}{}", " ".repeat(before), "^".repeat(marked.max(1)));
         match &self.file {
             Some(file) => {

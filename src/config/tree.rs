@@ -222,7 +222,8 @@ fn value(json: &Json, node: &Node) -> Option<Value> {
         (Json::Object(map), node) => {
             let of = |name: &str| keys_in(node, map.get("kind").and_then(Json::as_str)).iter().find(|k| k.name == name);
             let free = Node::Changes;
-            let pair = |(name, j): (&String, &Json)| Some((name.clone(), value(j, of(name).map_or(&free, |k| &k.node))?));
+            let pair =
+                |(name, j): (&String, &Json)| Some((name.clone(), value(j, of(name).map_or(&free, |k| &k.node))?));
             Value::Table(map.iter().filter_map(pair).collect())
         }
     })

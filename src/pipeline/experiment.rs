@@ -6,12 +6,12 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Value, json};
 
 use super::Library;
+use super::outlook::memory;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{self, Benchmark, Dataset, Groups, Images, Loader, Order, PartitionConfig, Split, reserve};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
-use super::outlook::memory;
 use crate::fl::estimate::{Estimate, available_memory};
 use crate::fl::{ClientId, cohort};
 use crate::key::{Key, Purpose};
@@ -65,7 +65,10 @@ impl Experiment {
         let embedder = Embedder::new(&config.clip, &config.run.cache);
         let server = reserve::from_folder(&config.server_set, &benchmark.train, cx)?;
         if let PartitionConfig::File(file) = &config.partition {
-            let text = format!("{} says who holds what: longtail, server_set.per_class and validation have no part in it", file.path);
+            let text = format!(
+                "{} says who holds what: longtail, server_set.per_class and validation have no part in it",
+                file.path
+            );
             cx.events.on(Event::Note(&text));
         }
         let seeded = matches!(config.partition, PartitionConfig::Creff(_)) || config.longtail.seed.is_some();

@@ -8,10 +8,10 @@ use crate::data::world::SIDE;
 use crate::data::{DataConfig, Dataset, Images, Loader, Order, PoolConfig};
 use crate::error::Result;
 use crate::exec::Context;
+use crate::fl::LEAF;
 use crate::fl::align::When;
 use crate::fl::estimate::Estimate;
 use crate::fl::predict::predict;
-use crate::fl::LEAF;
 use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::nn::Net;
@@ -130,9 +130,8 @@ fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: 
     let loader = Loader::new(&config.augment, known.shape)?;
     let ids: Vec<u32> = (0..IMAGES as u32).collect();
     let params = net.init(Key::from_seed(0).fold(Purpose::Init, 0));
-    let look = || {
-        predict(net, config.run.engine, &params, net.logits, &Loaded { data: &data, loader: &loader }, &ids, cx)
-    };
+    let look =
+        || predict(net, config.run.engine, &params, net.logits, &Loaded { data: &data, loader: &loader }, &ids, cx);
     look()?;
     let (began, mut seen) = (Instant::now(), 0);
     while began.elapsed().as_secs_f64() < LOOK {

@@ -53,7 +53,8 @@ impl RunDir {
     /// As [`RunDir::open`]; `whole` writes out the defaults of the config that is there: an earlier version may have
     /// known fewer keys.
     pub fn open_with(path: &Path, config: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Self> {
-        let made = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
+        let made =
+            path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
         let lock = fsx::Lock::take(path)?;
         let file = path.join("config.toml");
         let fresh = !file.exists();
