@@ -88,15 +88,10 @@ fn a_value_of_the_wrong_kind_is_answered_in_words_of_a_config_whatever_the_key()
     let path = dir.path().join("c.toml");
     std::fs::write(&path, "").unwrap();
     for leaf in leaves().iter().filter(|l| !l.path.contains("arms") && !l.path.contains("contrasts")) {
-        let kind = leaf.path.rsplit_once('.').map(|(section, _)| section).zip(leaf.of.first().map(|(kind, _)| *kind));
-        let mut items: Vec<String> = kind
-            .filter(|(section, kind)| !kind.is_empty() && leaves().iter().any(|l| l.path == format!("{section}.kind")))
-            .filter(|_| leaf.kinds.is_empty())
-            .map(|(section, kind)| vec![format!("{section}.kind={kind}")])
-            .unwrap_or_default();
+        let mut items: Vec<String> = leaf.of[0].chain.iter().map(|(s, k)| format!("{s}.kind={k}")).collect();
         items.push(format!("{}={{ a = 1 }}", leaf.path));
         let Err(e) = Config::read(&path, &items) else {
-            let text = matches!(leaf.of[0].1.node, Node::Value(Form::Text | Form::Names(_)));
+            let text = matches!(leaf.of[0].key.node, Node::Value(Form::Text | Form::Names(_)));
             assert!(text, "{items:?} was taken");
             continue;
         };
@@ -107,12 +102,14 @@ fn a_value_of_the_wrong_kind_is_answered_in_words_of_a_config_whatever_the_key()
 }
 
 /// A mistake, and what its answer holds.
-const MISTAKES: [(&str, &[&str]); 15] = [
+const MISTAKES: [(&str, &[&str]); 17] = [
     ("rounds = 3", &["c.toml:1", "1 | rounds = 3", "^^^^^^", "federated.rounds"]),
     ("[federated]\nround = 3", &["c.toml:2", "^^^^^", "valid: ", "did you mean `rounds`?"]),
     ("[federated]\nrounds = \"many\"", &["needs a whole number", "2 | rounds = \"many\"", "         ^^^^^^"]),
     ("[federated]\ncohort = 0", &["federated.cohort = 0", "2 | cohort = 0", "^"]),
     ("[federated]\nlocal_epochs = 0", &["federated.local_epochs = 0", "c.toml:2", "smallest is 1"]),
+    ("[pretrain]\nepochs = 0", &["pretrain.epochs = 0", "c.toml:2", "pretrain.enabled=false"]),
+    ("[align]\nsteps = 0", &["align.steps = 0", "c.toml:2", "align.enabled=false"]),
     ("[federated.optimiser]\nlr = 0", &["federated.optimiser.lr = 0", "c.toml:2"]),
     ("[align]\noptimiser.lr = -0.1", &["align.optimiser.lr = -0.1", "c.toml:2"]),
     ("[federated]\nrounds = 99999999999", &["federated.rounds = 99999999999", "the most is"]),

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::commands::show;
-use super::{Changes, machine, say};
+use super::{Changes, machine};
 use crate::config::Config;
 use crate::error::{Class, Error, Result};
 use crate::exec::{Context, Event};
@@ -22,11 +22,23 @@ const DEPTH: usize = 3;
 
 /// Runs a config, or its arms one after another; a stop says how to go on.
 pub fn arms(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
+    arms_of(config, &[config.run.seed], stages, cx)
+}
+
+/// The same for several seeds, one after another.
+pub fn arms_of(config: &Config, seeds: &[u64], stages: Stages, cx: &Context) -> Result<()> {
     let library = pipeline::Library::default();
-    let before = remember(config)?;
-    for (i, (name, arm)) in config.expand()?.into_iter().enumerate() {
-        if !name.is_empty() {
-            cx.events.on(Event::Note(&format!("— {name} —")));
+    let before = remember(config, seeds)?;
+    let mut runs = Vec::new();
+    for (i, &seed) in seeds.iter().enumerate() {
+        let mut config = config.clone();
+        config.run.seed = seed;
+        let text = if seeds.len() > 1 { format!("seed {seed} ({} of {}) ", i + 1, seeds.len()) } else { String::new() };
+        runs.extend(config.expand()?.into_iter().map(|(name, arm)| (format!("{text}{name}"), arm)));
+    }
+    for (i, (title, arm)) in runs.into_iter().enumerate() {
+        if !title.is_empty() {
+            cx.events.on(Event::Note(&format!("— {} —", title.trim())));
         }
         if let Err(e) = pipeline::run(&arm, stages, &library, cx) {
             // A start that failed must not say what the experiment is.
@@ -50,8 +62,8 @@ fn quoted(path: &str) -> String {
 
 type Before = Vec<(PathBuf, Option<Vec<u8>>)>;
 
-/// Writes what an experiment with arms is; gives the files as they were.
-fn remember(config: &Config) -> Result<Before> {
+/// Writes what an experiment with arms is, and with which seeds; gives the files as they were.
+fn remember(config: &Config, more: &[u64]) -> Result<Before> {
     if config.arms.is_empty() {
         return Ok(Vec::new());
     }
@@ -60,10 +72,9 @@ fn remember(config: &Config) -> Result<Before> {
     let old = |path: &PathBuf| if path.exists() { fsx::read(path).map(Some) } else { Ok(None) };
     let before: Before = paths.iter().map(|p| Ok((p.clone(), old(p)?))).collect::<Result<_>>()?;
     let mut seeds = seeds(&paths[0])?;
-    if !seeds.contains(&config.run.seed) {
-        seeds.push(config.run.seed);
-        seeds.sort_unstable();
-    }
+    seeds.extend(more);
+    seeds.sort_unstable();
+    seeds.dedup();
     let names: Vec<&String> = config.arms.iter().map(|a| &a.name).collect();
     let text = json!({ "arms": names, "contrasts": config.contrasts, "seeds": seeds }).to_string();
     fsx::write_atomic(&paths[0], text.as_bytes())?;
@@ -112,21 +123,16 @@ pub fn resume(r: &Resume, quiet: bool) -> Result<()> {
             .hint("name a run's directory or an experiment's, such as runs/demo"));
     }
     for (dir, file) in &found {
-        let experiment = dir.join(report::EXPERIMENT);
-        let seeds = if *file == CONFIG { seeds(&experiment)? } else { Vec::new() };
-        let again: Vec<Option<u64>> = if seeds.is_empty() { vec![None] } else { seeds.into_iter().map(Some).collect() };
-        for seed in again {
-            if found.len() > 1 || seed.is_some() {
-                let text = seed.map_or_else(String::new, |s| format!(", seed {s}"));
-                if !quiet {
-                    say(&format!("{}{text}", dir.display()));
-                }
-            }
-            let mut set = vec![format!("run.dir={}", toml::Value::String(dir.to_string_lossy().into_owned()))];
-            set.extend(seed.map(|s| format!("run.seed={s}")));
-            let (config, cx) = machine::open_set(&dir.join(file), set, &r.changes, quiet)?;
-            arms(&config, Stages::All, &cx)?;
+        let set = vec![format!("run.dir={}", toml::Value::String(dir.to_string_lossy().into_owned()))];
+        let (config, cx) = machine::open_set(&dir.join(file), set, &r.changes, quiet)?;
+        if found.len() > 1 {
+            cx.events.on(Event::Note(&dir.display().to_string()));
         }
+        let mut seeds = seeds(&dir.join(report::EXPERIMENT))?;
+        if *file != CONFIG || seeds.is_empty() {
+            seeds = vec![config.run.seed];
+        }
+        arms_of(&config, &seeds, Stages::All, &cx)?;
     }
     show(std::slice::from_ref(&r.run), false)
 }

@@ -76,7 +76,7 @@ fn values(leaf: &Leaf<'_>) -> Vec<(String, String)> {
     if !leaf.kinds.is_empty() {
         return leaf.kinds.iter().map(|k| (k.name.clone(), k.doc.clone())).collect();
     }
-    match leaf.of.first().map(|(_, key)| &key.node) {
+    match leaf.of.first().map(|o| &o.key.node) {
         Some(Node::Value(Form::Names(names))) => names.clone(),
         Some(Node::Value(Form::Switch)) => ["true", "false"].map(|v| (v.to_string(), String::new())).to_vec(),
         _ => Vec::new(),

@@ -104,27 +104,22 @@ pub fn list(section: &str, json: bool) -> Result<()> {
 }
 
 fn row(leaf: &Leaf<'_>) -> Json {
-    let kinds: Vec<&str> = leaf.of.iter().map(|(kind, _)| *kind).filter(|k| !k.is_empty()).collect();
     let defaults: Vec<Json> = leaf
         .defaults()
         .into_iter()
-        .map(|(kind, value)| json!({ "kind": kind, "value": value.and_then(|v| serde_json::to_value(v).ok()) }))
+        .map(|(value, kinds)| json!({ "kinds": kinds, "value": value.and_then(|v| serde_json::to_value(v).ok()) }))
         .collect();
-    json!({ "key": leaf.path, "type": leaf.words(), "kinds": kinds, "defaults": defaults, "meaning": leaf.doc() })
+    json!({ "key": leaf.path, "type": leaf.words(), "defaults": defaults, "meaning": leaf.doc() })
 }
 
-/// ` = 0.1`; of each kind by itself where none is in force; whose it is, where not every kind has it.
+/// ` = 0.1 (sgd), 0.001 (adamw, adam)`: the default, and in which kinds.
 pub fn default_in_words(leaf: &Leaf<'_>) -> String {
-    let defaults = leaf.defaults();
-    let shown = |value: &Option<Value>| value.as_ref().map_or_else(|| "unset".into(), Value::to_string);
-    let kinds: Vec<&str> = leaf.of.iter().map(|(kind, _)| *kind).filter(|k| !k.is_empty()).collect();
-    let same = defaults.iter().all(|(_, v)| *v == defaults[0].1);
-    let value = match (defaults.as_slice(), same) {
-        ([(_, value), ..], true) => shown(value),
-        (all, _) => all.iter().map(|(k, v)| format!("{} ({k})", shown(v))).collect::<Vec<_>>().join(", "),
+    let each = |(value, kinds): (Option<Value>, Vec<&str>)| {
+        let value = value.map_or_else(|| "unset".into(), |v| v.to_string());
+        if kinds.is_empty() { value } else { format!("{value} ({})", kinds.join(", ")) }
     };
-    let whose = if kinds.is_empty() || !same { String::new() } else { format!("    ({})", kinds.join(", ")) };
-    format!(" = {value}{whose}")
+    let all: Vec<String> = leaf.defaults().into_iter().map(each).collect();
+    format!(" = {}", all.join(", "))
 }
 
 /// Lines no wider than the terminal, each after `indent`; one line where nobody looks.

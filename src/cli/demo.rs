@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::arms::arms;
+use super::arms::arms_of;
 use super::captions;
 use super::commands::{existing, figures, show};
-use super::{Changes, machine, say};
+use super::{Changes, machine};
 use crate::error::Result;
 use crate::pipeline::Stages;
 
@@ -44,16 +44,9 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     let path = existing(Path::new(file), "the demo's config")?;
     let (config, cx) = machine::open(&path, &d.changes, quiet)?;
     captions::show(&config, d.recaption, &cx)?;
-    let root = config.run.dir.clone();
-    for seed in 0..d.seeds {
-        let mut config = config.clone();
-        if d.seeds > 1 {
-            config.run.seed += seed;
-            say(&format!("seed {} ({} of {})", config.run.seed, seed + 1, d.seeds));
-        }
-        arms(&config, Stages::All, &cx)?;
-    }
-    let runs = [PathBuf::from(root)];
+    let seeds: Vec<u64> = (0..d.seeds).map(|i| config.run.seed + i).collect();
+    arms_of(&config, &seeds, Stages::All, &cx)?;
+    let runs = [PathBuf::from(&config.run.dir)];
     if let Some(folder) = &d.figures {
         figures(&runs, folder)?;
     }

@@ -29,7 +29,9 @@ pub fn explain(e: &Explain) -> Result<()> {
         return list(key, false);
     }
     if let Some(ours) = foreign::translate(key) {
-        return put(&ours);
+        put(&ours)?;
+        let ours = ours.rsplit_once("is here ").map_or("", |(_, key)| key.split([',', ' ']).next().unwrap_or_default());
+        return all.iter().find(|l| l.path == ours).map_or(Ok(()), one);
     }
     let named: Vec<&str> = all.iter().map(|l| l.path.as_str()).filter(|p| p.rsplit('.').next() == Some(key)).collect();
     let near = if named.is_empty() {
@@ -66,46 +68,31 @@ fn names(leaf: &Leaf<'_>) -> Vec<(String, String)> {
         _ => Vec::new(),
     };
     match leaf.kinds {
-        [] => leaf.of.first().map(|(_, key)| of(key)).unwrap_or_default(),
+        [] => leaf.of.first().map(|o| of(o.key)).unwrap_or_default(),
         kinds => kinds.iter().map(|Kind { name, doc, .. }| (name.clone(), doc.clone())).collect(),
     }
 }
 
-/// A `--set` item that every config takes: the key with its default, and the kind that it needs.
+/// `--set` items that every config takes: the key with its default, after the kinds that it needs.
 fn example(leaf: &Leaf<'_>) -> String {
-    let (kind, value) = leaf.defaults().into_iter().find(|(_, v)| v.is_some()).unwrap_or_default();
-    let value = value.unwrap_or_else(|| sample(leaf));
+    let table = Value::Table(tree::defaults(tree::sections()));
+    // The way with the fewest kinds that are not in force.
+    let Some(owner) = leaf.of.iter().min_by_key(|o| o.missing(&table).len()) else { return String::new() };
+    let own = owner.key.default.clone().filter(|_| leaf.kinds.is_empty());
+    let value = tree::at(&table, &leaf.path).cloned().or(own).unwrap_or_else(|| sample(leaf));
     let text = match &value {
-        Value::String(s) if !s.is_empty() && !s.contains(' ') => s.clone(),
+        Value::String(s) if !s.is_empty() => s.clone(),
         other => other.to_string(),
     };
-    let item = format!("{}={text}", leaf.path);
-    let item = if item.contains([' ', '"', '[', '{']) { format!("'{item}'") } else { item };
-    let whose = if kind.is_empty() { leaf.of.first().map_or("", |(k, _)| k) } else { kind };
-    let table = Value::Table(tree::defaults(tree::sections()));
-    match leaf.path.rsplit_once('.') {
-        Some((section, _)) if !whose.is_empty() && tree::at(&table, &leaf.path).is_none() && leaf.kinds.is_empty() => {
-            let (owner, kind) = owner(section, whose);
-            format!("{owner}.kind={kind} --set {item}")
-        }
-        _ => item,
-    }
-}
-
-/// The section that has the kind, at `section` or above.
-fn owner<'a>(section: &'a str, kind: &'a str) -> (&'a str, &'a str) {
-    let has = |section: &str| {
-        tree::leaves().iter().any(|l| l.path == format!("{section}.kind") && l.kinds.iter().any(|k| k.name == kind))
-    };
-    match section.rsplit_once('.') {
-        Some((above, _)) if !has(section) => owner(above, kind),
-        _ => (section, kind),
-    }
+    let mut items = owner.missing(&table);
+    items.push(format!("{}={text}", leaf.path));
+    let quoted = |i: &String| if i.contains([' ', '"', '[', '{']) { format!("'{i}'") } else { i.clone() };
+    items.iter().map(quoted).collect::<Vec<_>>().join(" --set ")
 }
 
 /// A value where there is no default.
 fn sample(leaf: &Leaf<'_>) -> Value {
-    match leaf.of.first().map(|(_, key)| &key.node) {
+    match leaf.of.first().map(|o| &o.key.node) {
         Some(Node::Value(Form::Whole(..))) => Value::Integer(1),
         Some(Node::Value(Form::Number(_))) => Value::Float(1.0),
         Some(Node::Value(Form::Switch)) => Value::Boolean(true),

@@ -65,7 +65,7 @@ enum Command {
     Align(Configured),
     /// Judge a model file on the test set of a config.
     #[command(
-        after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json"
+        after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/seed-7/align/model.safetensors --json"
     )]
     Evaluate(commands::Evaluate),
     /// Compute and cache what the frozen CLIP sees in the pool and in the server set.

@@ -165,7 +165,7 @@ fn key_of(message: &str) -> Option<&str> {
 fn is_text(path: &str) -> bool {
     leaves().iter().any(|l| {
         let text = |node: &Node| matches!(node, Node::Value(Form::Text | Form::Names(_)));
-        l.path == path && (!l.kinds.is_empty() || l.of.iter().all(|(_, key)| text(&key.node)))
+        l.path == path && (!l.kinds.is_empty() || l.of.iter().all(|o| text(&o.key.node)))
     })
 }
 

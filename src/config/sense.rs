@@ -64,6 +64,23 @@ impl Config {
                 "the smallest is 1; for the start model alone set federated.rounds=0",
             );
         }
+        let llm = self.pretrain.objective == Pretext::Llm;
+        let (key, epochs) = match llm {
+            true => ("pretrain.llm.epochs", self.pretrain.llm.epochs),
+            false => ("pretrain.epochs", self.pretrain.epochs),
+        };
+        if self.pretrain.enabled && epochs == 0 {
+            return refused(
+                format!("{key} = 0: nothing would be learned"),
+                "pretrain.enabled=false switches the stage off",
+            );
+        }
+        if self.align.enabled && self.align.steps == 0 {
+            return refused(
+                "align.steps = 0: nothing would change".into(),
+                "align.enabled=false switches the stage off",
+            );
+        }
         if self.partition.clients() == 0 {
             return refused("partition.clients = 0: nobody would hold anything".into(), "the smallest is 1");
         }

@@ -243,30 +243,65 @@ pub fn keys_in<'a>(node: &'a Node, kind: Option<&str>) -> &'a [Key] {
 pub struct Leaf<'a> {
     /// `section.key`.
     pub path: String,
-    /// The key in each kind that has it; the kind's name is empty where the section has no kinds.
-    pub of: Vec<(&'a str, &'a Key)>,
+    /// The key in each kind that has it.
+    pub of: Vec<Owner<'a>>,
     /// For a `kind`: the kinds.
     pub kinds: &'a [Kind],
+}
+
+/// A key in the kinds that it needs.
+#[derive(Clone, Debug)]
+pub struct Owner<'a> {
+    /// The sections that must have a kind for it, outermost first, and which.
+    pub chain: Vec<(String, &'a str)>,
+    /// The key; of a `kind` its section.
+    pub key: &'a Key,
+}
+
+impl Owner<'_> {
+    /// The innermost kind; empty where its section has none.
+    pub fn kind(&self) -> &str {
+        self.chain.last().map_or("", |(_, kind)| kind)
+    }
+
+    /// The kinds that a table must still be given for it, as `section.kind=kind`.
+    pub fn missing(&self, table: &Value) -> Vec<String> {
+        let is = |section: &str, kind: &str| at(table, &joined(section, "kind")).and_then(Value::as_str) == Some(kind);
+        self.chain.iter().filter(|(s, k)| !is(s, k)).map(|(s, k)| format!("{s}.kind={k}")).collect()
+    }
+
+    fn in_force(&self, table: &Value) -> bool {
+        self.missing(table).is_empty()
+    }
 }
 
 impl Leaf<'_> {
     /// What it means, in the first kind that has it.
     pub fn doc(&self) -> &str {
-        self.of.first().map_or("", |(_, key)| &key.doc)
+        self.of.first().map_or("", |o| &o.key.doc)
     }
 
     /// For people: what may stand there.
     pub fn words(&self) -> String {
-        self.of.first().map_or_else(String::new, |(_, key)| key.node.words())
+        self.of.first().map_or_else(String::new, |o| o.key.node.words())
     }
 
-    /// Its value where nobody says anything: of the kind in force, else of each kind by itself; absent where none.
-    pub fn defaults(&self) -> Vec<(&str, Option<Value>)> {
+    /// Its value where nobody says anything, with the kinds that have this one; absent where it is then unset.
+    pub fn defaults(&self) -> Vec<(Option<Value>, Vec<&str>)> {
         let table = Value::Table(defaults(sections()));
-        if let Some(value) = at(&table, &self.path) {
-            return vec![("", Some(value.clone()))];
+        let mut found: Vec<(Option<Value>, Vec<&str>)> = Vec::new();
+        for owner in &self.of {
+            let own = owner.key.default.clone().filter(|_| self.kinds.is_empty());
+            let value = if owner.in_force(&table) { at(&table, &self.path).cloned() } else { own };
+            let known = found.iter().position(|(v, _)| *v == value).unwrap_or(found.len());
+            if known == found.len() {
+                found.push((value, Vec::new()));
+            }
+            if !owner.kind().is_empty() && !found[known].1.contains(&owner.kind()) {
+                found[known].1.push(owner.kind());
+            }
         }
-        self.of.iter().map(|(kind, key)| (*kind, key.default.clone().filter(|_| self.kinds.is_empty()))).collect()
+        found
     }
 }
 
@@ -278,25 +313,30 @@ pub fn at<'a>(table: &'a Value, path: &str) -> Option<&'a Value> {
 /// Every value of every kind, in the order of the sections; a key that several kinds share is there once.
 pub fn leaves() -> Vec<Leaf<'static>> {
     let mut found = Vec::new();
-    walk("", sections(), "", &mut found);
+    walk("", sections(), &[], &mut found);
     found
 }
 
-fn walk<'a>(prefix: &str, keys: &'a [Key], of: &'a str, found: &mut Vec<Leaf<'a>>) {
+fn walk<'a>(prefix: &str, keys: &'a [Key], chain: &[(String, &'a str)], found: &mut Vec<Leaf<'a>>) {
     for key in keys {
         let path = joined(prefix, &key.name);
-        match &key.node {
-            Node::Section(inner) => walk(&path, inner, of, found),
-            Node::Kinds(kinds) => {
-                found.push(Leaf { path: joined(&path, "kind"), of: vec![(of, key)], kinds });
-                for kind in kinds {
-                    walk(&path, &kind.keys, &kind.name, found);
-                }
+        let owner = Owner { chain: chain.to_vec(), key };
+        let (path, kinds) = match &key.node {
+            Node::Section(inner) => {
+                walk(&path, inner, chain, found);
+                continue;
             }
-            _ => match found.iter_mut().find(|leaf| leaf.path == path) {
-                Some(known) => known.of.push((of, key)),
-                None => found.push(Leaf { path, of: vec![(of, key)], kinds: &[] }),
-            },
+            Node::Kinds(kinds) => (joined(&path, "kind"), kinds.as_slice()),
+            _ => (path, &[][..]),
+        };
+        match found.iter_mut().find(|leaf| leaf.path == path) {
+            Some(known) => known.of.push(owner),
+            None => found.push(Leaf { path: path.clone(), of: vec![owner], kinds }),
+        }
+        let section = path.trim_end_matches(".kind");
+        for kind in kinds {
+            let chain = [chain, &[(section.to_string(), kind.name.as_str())]].concat();
+            walk(section, &kind.keys, &chain, found);
         }
     }
 }
@@ -330,8 +370,8 @@ mod tests {
     #[test]
     fn defaults_in_single_precision_have_the_digits_that_were_written() {
         let lr = leaves().into_iter().find(|l| l.path == "align.optimiser.lr").unwrap();
-        assert_eq!(lr.of.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), ["sgd", "adamw", "adam"]);
-        assert_eq!(lr.of[0].1.default.as_ref().unwrap().to_string(), "0.1", "SGD's own");
-        assert_eq!(lr.defaults()[0].1.as_ref().unwrap().to_string(), "0.01", "alignment's");
+        assert_eq!(lr.of[0].key.default.as_ref().unwrap().to_string(), "0.1", "SGD's own");
+        let all: Vec<_> = lr.defaults().into_iter().map(|(v, kinds)| (v.unwrap().to_string(), kinds)).collect();
+        assert_eq!(all, [("0.01".into(), vec!["sgd"]), ("0.001".into(), vec!["adamw", "adam"])], "alignment's");
     }
 }
