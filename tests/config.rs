@@ -79,8 +79,20 @@ fn rates_and_knobs_can_be_set_where_the_file_leaves_the_section_out() {
 }
 
 /// Words of this program's source that no person wrote in a config.
-const FOREIGN: [&str; 9] =
-    ["usize", "u64", "f32", "expected", "Config", "tagged", "enum", "invalid type", "missing field"];
+const FOREIGN: [&str; 12] = [
+    "usize",
+    "u64",
+    "f32",
+    "expected a ",
+    "expected in",
+    "expected one of",
+    "expected struct",
+    "Config",
+    "tagged",
+    "enum",
+    "invalid type",
+    "missing field",
+];
 
 #[test]
 fn a_value_of_the_wrong_kind_is_answered_in_words_of_a_config_whatever_the_key() {

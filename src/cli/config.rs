@@ -8,7 +8,6 @@ use toml::Value;
 
 use super::{Changes, completions, machine, put};
 use crate::config::Resolved;
-use crate::config::resolve::flat;
 use crate::config::tree::{self, Leaf};
 use crate::error::{Error, Result, closest};
 use crate::exec::human;
@@ -184,27 +183,14 @@ fn show(file: &Path, changes: &Changes, arm: Option<&str>) -> Result<()> {
 
 /// An arm's values, each with where it came from.
 fn of_arm(resolved: &Resolved, name: &str) -> Result<Vec<(String, Value, String)>> {
-    let arms = resolved.config.expand()?;
-    let Some((_, config)) = arms.iter().find(|(n, _)| n == name) else {
-        let names: Vec<&str> = arms.iter().map(|(n, _)| n.as_str()).filter(|n| !n.is_empty()).collect();
+    resolved.arm_values(name).ok_or_else(|| {
+        let names: Vec<&str> = resolved.config.arms.iter().map(|a| a.name.as_str()).collect();
         let e = Error::input(format!("no arm is called `{name}`; valid: {}", names.join(", ")));
-        return Err(match closest(name, names) {
+        match closest(name, names) {
             Some(near) => e.hint(format!("did you mean `{near}`?")),
             None => e,
-        });
-    };
-    let below = resolved.values();
-    let same = |key: &str, value: &Value| below.iter().find(|(k, v, _)| k == key && near(v, value)).cloned();
-    let all = flat(&config.to_table()?).into_iter();
-    Ok(all.map(|(key, value)| same(&key, &value).unwrap_or_else(|| (key, value, format!("arm {name}")))).collect())
-}
-
-/// Whether two values are one, written with more or fewer digits.
-fn near(a: &Value, b: &Value) -> bool {
-    match (a.as_float(), b.as_float()) {
-        (Some(a), Some(b)) => a as f32 == b as f32,
-        _ => a == b || a.as_integer().map(|a| a as f64) == b.as_float() && b.is_float(),
-    }
+        }
+    })
 }
 
 fn check(file: &Path, changes: &Changes) -> Result<()> {
@@ -213,9 +199,10 @@ fn check(file: &Path, changes: &Changes) -> Result<()> {
     let all = config.expand()?;
     let arms = if config.arms.is_empty() { String::new() } else { format!(", {} arms", all.len()) };
     put(&format!("{}: valid{arms}, seed {}, into {}", file.display(), config.run.seed, config.run.dir))?;
+    let mut speeds = pipeline::Speeds::new();
     for (name, arm) in &all {
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
-        match pipeline::outlook(arm, &cx)? {
+        match pipeline::outlook(arm, &mut speeds, &cx)? {
             Some(outlook) => put(&format!("{name}{}", in_words(&outlook, cx.threads)))?,
             None => put(&format!("{name}a folder's sizes are known when it is read: no estimate"))?,
         }

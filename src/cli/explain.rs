@@ -33,19 +33,45 @@ pub fn explain(e: &Explain) -> Result<()> {
         let ours = ours.rsplit_once("is here ").map_or("", |(_, key)| key.split([',', ' ']).next().unwrap_or_default());
         return all.iter().find(|l| l.path == ours).map_or(Ok(()), one);
     }
-    let named: Vec<&str> = all.iter().map(|l| l.path.as_str()).filter(|p| p.rsplit('.').next() == Some(key)).collect();
-    let near = if named.is_empty() {
-        let tails = all.iter().map(|l| l.path.as_str());
-        closest(key, tails).into_iter().collect()
-    } else {
-        named
-    };
+    let of_kind: Vec<(&Leaf<'_>, &Kind)> =
+        all.iter().filter_map(|l| Some((l, l.kinds.iter().find(|k| k.name == key)?))).collect();
+    if !of_kind.is_empty() {
+        return of_kind.iter().try_for_each(|(leaf, kind)| one_kind(leaf, kind));
+    }
     let e = Error::input(format!("no key is called `{key}`"));
-    let near: Vec<String> = near.iter().map(|n| format!("`{n}`")).collect();
+    let near: Vec<String> = near(key, &all).iter().map(|n| format!("`{n}`")).collect();
     Err(match near.is_empty() {
         true => e.hint("`fedllava config list` names all"),
         false => e.hint(format!("did you mean {}?", near.join(" or "))),
     })
+}
+
+/// Keys and sections whose last word it is; else the one that looks like it.
+fn near(key: &str, all: &[Leaf<'_>]) -> Vec<String> {
+    let mut found = Vec::new();
+    for leaf in all {
+        let words: Vec<&str> = leaf.path.split('.').collect();
+        if let Some(i) = words.iter().position(|w| *w == key) {
+            found.push(words[..=i].join("."));
+        }
+    }
+    found.dedup();
+    if found.is_empty() {
+        found.extend(closest(key, all.iter().map(|l| l.path.as_str())).map(String::from));
+    }
+    found
+}
+
+/// A kind, and the keys that come with it.
+fn one_kind(leaf: &Leaf<'_>, kind: &Kind) -> Result<()> {
+    put(&format!("{}={}", leaf.path, kind.name))?;
+    put(&wrapped(&kind.doc, "    "))?;
+    let section = leaf.path.trim_end_matches("kind");
+    for key in &kind.keys {
+        let default = key.default.as_ref().map_or_else(|| "unset".into(), Value::to_string);
+        put(&wrapped(&format!("{section}{} = {default}: {}", key.name, key.doc), "      "))?;
+    }
+    Ok(())
 }
 
 fn one(leaf: &Leaf<'_>) -> Result<()> {

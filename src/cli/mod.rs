@@ -104,6 +104,7 @@ enum Command {
     /// What a key of a config means.
     #[command(after_help = "Examples:
   fedllava explain federated.cohort
+  fedllava explain fedprox
   fedllava explain fraction-train")]
     Explain(explain::Explain),
     /// Print what a shell needs to complete commands, keys after --set, and config files.
@@ -130,7 +131,7 @@ struct Configured {
 /// Changes to a config.
 #[derive(Args, Clone, Default)]
 struct Changes {
-    /// Change a key, as in --set federated.rounds=20; may be repeated.
+    /// Change a key, as in --set federated.rounds=20; may be repeated. `fedllava config list` names all.
     #[arg(long = "set", value_name = "KEY=VALUE", add = completions::set())]
     set: Vec<String>,
     /// Where candle computes: cpu, auto, cuda, cuda:1.
@@ -240,7 +241,11 @@ mod tests {
         assert!(found.len() > 20, "{found:?}");
         for line in found {
             let line = line.replace("CONFIG", "configs/demo.toml");
-            let words: Vec<&str> = line.split_whitespace().collect();
+            // What stands in quotes is one word.
+            let parts = line.split('"').enumerate();
+            let words: Vec<&str> = parts
+                .flat_map(|(i, part)| if i % 2 == 0 { part.split_whitespace().collect() } else { vec![part] })
+                .collect();
             let cli = Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{line}: {e}"));
             let sets = words.windows(2).filter(|w| w[0] == "--set").map(|w| w[1].to_string()).collect::<Vec<_>>();
             for config in words.iter().filter(|w| w.ends_with(".toml")) {
@@ -250,5 +255,64 @@ mod tests {
                 dispatch(cli).unwrap_or_else(|e| panic!("{line}: {e}"));
             }
         }
+    }
+
+    /// The string literals of a source file, its tests left out.
+    fn strings(source: &str) -> Vec<String> {
+        let code = source.split("#[cfg(test)]").next().unwrap();
+        let lines: Vec<&str> = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+        let text: Vec<char> = lines.join("\n").replace("'\"'", "").chars().collect();
+        let (mut found, mut open, mut i) = (Vec::new(), None, 0);
+        while i < text.len() {
+            match (text[i], open) {
+                ('\\', Some(_)) => i += 1,
+                ('"', None) => open = Some(i + 1),
+                ('"', Some(start)) => {
+                    found.push(text[start..i].iter().collect());
+                    open = None;
+                }
+                _ => {}
+            }
+            i += 1;
+        }
+        found
+    }
+
+    fn sources(folder: &std::path::Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { sources(&path, found) } else { found.push(path) }
+        }
+    }
+
+    #[test]
+    fn every_key_and_every_command_that_a_message_names_exists() {
+        let (mut files, mut keys, mut commands) = (Vec::new(), 0, 0);
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let (leaves, sections) = (crate::config::tree::leaves(), crate::config::tree::sections());
+        let exists = |key: &str| leaves.iter().any(|l| l.path == key || l.path.starts_with(&format!("{key}.")));
+        let known = Cli::command();
+        // Tensors of published models begin with `model.`.
+        for file in files.into_iter().filter(|f| !f.to_string_lossy().contains("src/model/")) {
+            for text in strings(&std::fs::read_to_string(&file).unwrap()) {
+                let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "._".contains(c)));
+                for word in words.map(|w| w.trim_end_matches('.')) {
+                    let Some((section, rest)) = word.split_once('.') else { continue };
+                    // Names of files.
+                    let other =
+                        ["safetensors", "json", "jsonl", "toml", "txt", "rs", "svg"].iter().any(|e| rest.ends_with(e));
+                    if sections.iter().any(|k| k.name == section) && !rest.is_empty() && !other {
+                        assert!(exists(word), "{}: `{word}` in {text:?} is no key", file.display());
+                        keys += 1;
+                    }
+                }
+                for rest in text.split("`fedllava ").skip(1) {
+                    let name = rest.split([' ', '`']).next().unwrap();
+                    assert!(known.find_subcommand(name).is_some(), "{}: no command {name}: {text:?}", file.display());
+                    commands += 1;
+                }
+            }
+        }
+        assert!(keys > 60 && commands > 3, "{keys} keys, {commands} commands");
     }
 }

@@ -229,7 +229,7 @@ mod tests {
     fn a_typo_in_a_key_lists_the_valid_ones_and_the_likely_one() {
         let fault = first("[federated]\nround = 3");
         assert_eq!(fault.text, "unknown key `round` in federated");
-        assert!(fault.valid.contains("local_epochs") && !fault.valid.contains("checkpoints,"), "{fault:?}");
+        assert!(fault.valid.contains("local_epochs") && !fault.valid.contains("partition"), "{fault:?}");
         assert_eq!(fault.hint, "did you mean `rounds`?");
         assert_eq!(first("[federatd]").hint, "did you mean `federated`?");
     }

@@ -214,7 +214,9 @@ impl Config {
 
     /// The resolved form, every default written out.
     pub fn to_table(&self) -> Result<toml::Table> {
-        toml::Table::try_from(self).map_err(|e| Error::defect(format!("config: {e}")))
+        let mut table = toml::Table::try_from(self).map_err(|e| Error::defect(format!("config: {e}")))?;
+        tree::tidy(tree::sections(), &mut table);
+        Ok(table)
     }
 
     /// Chooses the directory where the config names none: `runs/<file>`, with the seed where there are no arms.
@@ -283,7 +285,9 @@ mod tests {
     #[test]
     fn the_resolved_form_reads_back_to_itself() {
         let config = read("").unwrap();
-        assert_eq!(Config::from_table(config.to_table().unwrap()).unwrap(), config);
+        let table = config.to_table().unwrap();
+        assert_eq!(table["federated"]["optimiser"]["lr"].to_string(), "0.1", "with the digits that were written");
+        assert_eq!(Config::from_table(table).unwrap(), config);
     }
 
     #[test]

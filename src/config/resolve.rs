@@ -104,8 +104,30 @@ impl Resolved {
 
     /// Every value in force, and where it came from: `default`, `configs/a.toml:12`, `--set …`.
     pub fn values(&self) -> Vec<(String, Value, String)> {
-        let origin = |key: &String| self.said.get(key).map_or("default".into(), |&i| self.sources[i].place(key));
-        flat(&self.table).into_iter().map(|(key, value)| (key.clone(), value, origin(&key))).collect()
+        flat(&self.table).into_iter().map(|(key, value)| (key.clone(), value, self.origin(&key))).collect()
+    }
+
+    fn origin(&self, key: &str) -> String {
+        self.said.get(key).map_or("default".into(), |&i| self.sources[i].place(key))
+    }
+
+    /// The same as an arm has it; none where no arm is called so.
+    pub fn arm_values(&self, name: &str) -> Option<Vec<(String, Value, String)>> {
+        let arm = self.config.arms.iter().find(|a| a.name == name)?;
+        let (mut table, before, written) = (self.table.clone(), flat(&self.table), flat(&arm.set));
+        table.remove("arms");
+        table.remove("contrasts");
+        lay(sections(), &mut table, &arm.set);
+        let origin = |key: &str, value: &Value| {
+            let own = self.written(name, key);
+            match (written.contains_key(key), self.sources.iter().rev().find(|s| s.names(&own))) {
+                (true, Some(source)) => format!("arm {name}, {}", source.place(&own)),
+                (true, None) => format!("arm {name}"),
+                _ if before.get(key) == Some(value) => self.origin(key),
+                _ => "default".into(),
+            }
+        };
+        Some(flat(&table).into_iter().map(|(key, value)| (key.clone(), value.clone(), origin(&key, &value))).collect())
     }
 }
 
@@ -138,7 +160,9 @@ fn refuse(faults: Vec<Fault>, written: impl Fn(&Fault) -> String, source: &Sourc
         e = e.detail(format!("valid: {}", fault.valid));
     }
     if count > 1 {
-        e = e.detail(format!("({} more like this)", count - 1));
+        let more =
+            if count == 2 { "1 more mistake follows".into() } else { format!("{} more mistakes follow", count - 1) };
+        e = e.detail(format!("({more})"));
     }
     Err(if fault.hint.is_empty() { e } else { e.hint(fault.hint) })
 }

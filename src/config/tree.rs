@@ -206,13 +206,13 @@ fn without_links(text: &str) -> String {
     out + rest
 }
 
-/// A default of the schema as TOML; a number in single precision with as many digits as it has.
+/// A default of the schema as TOML.
 fn value(json: &Json, node: &Node) -> Option<Value> {
     Some(match (json, node) {
         (Json::Null, _) => return None,
         (Json::Number(n), Node::Value(Form::Number(single))) => {
             let x = n.as_f64()?;
-            Value::Float(if *single { (x as f32).to_string().parse().unwrap_or(x) } else { x })
+            Value::Float(if *single { shortest(x) } else { x })
         }
         (Json::Number(n), _) => n.as_i64().map(Value::Integer).or_else(|| n.as_f64().map(Value::Float))?,
         (Json::Bool(b), _) => Value::Boolean(*b),
@@ -227,6 +227,32 @@ fn value(json: &Json, node: &Node) -> Option<Value> {
             Value::Table(map.iter().filter_map(pair).collect())
         }
     })
+}
+
+/// A number in single precision with as many digits as it has.
+fn shortest(x: f64) -> f64 {
+    (x as f32).to_string().parse().unwrap_or(x)
+}
+
+/// Gives numbers in single precision as many digits as they have: 0.1, not 0.10000000149011612.
+pub fn tidy(keys: &[Key], table: &mut Table) {
+    for (name, value) in table.iter_mut() {
+        if let Some(key) = keys.iter().find(|k| k.name == *name) {
+            tidy_value(&key.node, value);
+        }
+    }
+}
+
+fn tidy_value(node: &Node, value: &mut Value) {
+    match (node, value) {
+        (Node::Value(Form::Number(true)), Value::Float(x)) => *x = shortest(*x),
+        (Node::List(of, _), Value::Array(items)) => items.iter_mut().for_each(|item| tidy_value(of, item)),
+        (node, Value::Table(table)) => {
+            let kind = table.get("kind").and_then(Value::as_str).map(String::from);
+            tidy(keys_in(node, kind.as_deref()), table);
+        }
+        _ => {}
+    }
 }
 
 /// The keys of a section that is of this kind, where it has kinds.

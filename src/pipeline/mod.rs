@@ -13,6 +13,6 @@ mod through_llm;
 
 pub use captioning::captioning;
 pub use experiment::Experiment;
-pub use outlook::{Outlook, outlook};
+pub use outlook::{Outlook, Speeds, outlook};
 pub use run::{Stages, run};
 pub use sharing::Library;

@@ -53,6 +53,7 @@ impl RunDir {
     /// As [`RunDir::open`]; `whole` writes out the defaults of the config that is there: an earlier version may have
     /// known fewer keys.
     pub fn open_with(path: &Path, config: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Self> {
+        refuse_inside(path)?;
         let made =
             path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
         let lock = fsx::Lock::take(path)?;
@@ -181,6 +182,18 @@ pub fn refuse_newer(schema: Option<i64>, path: &Path) -> Result<()> {
     }
 }
 
+/// Refuses a directory inside another run's: an earlier version put runs where seeds lie now, and reports would miss it.
+fn refuse_inside(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(above) if ["config.toml", "manifest.json"].iter().all(|n| above.join(n).exists()) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Err(Error::input(format!("{} is a run itself: {name} cannot lie in it", above.display()))
+                .hint("an earlier version of fedllava may have put it there: move it elsewhere, or delete it"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn write_config(file: &Path, config: &Table) -> Result<()> {
     let text = toml::to_string_pretty(config).map_err(|e| Error::defect(format!("config.toml: {e}")))?;
     fsx::write_atomic(file, text.as_bytes())
@@ -257,6 +270,14 @@ mod tests {
         assert!(open(dir.path(), "[run]\nseed = 1\nthreads = 8").is_ok(), "threads are free");
         let e = open(dir.path(), "[run]\nseed = 2\nthreads = 2").err().unwrap().to_string();
         assert!(e.contains("run.seed: 1 there, 2 asked"), "{e}");
+    }
+
+    #[test]
+    fn a_run_inside_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), "schema = 1").unwrap().update_manifest(&BTreeMap::new()).unwrap();
+        let e = open(&dir.path().join("seed-7"), "schema = 1").err().unwrap().to_string();
+        assert!(e.contains("is a run itself") && !dir.path().join("seed-7").exists(), "{e}");
     }
 
     #[test]
