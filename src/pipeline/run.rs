@@ -14,12 +14,14 @@ use crate::exec::{Context, Event};
 use crate::fl::Mode;
 use crate::fl::align::{Aligner, When};
 use crate::fl::alone::Alone;
+use crate::fl::config::Export;
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::{RunDir, directory};
-use crate::stage::finetune::{Finetune, Finetuned};
+use crate::stage::evaluate::Judge;
+use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
 use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
@@ -72,12 +74,18 @@ fn finished(dir: &RunDir) -> Result<bool> {
 /// Goes on with more rounds, unless something was done by the number of rounds that can not be taken back.
 fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
     let rounds = &config.federated;
-    if config.algorithm.algorithm().needs().judged && rounds.eval_every > 1 {
+    let sparse = rounds.eval_every > 1 || rounds.mode == Mode::Local;
+    let reader = match rounds.export {
+        Export::Best if sparse => Some("federated.export = \"best\" may have chosen one of its last ten rounds"),
+        _ if config.algorithm.algorithm().needs().judged && sparse => {
+            Some("algorithm.kind works more in its last ten rounds")
+        }
+        _ => None,
+    };
+    if let Some(reader) = reader {
+        let at = dir.path().display();
         return Err(Error::input(format!(
-            "{}: federated.rounds cannot grow: this algorithm calibrates in the last ten rounds and in every {}th, so \
-             the last rounds that were run would have been others",
-            dir.path().display(),
-            rounds.eval_every
+            "{at}: federated.rounds cannot grow: {reader}, which a longer run judges less often"
         ))
         .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
     }
@@ -133,6 +141,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     let figures = experiment.judge().classifier(&experiment.net, &tuned.model, cx)?;
     let mut entry = evaluate::entry(&figures, &tuned.model.digest(), last("finetune"));
     entry.extend(experiment.personal_entry(dir)?);
+    entry.extend(experiment.validated(&tuned.model, cx)?);
     entries.insert("finetune".into(), entry);
     let (mut model, mut stage) = (tuned.model, "finetune");
     if let (Some(aligner), true) = (&aligner, stages != Stages::Finetune) {
@@ -142,7 +151,9 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
             None => align::align(dir, &experiment.net, aligner, &model, config.federated.rounds, &judge, cx)?,
         };
         let last = if align.when == When::EveryRound { last("align") } else { None };
-        entries.insert("align".into(), evaluate::entry(&judge(&model)?, &model.digest(), last));
+        let mut entry = evaluate::entry(&judge(&model)?, &model.digest(), last);
+        entry.extend(experiment.validated(&model, cx)?);
+        entries.insert("align".into(), entry);
         stage = "align";
     }
     if config.evaluate.logits {
@@ -154,6 +165,13 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
 }
 
 impl Experiment {
+    /// A classifier's figures on the validation set, where there is one, as an entry of `eval.json` holds them.
+    fn validated(&self, model: &Params, cx: &Context) -> Result<Map<String, Value>> {
+        let Some(data) = self.validation()? else { return Ok(Map::new()) };
+        let figures = Judge { data: &data, ..self.judge() }.classifier(&self.net, model, cx)?.to_json();
+        Ok(Map::from_iter([("validation".to_string(), Value::Object(figures))]))
+    }
+
     fn stage_one(&self, stages: Stages, dir: &RunDir, cx: &Context) -> Result<Option<Pretrained>> {
         if !self.config.pretrain.enabled {
             return match stages {
@@ -251,7 +269,12 @@ impl Experiment {
         let done = dir.file("finetune/done.json").exists();
         let shelf = if done { None } else { self.finetune_shelf(&start)? };
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;
-        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge };
+        let validation = self.validation()?;
+        let validate = validation
+            .as_ref()
+            .map(|data| move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx));
+        let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
+        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;
         shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;
