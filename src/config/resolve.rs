@@ -141,11 +141,8 @@ fn files(path: &Path, depth: usize) -> Result<Vec<Source>> {
         );
     };
     let base = path.with_file_name(base);
-    if !base.exists() {
-        return Err(Error::input(format!("{} does not exist", base.display()))
-            .detail(source.show("base", true))
-            .hint("base is looked for beside the file that names it"));
-    }
+    Source::read(&base)
+        .map_err(|e| e.detail(source.show("base", true)).hint("base is looked for beside the file that names it"))?;
     let mut below = files(&base, depth + 1)?;
     below.push(source);
     Ok(below)

@@ -33,10 +33,15 @@ struct At {
 impl Source {
     /// A config file.
     pub fn file(path: &Path) -> Result<Source> {
-        let text = fsx::read_text(path)?;
+        let text = Self::read(path)?;
         let mut source = Source { file: Some(path.into()), text, table: Table::new(), spans: BTreeMap::new() };
         source.parse().map_err(|(message, span)| Error::input(message).detail(source.excerpt(span)))?;
         Ok(source)
+    }
+
+    /// A config file's text.
+    pub fn read(path: &Path) -> Result<String> {
+        fsx::read_text(path)
     }
 
     /// A `key=value`. The value is TOML; what is not TOML is text, and so is everything where `is_text` says so of a key.
