@@ -81,11 +81,13 @@ fn node(path: &str, node: &Node, below: Option<&Value>, value: &Value, faults: &
             faults.push(Fault::value(path, format!("{path} is a section, not {}", called(value)), hint));
         }
         (node, value) => {
-            faults.push(Fault::value(
-                path,
-                format!("{path} needs {}, not {}", node.words(), called(value)),
-                String::new(),
-            ));
+            let hint = match (node, value) {
+                (Node::List(..), Value::String(_) | Value::Integer(_) | Value::Float(_)) => {
+                    format!("write {path}=[{value}]")
+                }
+                _ => String::new(),
+            };
+            faults.push(Fault::value(path, format!("{path} needs {}, not {}", node.words(), called(value)), hint));
         }
     }
 }
@@ -262,6 +264,7 @@ mod tests {
         assert_eq!(first("federated.rounds = \"many\"").text, "federated.rounds needs a whole number ≥ 0, not text");
         assert_eq!(first("federated.rounds = -1").text, "federated.rounds = -1: the smallest is 0");
         assert_eq!(first("federated.rounds = 3.0").hint, "write 3, without a point");
+        assert_eq!(first("caption.prompts = \"detail\"").hint, "write caption.prompts=[\"detail\"]");
         assert_eq!(first("federated = 3").text, "federated needs a section, not a whole number");
         assert_eq!(first("algorithm = \"FedProx\"").hint, "write algorithm.kind = \"fedprox\"");
         assert_eq!(first("evaluate.teachers = [{ kind = \"clp\" }]").path, "evaluate.teachers[0].kind");
