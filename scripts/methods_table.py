@@ -25,7 +25,7 @@ def row(folder, name, base):
     with open(os.path.join(folder, "eval.json")) as f:
         evaluation = json.load(f)
     stage, facts = evaluation["stages"]["finetune"], evaluation["facts"]
-    seconds = [r["seconds"] for r in lines(os.path.join(folder, "times.jsonl"))]
+    seconds = [r["seconds"] for r in lines(os.path.join(folder, "times.jsonl")) if r["stage"] == "finetune"]
     burden = facts["burden"]
     ratio = lambda key: "–" if not base[key] else f"{burden[key] / base[key]:.2f}"
     personal = stage.get("personal") or {}

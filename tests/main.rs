@@ -5,6 +5,7 @@ mod config;
 mod demo_clip;
 mod demo_laws;
 mod digests;
+mod door;
 mod engine;
 mod extend;
 mod hints;

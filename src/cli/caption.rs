@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::{Changes, machine, put, say};
+use super::{Changes, machine, put, say, voice};
 use crate::error::{Class, Result};
 use crate::pipeline;
 
@@ -32,7 +32,7 @@ pub fn caption(c: &Caption, quiet: bool) -> Result<()> {
         _ => e,
     })?;
     for (id, why) in done.report.undecodable.iter().take(5) {
-        say(&format!("warning: {id}: {why}"));
+        voice::warn(&format!("{id}: {why}"));
     }
     let kept = c.out.join("kept.jsonl");
     if c.json {

@@ -144,13 +144,3 @@ fn pretty(facts: &Value) -> String {
     let line = |(name, value): (&String, &Value)| format!("{name:14} {value}");
     facts.as_object().map(|m| m.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap_or_default()
 }
-
-/// A file that must be there.
-pub fn existing(path: &Path, what: &str) -> Result<PathBuf> {
-    if path.exists() {
-        return Ok(path.to_path_buf());
-    }
-    let here = fsx::list(Path::new(".")).map(|l| l.len()).unwrap_or(0);
-    Err(Error::input(format!("{what} {} does not exist", path.display()))
-        .hint(format!("run fedllava from the folder of its checkout (this one holds {here} entries)")))
-}

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::arms::arms_of;
 use super::captions;
-use super::commands::{existing, figures, show};
+use super::commands::{figures, show};
 use super::{Changes, machine};
 use crate::error::Result;
 use crate::pipeline::Stages;
@@ -41,8 +41,7 @@ pub struct Demo {
 /// and by arm, is not done again.
 pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     let file = if d.controls { CONTROLS } else { CONFIG };
-    let path = existing(Path::new(file), "the demo's config")?;
-    let (config, cx) = machine::open(&path, &d.changes, quiet)?;
+    let (config, cx) = machine::open(Path::new(file), &d.changes, quiet)?;
     captions::show(&config, d.recaption, &cx)?;
     let seeds: Vec<u64> = (0..d.seeds).map(|i| config.run.seed + i).collect();
     arms_of(&config, &seeds, Stages::All, &cx)?;

@@ -7,13 +7,16 @@ mod commands;
 mod completions;
 mod config;
 mod demo;
+mod doctor;
 mod explain;
 mod machine;
+mod man;
 mod methods;
 mod mllm;
 mod models;
 mod progress;
 mod split;
+mod voice;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -26,10 +29,11 @@ use clap_complete::CompleteEnv;
 
 use crate::config::foreign;
 use crate::error::{Class, Error, Result};
+use voice::say;
 
 /// Multimodal-LLM-assisted federated learning on long-tailed, non-IID data.
 #[derive(Parser)]
-#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER)]
+#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER, styles = voice::STYLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -99,6 +103,12 @@ enum Command {
     /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
     TrainDemoModels(models::TrainDemoModels),
+    /// Look at this machine: kernels, memory, GPU, caches, data sets; what is missing, and how to get it.
+    #[command(after_help = "Example: fedllava doctor --json")]
+    Doctor(doctor::Doctor),
+    /// Write a manual page for each command.
+    #[command(after_help = "Example: fedllava man pages")]
+    Man(man::Man),
     /// The keys of a config: list them, show a config's, check one.
     Config(config::ConfigCommand),
     /// What a key of a config means.
@@ -159,11 +169,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&match e.class() {
-                Class::Stopped => e.to_string(),
-                Class::Defect => format!("error: {e}\nThis is a mistake in fedllava. Please report it."),
-                _ => format!("error: {e}"),
-            });
+            voice::error(&e);
             ExitCode::from(e.class().exit_code())
         }
     }
@@ -171,6 +177,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<()> {
     let quiet = cli.quiet;
+    voice::hush(quiet);
     match cli.command {
         Command::Run(e) => commands::stages(&e, crate::pipeline::Stages::All, quiet),
         Command::Pretrain(e) => commands::stages(&e, crate::pipeline::Stages::Pretrain, quiet),
@@ -188,6 +195,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Caption(c) => caption::caption(&c, quiet),
         Command::Mllm(m) => mllm::mllm(&m, quiet),
         Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
+        Command::Doctor(d) => doctor::doctor(&d),
+        Command::Man(m) => man::man(&m, Cli::command()),
         Command::Completions { shell } => completions::print(shell),
     }
 }
@@ -198,7 +207,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     if let (ErrorKind::UnknownArgument, Some(name)) = (e.kind(), e.get(ContextKind::InvalidArg)) {
         let asked: String = std::env::args().find(|a| a.starts_with(&name.to_string())).unwrap_or(name.to_string());
         if let Some(ours) = foreign::translate(&asked).or_else(|| foreign::translate(&name.to_string())) {
-            say(&format!("hint: {ours}; set it in the config or with --set"));
+            voice::hint(&format!("{ours}; set it in the config or with --set"));
         }
     }
     ExitCode::from(if e.use_stderr() { Class::Input.exit_code() } else { 0 })
@@ -210,11 +219,6 @@ fn put(text: &str) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::environment(format!("cannot print: {e}"))),
         _ => Ok(()),
     }
-}
-
-/// A line of talk. A closed stderr must not end a run.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ pub struct RunConfig {
     pub cache: String,
     /// Whether finished stages are kept there too, for other runs of the same program that need the very same stage.
     pub share: bool,
+    /// Whether the records are written as TensorBoard's event file too.
+    pub tensorboard: bool,
 }
 
 impl Default for RunConfig {
@@ -71,6 +73,7 @@ impl Default for RunConfig {
             engine: Backend::default(),
             cache: "runs/cache".into(),
             share: false,
+            tensorboard: false,
         }
     }
 }

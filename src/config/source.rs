@@ -8,7 +8,7 @@ use toml::Table;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Result};
-use crate::fsx;
+use crate::shipped;
 
 /// One text that changes a config.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl Source {
 
     /// A config file's text.
     pub fn read(path: &Path) -> Result<String> {
-        fsx::read_text(path)
+        shipped::read_text(path)
     }
 
     /// A `key=value`. The value is TOML; what is not TOML is text, and so is everything where `is_text` says so of a key.

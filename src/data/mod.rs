@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
+use crate::shipped;
 
 pub mod autoaugment;
 pub mod captions;
@@ -97,7 +98,8 @@ pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
     }
 }
 
-/// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`.
+/// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`, or among what the binary
+/// carries.
 pub fn resolve(path: &str) -> Result<PathBuf> {
     resolve_below(path, std::env::var_os("FEDLLAVA_DATA").map(PathBuf::from).as_deref())
 }
@@ -110,12 +112,16 @@ fn resolve_below(path: &str, root: Option<&Path>) -> Result<PathBuf> {
     if direct.exists() {
         return Ok(direct);
     }
+    let below = root.filter(|_| direct.is_relative()).map(|root| root.join(&direct));
+    if let Some(below) = below.as_ref().filter(|b| b.exists()) {
+        return Ok(below.clone());
+    }
+    if let Some(copy) = shipped::unpacked(&direct)? {
+        return Ok(copy);
+    }
     let error = |looked: String| Err(Error::input(format!("{path} does not exist; looked for {looked}")));
-    match root {
-        Some(root) if direct.is_relative() => {
-            let below = root.join(&direct);
-            if below.exists() { Ok(below) } else { error(format!("{path} here and for {}", below.display())) }
-        }
+    match below {
+        Some(below) => error(format!("{path} here and for {}", below.display())),
         _ if direct.is_relative() => error(format!("{path} in the current folder"))
             .map_err(|e: Error| e.hint("FEDLLAVA_DATA may name the folder that holds the data sets")),
         _ => error(path.to_string()),

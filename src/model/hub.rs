@@ -60,6 +60,18 @@ fn cache(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
     Ok(home.join("huggingface").join("hub"))
 }
 
+/// The Hub's cache folder, and the ids of the models that lie whole in it, sorted.
+pub fn in_cache() -> Result<(PathBuf, Vec<String>)> {
+    let folder = cache(&env)?;
+    let entries = if folder.is_dir() { crate::fsx::list(&folder)? } else { Vec::new() };
+    let id = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+        cached(&folder, &name).map(|_| name)
+    };
+    let ids = entries.iter().filter_map(id).collect();
+    Ok((folder, ids))
+}
+
 fn offline(env: &dyn Fn(&str) -> Option<String>) -> bool {
     env("HF_HUB_OFFLINE").is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
 }

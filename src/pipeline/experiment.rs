@@ -18,10 +18,13 @@ use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::nn::Net;
 use crate::nn::kernels::Isa;
-use crate::run::{RunDir, directory};
+use crate::run::{RunDir, directory, program};
 use crate::stage::Loaded;
 use crate::stage::embed::Embedder;
 use crate::stage::evaluate::Judge;
+
+/// The commit that the program was built from, `-changed` where the checkout differed from it; `unknown` outside one.
+pub const COMMIT: &str = env!("FEDLLAVA_COMMIT");
 
 /// The inputs of a run, read and checked.
 pub struct Experiment {
@@ -194,9 +197,11 @@ impl Experiment {
     }
 
     /// What the manifest says of this run.
-    pub fn facts(&self, cx: &Context) -> BTreeMap<&'static str, Value> {
+    pub fn facts(&self, cx: &Context) -> Result<BTreeMap<&'static str, Value>> {
         let (train, test) = (&self.benchmark.train, &self.benchmark.test);
-        BTreeMap::from([
+        Ok(BTreeMap::from([
+            ("commit", json!(COMMIT)),
+            ("program", json!(program()?)),
             ("version", json!(env!("CARGO_PKG_VERSION"))),
             ("seed", json!(self.config.run.seed)),
             ("split_seed", json!(self.config.run.split_seed.unwrap_or(self.config.run.seed))),
@@ -208,7 +213,7 @@ impl Experiment {
             ("split", json!({ "digest": self.split.digest(), "counts_sha1": self.split.counts_sha1() })),
             ("parameters", json!(self.net.layout.weights())),
             ("multiply_adds", json!(self.net.multiply_adds())),
-        ])
+        ]))
     }
 }
 

@@ -19,7 +19,8 @@ use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
-use crate::run::{RunDir, directory};
+use crate::run::tensorboard::Board;
+use crate::run::{RunDir, csv, directory};
 use crate::stage::evaluate::Judge;
 use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
@@ -50,6 +51,9 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
         return Ok(());
     }
     dir.update_manifest(&[("state", json!("running"))].into())?;
+    if config.run.tensorboard {
+        Board::begin(dir.path())?;
+    }
     let outcome = stages_of(config, stages, &mut dir, library, cx);
     let state = match &outcome {
         Ok(()) => "done".to_string(),
@@ -57,9 +61,11 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
         Err(e) => format!("failed: {}", e.message()),
     };
     dir.update_manifest(&[("state", json!(state))].into())?;
-    if outcome.as_ref().is_err_and(|e| e.class() != crate::error::Class::Stopped) {
+    if outcome.as_ref().is_err_and(|e| e.class() != crate::error::Class::Stopped) && !dir.begun() {
         dir.abandon()?;
+        return outcome;
     }
+    csv::write(dir.path())?;
     outcome
 }
 
@@ -110,7 +116,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     let dir = &*dir;
     experiment.record_split(dir, cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
-    dir.update_manifest(&experiment.facts(cx))?;
+    dir.update_manifest(&experiment.facts(cx)?)?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
     if let Some(p) = &pretrained

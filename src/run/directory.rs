@@ -13,11 +13,12 @@ use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 4] = ["run.dir", "run.threads", "run.cache", "run.share"];
+const FREE_KEYS: [&str; 5] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard"];
 /// The key that may grow: a run goes on with more rounds.
 const ROUNDS: &str = "federated.rounds";
 /// What a run writes before it computes anything.
-const FIRST: [&str; 5] = ["config.toml", "manifest.json", "split.json", "overlaps.json", ".lock"];
+const FIRST: [&str; 6] =
+    ["config.toml", "manifest.json", "split.json", "overlaps.json", super::tensorboard::FILE, ".lock"];
 /// What says that the rounds are over.
 const LAST: [&str; 5] = ["finetune/done.json", "align/done.json", "eval.json", "personal.json", "logits.safetensors"];
 
@@ -91,11 +92,16 @@ impl RunDir {
         Ok(())
     }
 
-    /// Leaves nothing behind of a run that failed before it computed anything; others stay.
+    /// Whether something was computed here, or the run was there before.
+    pub fn begun(&self) -> bool {
+        !self.fresh
+            || ["checkpoints", "pretrain", "finetune", "align"].iter().any(|n| self.file(n).exists())
+            || std::fs::metadata(self.file("metrics.jsonl")).is_ok_and(|m| m.len() > 0)
+    }
+
+    /// Leaves nothing behind of a run that failed before it computed anything; one that has begun stays.
     pub fn abandon(self) -> Result<()> {
-        let begun = ["checkpoints", "pretrain", "finetune", "align"].iter().any(|n| self.file(n).exists())
-            || std::fs::metadata(self.file("metrics.jsonl")).is_ok_and(|m| m.len() > 0);
-        if !self.fresh || begun {
+        if self.begun() {
             return Ok(());
         }
         let Some(top) = &self.made else {

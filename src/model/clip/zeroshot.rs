@@ -13,6 +13,7 @@ use super::{Clip, Tokenizer, normalise};
 use crate::error::{Error, Place, Result, closest};
 use crate::exec::{Context, ordered};
 use crate::fsx;
+use crate::shipped;
 
 /// How a class becomes texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,7 +61,7 @@ impl Prompts {
         match self {
             Prompts::Templates(t) => filled(&t.list, classes),
             Prompts::TemplateFile(file) => {
-                let text = fsx::read_text(&file.path)?;
+                let text = shipped::read_text(&file.path)?;
                 let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
                 let list: Vec<String> = lines.map(String::from).collect();
                 filled(&list, classes).at(|| file.path.display().to_string())
