@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::captions;
-use super::commands::{arms, existing, figures, show};
+use super::commands::{arms, existing};
+use super::report::{Output, figures, show};
 use super::{Changes, machine, say};
 use crate::error::Result;
 use crate::pipeline::Stages;
@@ -31,9 +32,8 @@ pub struct Demo {
     /// Draw figures (SVG) into this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Runs `configs/demo.toml` or its controls, for one or several seeds, and prints the tables. What is done, by seed
@@ -57,5 +57,5 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     if let Some(folder) = &d.figures {
         figures(&runs, folder)?;
     }
-    show(&runs, d.json)
+    show(&runs, &d.output)
 }

@@ -9,6 +9,7 @@ mod methods;
 mod mllm;
 mod models;
 mod progress;
+mod report;
 mod split;
 
 use std::ffi::OsString;
@@ -78,9 +79,12 @@ enum Command {
   fedllava methods
   fedllava methods configs/cifar10-lt/quick.toml --json")]
     Methods(methods::Methods),
-    /// Print finished runs as a Markdown table.
-    #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
-    Report(commands::Report),
+    /// Finished runs as tables and figures.
+    #[command(after_help = report::REPORT_HELP)]
+    Report(report::Report),
+    /// One run, arm or folder of seeds over others, paired by seed, with a 95 % interval.
+    #[command(after_help = report::COMPARE_HELP)]
+    Compare(report::Compare),
     /// Go on with a stopped run.
     #[command(after_help = "Example: fedllava resume runs/demo")]
     Resume(commands::Resume),
@@ -106,9 +110,8 @@ struct Configured {
     config: PathBuf,
     #[command(flatten)]
     changes: Changes,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: report::Output,
 }
 
 /// Changes to a config.
@@ -156,7 +159,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
         Command::Methods(m) => methods::methods(&m),
-        Command::Report(r) => commands::report(&r),
+        Command::Report(r) => report::report(&r),
+        Command::Compare(c) => report::compare(&c),
         Command::Resume(r) => commands::resume(&r, quiet),
         Command::Caption(c) => caption::caption(&c, quiet),
         Command::Mllm(m) => mllm::mllm(&m, quiet),

@@ -6,6 +6,7 @@ mod head;
 mod pretraining;
 mod run;
 mod personal;
+mod said;
 mod sharing;
 mod supplies;
 mod through_llm;
