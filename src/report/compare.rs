@@ -222,7 +222,7 @@ impl<'s> Comparison<'s> {
             notes.push("The two sides are judged on different test images: differences hold that too.".into());
         }
         if self.chosen.seeds.len() > 1 {
-            notes.push(format!("Of the seeds {}.", in_words(test_sets(&[a, b].concat()))));
+            notes.push(format!("About the interval: {}.", in_words(test_sets(&[a, b].concat()))));
         }
         notes
     }

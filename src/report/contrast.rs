@@ -164,8 +164,8 @@ fn error(answers: &[&Answer], seeds: usize) -> String {
 /// What an interval holds of the test images' chance.
 pub fn in_words(sets: TestSets) -> &'static str {
     match sets {
-        TestSets::Fixed => "all are judged on one fixed test set, whose own error it does not hold",
-        TestSets::Own => "each seed is judged on test images of its own, whose error it holds",
+        TestSets::Fixed => "all seeds are judged on one fixed test set, whose own error the interval does not hold",
+        TestSets::Own => "each seed is judged on test images of its own, whose error the interval holds",
         TestSets::Mixed => "some seeds share their test images and some do not",
         TestSets::Unknown => "some run does not record its test images",
     }

@@ -1,9 +1,8 @@
 //! Tables as text: for a terminal, as Markdown, as LaTeX; sheets as CSV.
 
-use comfy_table::{ColumnConstraint, ContentArrangement, presets};
 use serde_json::Value;
 
-use super::table::{Room, Table};
+use super::table::{GAP, Room, Table, length, wrapped};
 use crate::error::{Error, Result};
 
 /// One answer of `report` or `compare` in every form that it can be asked for.
@@ -31,27 +30,13 @@ pub struct Sheet {
 impl View {
     /// For a terminal of this width; words wrap where they must, numbers never.
     pub fn terminal(&self, room: Room) -> String {
-        let table = |t: &Table| {
-            let mut grid = t.grid(presets::UTF8_HORIZONTAL_ONLY);
-            if let (Some(width), false) = (room.width, room.wide) {
-                if t.width() > width {
-                    grid.set_content_arrangement(ContentArrangement::Dynamic).set_width(width as u16);
-                }
-                for at in (0..t.columns.len()).filter(|&c| t.columns[c].number) {
-                    if let Some(column) = grid.column_mut(at) {
-                        column.set_constraint(ColumnConstraint::ContentWidth);
-                    }
-                }
-            }
-            let lines: Vec<String> = grid.lines().map(|l| l.trim_end().to_string()).collect();
-            lines.join("\n")
-        };
-        self.text(&table, &|s| wrapped(s, room.width.filter(|_| !room.wide)))
+        let width = room.width.filter(|_| !room.wide);
+        self.text(&|t| grid(t, width), &|s| width.map_or_else(|| s.to_string(), |w| wrapped(s, w).join("\n")))
     }
 
     /// As Markdown.
     pub fn markdown(&self) -> String {
-        self.text(&|t| t.grid(presets::ASCII_MARKDOWN).to_string(), &|s| s.to_string())
+        self.text(&markdown, &|s| s.to_string())
     }
 
     /// As LaTeX, a `tabular` with booktabs' rules a table; sentences are comments.
@@ -90,22 +75,43 @@ impl View {
     }
 }
 
-/// A sentence in lines of at most this many characters, broken at spaces.
-fn wrapped(text: &str, width: Option<usize>) -> String {
-    let Some(width) = width else { return text.into() };
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let long = |line: &String| !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width;
-        match lines.last_mut() {
-            Some(line) if !long(line) => {
-                if !line.is_empty() {
-                    line.push(' ');
-                }
-                line.push_str(word);
-            }
-            _ => lines.push(word.into()),
-        }
-    }
+/// A table in lines: a rule below its heads, numbers at the right of their columns.
+fn grid(table: &Table, width: Option<usize>) -> String {
+    let widths = table.widths(width);
+    let row = |cells: &mut dyn Iterator<Item = &String>| {
+        let wrapped: Vec<Vec<String>> = cells.zip(&widths).map(|(cell, w)| wrapped(cell, *w)).collect();
+        let height = wrapped.iter().map(Vec::len).max().unwrap_or(1);
+        let line = |i: usize| {
+            let cells = wrapped.iter().zip(&widths).zip(&table.columns);
+            let text = |((lines, width), column): ((&Vec<String>, &usize), &super::table::Column)| {
+                let text = lines.get(i).map_or("", String::as_str);
+                if column.number { format!("{text:>width$}") } else { format!("{text:width$}") }
+            };
+            cells.map(text).collect::<Vec<_>>().join(&" ".repeat(GAP)).trim_end().to_string()
+        };
+        (0..height).map(line).collect::<Vec<_>>()
+    };
+    let mut lines = row(&mut table.columns.iter().map(|c| &c.head));
+    lines.push("─".repeat((widths.iter().sum::<usize>() + GAP * widths.len()).saturating_sub(GAP)));
+    lines.extend(table.rows.iter().flat_map(|cells| row(&mut cells.iter())));
+    lines.join("\n")
+}
+
+fn markdown(table: &Table) -> String {
+    let widths = table.widths(None);
+    let widths: Vec<usize> = widths.iter().zip(&table.columns).map(|(w, c)| length(&c.head).max(*w).max(3)).collect();
+    let row = |cells: &mut dyn Iterator<Item = String>| format!("| {} |", cells.collect::<Vec<_>>().join(" | "));
+    let cell = |(i, text): (usize, &String)| {
+        let (width, text) = (widths[i], text.replace('|', "\\|"));
+        if table.columns[i].number { format!("{text:>width$}") } else { format!("{text:width$}") }
+    };
+    let rule = |(c, w): (&super::table::Column, &usize)| match c.number {
+        true => format!("{}:", "-".repeat(w + 1)),
+        false => "-".repeat(w + 2),
+    };
+    let mut lines = vec![row(&mut table.columns.iter().map(|c| &c.head).enumerate().map(cell))];
+    lines.push(format!("|{}|", table.columns.iter().zip(&widths).map(rule).collect::<Vec<_>>().join("|")));
+    lines.extend(table.rows.iter().map(|cells| row(&mut cells.iter().enumerate().map(cell))));
     lines.join("\n")
 }
 
@@ -204,7 +210,6 @@ mod tests {
     #[test]
     fn a_sheet_quotes_commas_and_sentences_wrap_at_the_width() {
         assert_eq!(view().csv().unwrap(), "run,x\n\"a, \"\"b\"\"\",1");
-        assert!(wrapped("one two three four", Some(9)).lines().all(|l| l.len() <= 9));
         let narrow = view().terminal(Room { width: Some(24), wide: false });
         assert!(narrow.lines().all(|l| l.chars().count() <= 24) && narrow.contains("55.00 ± 7.07"), "{narrow}");
     }

@@ -234,7 +234,12 @@ pub fn test_sets(runs: &[&Run]) -> TestSets {
 
 /// A config's value as a table shows it.
 pub fn shown(value: &toml::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), String::from)
+    match value {
+        toml::Value::String(text) => text.clone(),
+        // A number of four bytes, as it was written.
+        toml::Value::Float(v) if f64::from(*v as f32) == *v => format!("{:?}", *v as f32),
+        other => other.to_string(),
+    }
 }
 
 /// Runs of one config together, no seed twice: of several with one seed those of one name stay together.

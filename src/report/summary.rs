@@ -24,7 +24,7 @@ const FIGURES: [(&str, &str, u8); 8] = [
     ("few", "few", 1),
     ("worst_class", "worst class", 6),
     ("last10", "", 3),
-    ("personal/mean", "own models, all classes", 2),
+    ("personal/mean", "own models", 2),
     ("personal_own/mean", "own models, own classes", 2),
 ];
 
@@ -34,7 +34,16 @@ struct Style {
     decimals: usize,
     /// Whether groups of classes have their deviation too.
     all_deviations: bool,
-    key_columns: bool,
+    keys: KeysAs,
+}
+
+/// How the keys that tell rows apart are told.
+#[derive(Clone, Copy, PartialEq)]
+enum KeysAs {
+    Columns,
+    OneColumn,
+    /// With the algorithm, behind the run's name.
+    Name,
 }
 
 impl Report {
@@ -47,7 +56,7 @@ impl Report {
     ///   "rows": [ { "run": names of all runs that the row stands for,
     ///               "directories": [their folders], "stage": key in eval.json, "label": as tables call it,
     ///               "oracle": bool, "extras": [what a plain baseline lacks], "algorithm": kind or "",
-    ///               "differs": { config key: value as text, null where it does not reach the row },
+    ///               "differs": { config key: value as text, null where it is not there or does not reach the row },
     ///               "seeds": [...], "missing_seeds": [seeds that other rows have],
     ///               "image_steps": mean, "last_rounds": [least, most] rounds behind last10, or null,
     ///               "figures": { name in eval.json: { "mean", "deviation" or null, "values": [a seed each] } } } ],
@@ -72,9 +81,10 @@ impl Report {
     }
 
     fn table(&self, rows: &[&Row], room: Room) -> Table {
-        let roomy = Style { decimals: 2, all_deviations: true, key_columns: self.differing.len() <= KEY_COLUMNS };
+        let keys = if self.differing.len() <= KEY_COLUMNS { KeysAs::Columns } else { KeysAs::OneColumn };
+        let roomy = Style { decimals: 2, all_deviations: true, keys };
         let Some(width) = room.width.filter(|_| !room.wide) else {
-            let style = if room.wide { Style { key_columns: true, ..roomy } } else { roomy };
+            let style = if room.wide { Style { keys: KeysAs::Columns, ..roomy } } else { roomy };
             return self.styled(rows, style).fitted(room);
         };
         let short = Style { decimals: 1, all_deviations: false, ..roomy };
@@ -85,29 +95,44 @@ impl Report {
                 return table;
             }
         }
-        self.styled(rows, Style { key_columns: false, ..short }).fitted(room)
+        self.styled(rows, Style { keys: KeysAs::Name, ..short }).fitted(room)
     }
 
     fn styled(&self, rows: &[&Row], style: Style) -> Table {
-        let mut columns = vec![Column::words("run"), Column::words("stage").quiet(), Column::words("algorithm").quiet()];
-        let mut cells: Vec<Vec<String>> =
-            rows.iter().map(|r| vec![r.name.clone(), self.label(r), self.algorithm(r).to_string()]).collect();
+        let mut columns = vec![Column::words("run"), Column::words("stage").quiet()];
+        let named = style.keys == KeysAs::Name;
+        let methods = named && rows.iter().any(|r| self.algorithm(r) != self.algorithm(rows[0]));
+        let name = |row: &Row| {
+            let method = if methods && self.algorithm(row) != row.name { self.algorithm(row) } else { "" };
+            let settings = if named { self.settings(row) } else { String::new() };
+            let parts = [row.name.as_str(), method, &settings];
+            parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" · ")
+        };
+        let mut cells: Vec<Vec<String>> = rows.iter().map(|r| vec![name(r), self.label(r)]).collect();
         let mut add = |column: Column, cell: &dyn Fn(&Row) -> String| {
             columns.push(column);
             cells.iter_mut().zip(rows).for_each(|(cells, row)| cells.push(cell(row)));
         };
         let mut notes = Vec::new();
-        if style.key_columns {
-            for key in &self.differing {
-                add(Column::words(key).quiet(), &|row| self.value(row, key).unwrap_or_default());
+        if !methods {
+            add(Column::words("algorithm").quiet(), &|row| self.algorithm(row).to_string());
+        }
+        match style.keys {
+            _ if self.differing.is_empty() => {}
+            KeysAs::Columns => {
+                for key in &self.differing {
+                    add(Column::words(key).quiet(), &|row| self.value(row, key).unwrap_or_default());
+                }
             }
-        } else if !self.differing.is_empty() {
-            add(Column::words("settings").quiet(), &|row| self.settings(row));
-            notes.push(self.settings_note());
+            KeysAs::OneColumn => add(Column::words("settings").quiet(), &|row| self.settings(row)),
+            KeysAs::Name => {}
+        }
+        if style.keys != KeysAs::Columns {
+            notes.extend(self.settings_note());
         }
         let last = self.last_head(rows);
         for (name, head, rank) in FIGURES {
-            if head.starts_with("own") && rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
+            if head.starts_with("own models") && rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
                 continue;
             }
             let head = if name == "last10" { last.clone() } else { head.to_string() };
@@ -162,13 +187,22 @@ impl Report {
     }
 
     fn settings(&self, row: &Row) -> String {
-        let own = |key: &String| self.value(row, key).filter(|v| *v != self.common(key)).map(|v| format!("{key} = {v}"));
+        let own = |key: &String| {
+            let value = self.value(row, key).filter(|v| *v != self.common(key))?;
+            Some(if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
+        };
         self.differing.iter().filter_map(own).collect::<Vec<_>>().join(", ")
     }
 
-    fn settings_note(&self) -> String {
-        let all: Vec<String> = self.differing.iter().map(|k| format!("{k} = {}", self.common(k))).collect();
-        format!("Settings that a row does not name, where they reach it: {}.", all.join(", "))
+    fn settings_note(&self) -> Option<String> {
+        let common = |k: &String| Some(self.common(k)).filter(|v| v != "–").map(|v| format!("{k} = {v}"));
+        let all: Vec<String> = self.differing.iter().filter_map(common).collect();
+        (!all.is_empty()).then(|| format!("Where a row names no other: {}.", all.join(", ")))
+    }
+
+    /// A value that is there.
+    fn present(&self, row: &Row, key: &str) -> Option<String> {
+        self.value(row, key).filter(|v| v != "–")
     }
 
     fn json(&self, contrasts: &Contrasts) -> Value {
@@ -176,7 +210,7 @@ impl Report {
             let directories: Vec<String> =
                 row.runs.iter().chain(&row.shared).map(|&i| self.run(i).dir.display().to_string()).collect();
             let differs: Map<String, Value> =
-                self.differing.iter().map(|k| (k.clone(), json!(self.value(row, k)))).collect();
+                self.differing.iter().map(|k| (k.clone(), json!(self.present(row, k)))).collect();
             let figures: Map<String, Value> = self
                 .figure_names(row)
                 .into_iter()
@@ -215,13 +249,13 @@ impl Report {
             ["run", "stage", "label", "oracle", "algorithm"].iter().map(|s| (*s).to_string()).collect();
         head.extend(self.differing.iter().cloned());
         head.extend(["seeds", "missing_seeds", "image_steps", "extras", "last_rounds"].map(String::from));
-        head.extend(figures.iter().flat_map(|f| [f.clone(), format!("{f}_deviation")]));
+        head.extend(figures.iter().flat_map(|f| [f.clone(), format!("{f}_sd")]));
         let number = |v: Option<f64>| v.map(|v| v.to_string()).unwrap_or_default();
         let list = |seeds: Vec<u64>| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
         let row = |row: &Row| {
             let mut cells = vec![row.name.clone(), row.stage.clone(), self.label(row), self.oracle(row).to_string()];
             cells.push(self.algorithm(row).into());
-            cells.extend(self.differing.iter().map(|k| self.value(row, k).unwrap_or_default()));
+            cells.extend(self.differing.iter().map(|k| self.present(row, k).unwrap_or_default()));
             cells.extend([list(self.seeds(row)), list(self.missing(row)), self.image_steps(row).to_string()]);
             let rounds = self.last_rounds(row).map(|(a, b)| if a == b { a.to_string() } else { format!("{a} to {b}") });
             cells.extend([self.extras(row).join(", "), rounds.unwrap_or_default()]);

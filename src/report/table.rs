@@ -1,7 +1,5 @@
 //! A table of texts, and how it gets narrow.
 
-use comfy_table::{CellAlignment, Table as Grid, TableStyle, presets};
-
 /// A column's head and how it behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
@@ -71,7 +69,7 @@ impl Table {
         self.drop_constant();
         let Some(width) = room.width else { return self };
         let mut left = Vec::new();
-        while self.width() > width {
+        while self.least() > width {
             let Some(at) = (0..self.columns.len()).filter(|&c| self.columns[c].rank > 0).max_by_key(|&c| self.columns[c].rank)
             else {
                 break;
@@ -113,26 +111,91 @@ impl Table {
         (self.columns.remove(at), cells)
     }
 
-    /// Characters that its longest line takes on a terminal, unbroken.
+    /// Characters that its longest line takes on a terminal, no cell broken.
     pub fn width(&self) -> usize {
-        self.grid(presets::UTF8_HORIZONTAL_ONLY).lines().map(|l| l.chars().count()).max().unwrap_or(0)
+        let cells = |c: usize| self.rows.iter().map(move |r| length(&r[c])).max().unwrap_or(0);
+        total((0..self.columns.len()).map(|c| cells(c).max(self.head_width(c))))
     }
 
-    /// As a grid of this style.
-    pub fn grid(&self, style: TableStyle) -> Grid {
-        let mut grid = Grid::new();
-        grid.load_style(style);
-        grid.set_header(self.columns.iter().map(|c| c.head.clone()));
-        for row in &self.rows {
-            grid.add_row(row.clone());
-        }
-        for at in (0..self.columns.len()).filter(|&c| self.columns[c].number) {
-            if let Some(column) = grid.column_mut(at) {
-                column.set_cell_alignment(CellAlignment::Right);
+    /// The same with words broken where they may be.
+    pub fn least(&self) -> usize {
+        total((0..self.columns.len()).map(|c| self.least_of(c)))
+    }
+
+    /// Widths of the columns on a terminal: words give way from the widest column on, numbers never.
+    pub fn widths(&self, width: Option<usize>) -> Vec<usize> {
+        let cells = |c: usize| self.rows.iter().map(|r| length(&r[c])).max().unwrap_or(0).max(self.head_width(c));
+        let mut widths: Vec<usize> = (0..self.columns.len()).map(cells).collect();
+        let Some(width) = width else { return widths };
+        while total(widths.iter().copied()) > width {
+            let gives = |c: &usize| !self.columns[*c].number && widths[*c] > self.least_of(*c);
+            match (0..widths.len()).filter(gives).max_by_key(|&c| widths[c]) {
+                Some(widest) => widths[widest] -= 1,
+                None => break,
             }
         }
-        grid
+        widths
     }
+
+    /// A head breaks at its spaces over a column of numbers.
+    fn head_width(&self, c: usize) -> usize {
+        let head = &self.columns[c].head;
+        if self.columns[c].number { longest_word(head) } else { length(head) }
+    }
+
+    fn least_of(&self, c: usize) -> usize {
+        let cells = || self.rows.iter().map(|r| r[c].as_str());
+        if self.columns[c].number {
+            return cells().map(length).max().unwrap_or(0).max(self.head_width(c));
+        }
+        let all = || cells().chain([self.columns[c].head.as_str()]);
+        let (word, whole) = (all().map(longest_word).max().unwrap_or(0), all().map(length).max().unwrap_or(0));
+        word.min(WORD).max(whole.min(NARROW))
+    }
+}
+
+/// Between two columns on a terminal.
+pub const GAP: usize = 2;
+/// Narrower than this no column of words gets, unless its cells are.
+const NARROW: usize = 12;
+/// Words longer than this are broken where there is no room.
+const WORD: usize = 24;
+
+fn total(widths: impl Iterator<Item = usize>) -> usize {
+    widths.map(|w| w + GAP).sum::<usize>().saturating_sub(GAP)
+}
+
+/// Characters of a text.
+pub fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn longest_word(text: &str) -> usize {
+    text.split(' ').map(length).max().unwrap_or(0)
+}
+
+/// A text in lines of at most this many characters: broken at spaces, within a word only where it is longer itself.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let mut rest: Vec<char> = word.chars().collect();
+        let used = lines.last().map_or(0, |l| length(l));
+        if used > 0 && used + 1 + rest.len() <= width {
+            lines.last_mut().into_iter().for_each(|l| *l = format!("{l} {word}"));
+            continue;
+        }
+        while rest.len() > width.max(1) {
+            // After a dot or a stroke, if there is one.
+            let cut = (width / 2..width).rev().find(|&i| ".,-/_=".contains(rest[i])).map_or(width.max(1), |i| i + 1);
+            lines.push(rest.drain(..cut).collect());
+        }
+        lines.push(rest.into_iter().collect());
+    }
+    let mut kept: Vec<String> = lines.into_iter().filter(|l| !l.is_empty()).collect();
+    if kept.is_empty() {
+        kept.push(String::new());
+    }
+    kept
 }
 
 #[cfg(test)]
@@ -152,9 +215,17 @@ mod tests {
     }
 
     #[test]
+    fn words_break_at_spaces_then_after_dots_and_numbers_never() {
+        assert_eq!(wrapped("1 pretrain (zero-shot)", 11), ["1 pretrain", "(zero-shot)"]);
+        assert_eq!(wrapped("algorithm.server_lr = 1", 12), ["algorithm.", "server_lr =", "1"]);
+        let widths = table().widths(Some(45));
+        assert_eq!((widths[2], widths[3]), (12, 12), "{widths:?}");
+    }
+
+    #[test]
     fn constant_columns_leave_and_are_said_and_the_least_worth_leaves_for_the_width() {
         let fitted = table().fitted(Room { width: Some(40), wide: false });
-        assert!(fitted.width() <= 40);
+        assert!(fitted.least() <= 40);
         let heads: Vec<&str> = fitted.columns.iter().map(|c| c.head.as_str()).collect();
         assert_eq!(heads, ["run", "accuracy", "few"]);
         assert_eq!(fitted.notes, ["In all rows: algorithm fedavg.", "No room for: extras (--wide shows all)."]);

@@ -90,7 +90,7 @@ impl Report {
 
     fn class_table(&self, rows: &[(&Row, Vec<Class>)], room: Room) -> Table {
         let first = &rows[0].1;
-        let mut columns = vec![Column::words("class"), Column::numbers("images"), Column::words("group").quiet().rank(1)];
+        let mut columns = vec![Column::words("class"), Column::numbers("images"), Column::words("group").quiet()];
         columns.extend(rows.iter().map(|(r, _)| Column::numbers(self.heading(r))));
         let one = |c: usize| {
             let class = &first[c];
@@ -160,7 +160,7 @@ const CLIENTS: &str = "These benchmarks have no local test sets. The global mode
 fn abreast(rows: &[(&Row, Vec<Class>)], room: Room, report: &Report) -> usize {
     let classes = |n: usize| rows[..n].iter().all(|(_, c)| c.len() == rows[0].1.len());
     let fits = |n: usize| match room.width.filter(|_| !room.wide) {
-        Some(width) => report.class_table(&rows[..n], Room::default()).width() <= width,
+        Some(width) => report.class_table(&rows[..n], Room::default()).least() <= width,
         None => n <= ABREAST,
     };
     (1..=rows.len()).take_while(|&n| n == 1 || (classes(n) && fits(n))).count().max(1)
@@ -206,7 +206,7 @@ pub fn clients(run: &Run) -> Result<Option<(&Stage, Vec<Client>)>> {
 
 fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Table {
     let mut columns = vec![Column::numbers("client"), Column::numbers("images"), Column::numbers("classes")];
-    columns.push(Column::numbers("on its labels"));
+    columns.push(Column::numbers("global model on its labels"));
     columns.push(Column::numbers("own model").quiet());
     let told = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.1}", 100.0 * v));
     let row = |c: &Client| vec![c.id.to_string(), c.images.to_string(), c.classes.to_string(), told(Some(c.global)), told(c.own)];
@@ -214,7 +214,7 @@ fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Tab
     let global = over("global", Spread::of(clients.iter().filter(|c| c.images > 0).map(|c| c.global)));
     let own = over("own", Spread::of(clients.iter().filter_map(|c| c.own)));
     let mean: Vec<String> = [global, own].into_iter().flatten().collect();
-    let title = format!("{} · seed {} · {}: global model on each client's label distribution, %", run.name, run.seed, stage.label);
+    let title = format!("{} · seed {} · {} (%):", run.name, run.seed, stage.label);
     let notes = vec![format!("Mean ± deviation over clients: {}.", mean.join(" · "))];
     Table { title, columns, rows: clients.iter().map(row).collect(), notes }.fitted(room)
 }
