@@ -19,5 +19,6 @@ mod methods_plain;
 mod methods_small;
 mod methods_yoyo;
 mod net_golden;
+mod reports;
 mod round_golden;
 mod toy;

@@ -180,8 +180,18 @@ pub fn compare(sides: &[Side], figure: Option<&str>, room: Room) -> Result<View>
     Ok(view)
 }
 
-const SHEET: [&str; 10] =
-    ["of", "over", "figure", "seeds", "mean_of", "mean_over", "difference", "deviation", "interval_low", "interval_high"];
+const SHEET: [&str; 10] = [
+    "of",
+    "over",
+    "figure",
+    "seeds",
+    "mean_of",
+    "mean_over",
+    "difference",
+    "deviation",
+    "interval_low",
+    "interval_high",
+];
 
 struct Comparison<'s> {
     of: &'s Side,
@@ -236,12 +246,13 @@ impl<'s> Comparison<'s> {
         let [a, b] = &self.names;
         let columns = vec![
             Column::words("figure, %"),
-            Column::numbers(a.clone()),
-            Column::numbers(b.clone()),
-            Column::numbers("difference"),
-            Column::numbers("95 % interval").rank(1),
+            Column::numbers("A"),
+            Column::numbers("B"),
+            Column::numbers("A−B"),
+            Column::numbers("95 % interval"),
         ];
-        let mut table = Table { columns, notes: self.notes.clone(), ..Table::default() };
+        let title = format!("A: {a} · B: {b}");
+        let mut table = Table { title, columns, notes: self.notes.clone(), ..Table::default() };
         for (name, head) in LINES {
             let p = paired(self.of, self.over, name);
             if p.seeds.is_empty() {
@@ -253,8 +264,9 @@ impl<'s> Comparison<'s> {
                 (Some(m), None) => format!("{m:.1}"),
                 _ => "–".into(),
             };
+            let difference = p.difference.mean().map_or("–".into(), |m| format!("{m:+.1}"));
             let interval = p.difference.interval().map_or("–".into(), |(l, h)| format!("{l:+.1} to {h:+.1}"));
-            table.rows.push(vec![head, told(&p.of), told(&p.over), told(&p.difference), interval]);
+            table.rows.push(vec![head, told(&p.of), told(&p.over), difference, interval]);
         }
         table.fitted(room)
     }
@@ -284,7 +296,8 @@ impl<'s> Comparison<'s> {
     fn sentence(&self) -> String {
         let d = &self.chosen.difference;
         let mean = d.mean().unwrap_or(0.0);
-        let ([a, b], sign) = if mean < 0.0 { ([&self.names[1], &self.names[0]], -1.0) } else { ([&self.names[0], &self.names[1]], 1.0) };
+        let ([a, b], sign) =
+            if mean < 0.0 { ([&self.names[1], &self.names[0]], -1.0) } else { ([&self.names[0], &self.names[1]], 1.0) };
         let digits = if scale(&self.figure) == 1.0 { 3 } else { 1 };
         let deviation = d.deviation().map(|d| format!(" ± {d:.digits$}")).unwrap_or_default();
         let (n, by) = (d.values.len(), sign * mean);
@@ -360,15 +373,26 @@ fn nothing_to_pair(of: &Side, over: &Side, figure: &str) -> Error {
         let figures = side.first().stage(&side.stage).map(|s| s.figures.clone()).unwrap_or_default();
         let numbers = figures.as_object().into_iter().flatten().filter(|(_, v)| v.is_number()).map(|(k, _)| k.as_str());
         let valid: Vec<&str> = numbers.filter(|k| !["order", "image_steps", "last10_rounds"].contains(k)).collect();
-        let error = Error::input(format!("{} ({}) has no figure `{figure}`; it has: {}", side.name, side.label(), valid.join(", ")));
+        let error = Error::input(format!(
+            "{} ({}) has no figure `{figure}`; it has: {}",
+            side.name,
+            side.label(),
+            valid.join(", ")
+        ));
         return match closest(figure, valid.iter().copied()) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error,
         };
     }
     let seeds = |s: &Side| ranges(&s.seeds());
-    Error::input(format!("{} has seeds {}, {} has seeds {}: none in common", of.name, seeds(of), over.name, seeds(over)))
-        .hint("differences are paired by seed: run the same seeds on both sides")
+    Error::input(format!(
+        "{} has seeds {}, {} has seeds {}: none in common",
+        of.name,
+        seeds(of),
+        over.name,
+        seeds(over)
+    ))
+    .hint("differences are paired by seed: run the same seeds on both sides")
 }
 
 #[cfg(test)]
@@ -400,7 +424,10 @@ mod tests {
         }
         write(root.path(), "seed-4/a", 4, 0.1, 0.9);
         let said = sentence(root.path(), "a", "b").unwrap();
-        assert_eq!(said, "a over b by 10.0 ± 2.0 points of accuracy (final model), 3 seeds, 95 % interval 5.0 to 15.0.");
+        assert_eq!(
+            said,
+            "a over b by 10.0 ± 2.0 points of accuracy (final model), 3 seeds, 95 % interval 5.0 to 15.0."
+        );
         assert!(sentence(root.path(), "b", "a").unwrap().starts_with("a over b by 10.0"), "named the right way round");
         assert!(sentence(root.path(), "a", "c").unwrap().contains("it holds 0, so this may be noise"));
         assert!(sentence(root.path(), "seed-1/a", "seed-1/b").unwrap().contains("1 seed: no interval"));

@@ -87,7 +87,7 @@ impl Contrasts {
                 Column::words("question"),
                 Column::numbers("difference"),
                 Column::numbers("95 % interval").quiet(),
-                Column::numbers("seeds above 0").rank(1),
+                Column::numbers("above 0").rank(1),
             ];
             let mut table = Table { columns, rows: answers.iter().map(|a| a.cells()).collect(), ..Table::default() };
             if several {
@@ -124,7 +124,8 @@ impl Contrasts {
 
 impl Answer {
     fn cells(&self) -> Vec<String> {
-        let interval = self.differences.interval().map_or("–".into(), |(low, high)| format!("{low:+.1} to {high:+.1}"));
+        let interval =
+            self.differences.interval().map_or("–".into(), |(low, high)| format!("{low:+.1} to {high:+.1}"));
         let above = self.differences.values.iter().filter(|d| **d > 0.0).count();
         let mean = self.differences.mean().unwrap_or(0.0);
         vec![self.question.name.clone(), format!("{mean:+.2}"), interval, format!("{above} of {}", self.seeds.len())]
@@ -155,10 +156,15 @@ fn error(answers: &[&Answer], seeds: usize) -> String {
         n => format!("each accuracy is of {n} test images, whose binomial standard error is at most {one:.1} points"),
     };
     if seeds < 2 {
-        return format!("Differences in points of accuracy, of one seed: no interval; {of}. Run more seeds before believing any.");
+        return format!(
+            "Differences in points of accuracy, of one seed: no interval; {of}. Run more seeds before believing any."
+        );
     }
     let sets = answers.iter().map(|a| a.sets).fold(answers[0].sets, |a, b| if a == b { a } else { TestSets::Mixed });
-    format!("Differences in points of accuracy, by seed; the interval is Student's t over {seeds} seeds; {}; {of}.", in_words(sets))
+    format!(
+        "Differences in points of accuracy, by seed; the interval is Student's t over {seeds} seeds; {}; {of}.",
+        in_words(sets)
+    )
 }
 
 /// What an interval holds of the test images' chance.

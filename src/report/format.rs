@@ -177,12 +177,13 @@ const SYMBOLS: [(char, &str); 18] = [
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::Column;
     use super::*;
-    use crate::report::table::Column;
 
     fn view() -> View {
         let columns = vec![Column::words("run & co"), Column::numbers("accuracy")];
-        let rows = vec![vec!["a_b {50 %} #1 ~ ^ \\ $".into(), "55.00 ± 7.07".into()], vec!["λ, \"c\"".into(), "–".into()]];
+        let rows =
+            vec![vec!["a_b {50 %} #1 ~ ^ \\ $".into(), "55.00 ± 7.07".into()], vec!["λ, \"c\"".into(), "–".into()]];
         let sheet = Sheet { head: vec!["run".into(), "x".into()], rows: vec![vec!["a, \"b\"".into(), "1".into()]] };
         let table = Table { columns, rows, notes: vec!["50 % of it".into()], ..Table::default() };
         View { tables: vec![table], sheet, ..View::default() }
@@ -198,12 +199,17 @@ mod tests {
             assert_eq!(separators, 1, "{line}");
             assert!(line.is_ascii(), "{line}");
         }
-        for needed in ["\\begin{tabular}{lr}", "\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}", "% 50 % of it"] {
+        for needed in
+            ["\\begin{tabular}{lr}", "\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}", "% 50 % of it"]
+        {
             assert!(text.contains(needed), "{needed} in {text}");
         }
         let raw = "a\\_b \\{50 \\%\\} \\#1 \\textasciitilde{} \\textasciicircum{} \\textbackslash{} \\$";
         assert!(text.contains(raw) && text.contains("55.00 \\ensuremath{\\pm} 7.07"), "{text}");
-        let depth = text.lines().filter(|l| !l.starts_with('%')).flat_map(|l| l.replace("\\{", "").replace("\\}", "").chars().collect::<Vec<_>>());
+        let depth = text
+            .lines()
+            .filter(|l| !l.starts_with('%'))
+            .flat_map(|l| l.replace("\\{", "").replace("\\}", "").chars().collect::<Vec<_>>());
         assert_eq!(depth.map(|c| i32::from(c == '{') - i32::from(c == '}')).sum::<i32>(), 0, "braces");
     }
 

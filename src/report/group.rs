@@ -335,13 +335,18 @@ mod tests {
     #[test]
     fn seeds_of_one_config_become_one_row_and_another_config_never_joins_it() {
         let desk = Desk::new();
-        let config = |seed: u64, mu: f64| format!("[run]\nseed = {seed}\ndir = \"x{seed}\"\n[algorithm]\nkind = \"fedprox\"\nmu = {mu:?}");
+        let config = |seed: u64, mu: f64| {
+            format!("[run]\nseed = {seed}\ndir = \"x{seed}\"\n[algorithm]\nkind = \"fedprox\"\nmu = {mu:?}")
+        };
         desk.write("seed-1/scratch", &config(1, 0.0), stage(0.5));
         desk.write("seed-2/scratch", &config(2, 0.0), stage(0.6));
         desk.write("seed-3/scratch", &config(3, 0.1), stage(0.6));
         let report = desk.report();
         assert_eq!(report.rows.len(), 2, "one name, two configs");
-        assert_eq!((report.seeds(&report.rows[0]), report.differing.clone()), (vec![1, 2], vec!["algorithm.mu".into()]));
+        assert_eq!(
+            (report.seeds(&report.rows[0]), report.differing.clone()),
+            (vec![1, 2], vec!["algorithm.mu".into()])
+        );
         assert_eq!(report.value(&report.rows[1], "algorithm.mu").unwrap(), "0.1");
         assert_eq!(report.figure(&report.rows[0], "overall").percent(2, true), "55.00 ± 7.07");
         assert!(report.notes.contains(&"Seed 3 missing: scratch (2 finetune).".to_string()), "{:?}", report.notes);
@@ -350,7 +355,8 @@ mod tests {
     #[test]
     fn equal_numbers_of_another_method_stay_a_row_and_a_shared_stage_names_all_its_runs() {
         let desk = Desk::new();
-        let config = |kind: &str, beta: u32| format!("[run]\nseed = 1\n[algorithm]\nkind = \"{kind}\"\n[align]\nbeta = {beta}");
+        let config =
+            |kind: &str, beta: u32| format!("[run]\nseed = 1\n[algorithm]\nkind = \"{kind}\"\n[align]\nbeta = {beta}");
         let mut said = stage(0.5);
         said["finetune"]["reads"] = json!(["algorithm"]);
         desk.write("a", &config("fedavg", 1), said.clone());

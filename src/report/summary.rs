@@ -19,13 +19,13 @@ const KEY_COLUMNS: usize = 4;
 /// Figures of a table: their name in `eval.json`, their head, and the rank in which they leave.
 const FIGURES: [(&str, &str, u8); 8] = [
     ("overall", "accuracy", 0),
-    ("many", "many", 1),
-    ("medium", "medium", 1),
-    ("few", "few", 1),
-    ("worst_class", "worst class", 6),
-    ("last10", "", 3),
-    ("personal/mean", "own models", 2),
-    ("personal_own/mean", "own models, own classes", 2),
+    ("many", "many", 3),
+    ("medium", "medium", 4),
+    ("few", "few", 2),
+    ("worst_class", "worst class", 10),
+    ("last10", "", 1),
+    ("personal/mean", "own models", 6),
+    ("personal_own/mean", "own models, own classes", 5),
 ];
 
 /// How numbers and keys are told, from roomy to narrow.
@@ -101,7 +101,8 @@ impl Report {
     fn styled(&self, rows: &[&Row], style: Style) -> Table {
         let mut columns = vec![Column::words("run"), Column::words("stage").quiet()];
         let named = style.keys == KeysAs::Name;
-        let methods = named && rows.iter().any(|r| self.algorithm(r) != self.algorithm(rows[0]));
+        let kinds: BTreeSet<&str> = rows.iter().map(|r| self.algorithm(r)).filter(|a| !a.is_empty()).collect();
+        let methods = named && kinds.len() > 1;
         let name = |row: &Row| {
             let method = if methods && self.algorithm(row) != row.name { self.algorithm(row) } else { "" };
             let settings = if named { self.settings(row) } else { String::new() };
@@ -141,14 +142,15 @@ impl Report {
             let column = if name == "overall" { column } else { column.quiet() };
             let counted = name == "last10" && last.ends_with(')');
             add(column, &|row| {
-                let (of, rounds) = (self.figure(row, name), if counted { self.rounds_beside(row) } else { String::new() });
+                let (of, rounds) =
+                    (self.figure(row, name), if counted { self.rounds_beside(row) } else { String::new() });
                 of.percent(style.decimals, deviation) + &rounds
             });
         }
-        add(Column::numbers("image-steps").rank(5).quiet(), &|row| steps(self.image_steps(row)));
+        add(Column::numbers("image-steps").rank(8).quiet(), &|row| steps(self.image_steps(row)));
         let seeds = |row: &Row| format!("{} ({})", row.runs.len(), ranges(&self.seeds(row)));
-        add(Column::numbers("seeds").rank(4).quiet(), &seeds);
-        add(Column::words("extras").rank(5).quiet(), &|row| self.extras(row).join(", "));
+        add(Column::numbers("seeds").rank(7).quiet(), &seeds);
+        add(Column::words("extras").rank(9).quiet(), &|row| self.extras(row).join(", "));
         Table { columns, rows: cells, notes, ..Table::default() }
     }
 

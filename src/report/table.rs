@@ -70,11 +70,12 @@ impl Table {
         let Some(width) = room.width else { return self };
         let mut left = Vec::new();
         while self.least() > width {
-            let Some(at) = (0..self.columns.len()).filter(|&c| self.columns[c].rank > 0).max_by_key(|&c| self.columns[c].rank)
+            let Some(at) =
+                (0..self.columns.len()).filter(|&c| self.columns[c].rank > 0).max_by_key(|&c| self.columns[c].rank)
             else {
                 break;
             };
-            left.insert(0, self.remove(at).0.head);
+            left.insert(0, self.remove(at).head);
         }
         if !left.is_empty() {
             self.notes.push(format!("No room for: {} (--wide shows all).", left.join(", ")));
@@ -83,32 +84,36 @@ impl Table {
     }
 
     fn drop_constant(&mut self) {
-        let (mut said, mut empty) = (Vec::new(), Vec::new());
+        let (mut said, mut some, mut empty) = (Vec::new(), Vec::new(), Vec::new());
         if self.rows.len() < 2 {
             return;
         }
         for at in (0..self.columns.len()).rev().filter(|&c| self.columns[c].quiet).collect::<Vec<_>>() {
-            let first = &self.rows[0][at];
-            if self.rows.iter().any(|r| r[at] != *first) {
+            let mut values: Vec<&str> = self.rows.iter().map(|r| r[at].as_str()).filter(|v| !v.is_empty()).collect();
+            let all = values.len() == self.rows.len();
+            values.dedup();
+            if values.len() > 1 {
                 continue;
             }
-            let (column, cells) = self.remove(at);
-            match cells[0].as_str() {
-                "" | "–" => empty.insert(0, column.head),
-                value => said.insert(0, format!("{} {value}", column.head)),
+            let value = values.first().copied().unwrap_or("–").to_string();
+            let column = self.remove(at);
+            match (value.as_str(), all) {
+                ("–", _) => empty.insert(0, column.head),
+                (_, true) => said.insert(0, format!("{} {value}", column.head)),
+                (_, false) => some.insert(0, format!("{} {value}", column.head)),
             }
         }
-        if !said.is_empty() {
-            self.notes.insert(0, format!("In all rows: {}.", said.join(" · ")));
-        }
-        if !empty.is_empty() {
-            self.notes.insert(usize::from(!said.is_empty()), format!("In no row: {}.", empty.join(", ")));
-        }
+        let sentences = [("In all rows", said), ("In all rows that have one", some), ("In no row", empty)];
+        let told = sentences.into_iter().filter(|(_, what)| !what.is_empty());
+        let told: Vec<String> = told.map(|(where_, what)| format!("{where_}: {}.", what.join(" · "))).collect();
+        self.notes.splice(0..0, told);
     }
 
-    fn remove(&mut self, at: usize) -> (Column, Vec<String>) {
-        let cells = self.rows.iter_mut().map(|r| r.remove(at)).collect();
-        (self.columns.remove(at), cells)
+    fn remove(&mut self, at: usize) -> Column {
+        self.rows.iter_mut().for_each(|r| {
+            r.remove(at);
+        });
+        self.columns.remove(at)
     }
 
     /// Characters that its longest line takes on a terminal, no cell broken.
@@ -210,7 +215,8 @@ mod tests {
             Column::numbers("few").rank(1),
             Column::words("extras").rank(2),
         ];
-        let row = |run: &str| [run, "fedavg", "60.00 ± 1.00", "20.00 ± 1.00", "50 server labels"].map(String::from).to_vec();
+        let row =
+            |run: &str| [run, "fedavg", "60.00 ± 1.00", "20.00 ± 1.00", "50 server labels"].map(String::from).to_vec();
         Table { columns, rows: vec![row("a"), row("b")], ..Table::default() }
     }
 

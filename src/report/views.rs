@@ -63,12 +63,15 @@ impl Report {
             return Err(Error::data("no run records accuracies by class"));
         }
         let mut view = View { closing: self.notes.clone(), sheet: class_sheet(), ..View::default() };
-        view.closing.extend(silent.iter().map(|(r, _)| format!("No accuracy by class: {} ({}).", r.name, self.label(r))));
+        view.closing
+            .extend(silent.iter().map(|(r, _)| format!("No accuracy by class: {} ({}).", r.name, self.label(r))));
         let mut json = Vec::new();
         for (row, classes) in &told {
             let label = self.label(row);
-            let class = |c: &Class| json!({ "class": c.name, "images": c.images.mean(), "groups": c.groups,
-                "mean": c.accuracy.mean(), "deviation": c.accuracy.deviation(), "values": c.accuracy.values });
+            let class = |c: &Class| {
+                json!({ "class": c.name, "images": c.images.mean(), "groups": c.groups,
+                "mean": c.accuracy.mean(), "deviation": c.accuracy.deviation(), "values": c.accuracy.values })
+            };
             json.push(json!({ "run": row.name, "stage": row.stage, "label": label, "seeds": self.seeds(row),
                 "classes": classes.iter().map(class).collect::<Value>() }));
             view.sheet.rows.extend(classes.iter().map(|c| {
@@ -94,7 +97,9 @@ impl Report {
         columns.extend(rows.iter().map(|(r, _)| Column::numbers(self.heading(r))));
         let one = |c: usize| {
             let class = &first[c];
-            let images = |s: &Spread| s.mean().map_or("–".into(), |m| if m.fract() == 0.0 { format!("{m}") } else { format!("{m:.1}") });
+            let images = |s: &Spread| {
+                s.mean().map_or("–".into(), |m| if m.fract() == 0.0 { format!("{m}") } else { format!("{m:.1}") })
+            };
             let same = rows.iter().all(|(_, all)| all.get(c).is_some_and(|o| o.images.mean() == class.images.mean()));
             let mut cells = vec![class.name.clone(), if same { images(&class.images) } else { "differ".into() }];
             cells.push(class.groups.join(" / "));
@@ -193,7 +198,8 @@ pub fn clients(run: &Run) -> Result<Option<(&Stage, Vec<Client>)>> {
     let personal = if file.exists() { read_json(&file)? } else { Value::Null };
     let each = personal["each"].as_array().into_iter().flatten();
     let own: BTreeMap<u64, f64> = each.filter_map(|c| Some((c["client"].as_u64()?, c["own"].as_f64()?))).collect();
-    let accuracy: Vec<f64> = stage.figures["per_class"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let accuracy: Vec<f64> =
+        stage.figures["per_class"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
     let client = |(id, counts): (usize, &Value)| {
         let counts: Vec<u64> = counts.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
         let images: u64 = counts.iter().sum();
@@ -209,7 +215,9 @@ fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Tab
     columns.push(Column::numbers("global model on its labels"));
     columns.push(Column::numbers("own model").quiet());
     let told = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.1}", 100.0 * v));
-    let row = |c: &Client| vec![c.id.to_string(), c.images.to_string(), c.classes.to_string(), told(Some(c.global)), told(c.own)];
+    let row = |c: &Client| {
+        vec![c.id.to_string(), c.images.to_string(), c.classes.to_string(), told(Some(c.global)), told(c.own)]
+    };
     let over = |name: &str, s: Spread| s.mean().map(|_| format!("{name} {}", s.percent(1, true)));
     let global = over("global", Spread::of(clients.iter().filter(|c| c.images > 0).map(|c| c.global)));
     let own = over("own", Spread::of(clients.iter().filter_map(|c| c.own)));
@@ -220,7 +228,8 @@ fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Tab
 }
 
 fn class_sheet() -> Sheet {
-    let head = ["run", "stage", "class", "images", "group", "accuracy", "accuracy_deviation"].map(String::from).to_vec();
+    let head =
+        ["run", "stage", "class", "images", "group", "accuracy", "accuracy_deviation"].map(String::from).to_vec();
     Sheet { head, rows: Vec::new() }
 }
 

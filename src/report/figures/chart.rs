@@ -3,7 +3,9 @@
 use plotters::prelude::*;
 
 use super::data::{Chart, Mark, Series};
-use super::page::{Area, GRID, INK, SERIES, failed, leading, marker, page, thinned, width, wrap, write, write_lines, write_up};
+use super::page::{
+    Area, GRID, INK, SERIES, failed, leading, marker, page, thinned, width, wrap, write, write_lines, write_up,
+};
 use crate::error::{Error, Result};
 
 const WIDTH: i32 = 860;
@@ -12,6 +14,8 @@ const LEGEND: i32 = 270;
 const PLOT: i32 = 300;
 /// Below a plot: labels and the axis's name.
 const FOOT: i32 = 56;
+/// Between the plot's edges and its first and last places.
+const MARGIN: i32 = 32;
 const SMALL: i32 = 14;
 /// Most markers on a line.
 const MARKERS: usize = 24;
@@ -65,7 +69,7 @@ impl Scale {
         }
         let high = |p: &super::data::Point| p.of.mean().unwrap_or(0.0) + p.of.deviation().unwrap_or(0.0);
         let most = points().map(high).fold(0.0, f64::max);
-        let top = [10.0, 20.0, 40.0, 60.0, 80.0].into_iter().find(|t| most <= *t).unwrap_or(100.0);
+        let top = [5.0, 10.0, 20.0, 50.0].into_iter().find(|t| most <= *t).unwrap_or(100.0);
         if c.mark == Mark::Bands {
             ticks = nice(first, last);
         }
@@ -73,9 +77,15 @@ impl Scale {
     }
 
     fn x(&self, v: f64) -> i32 {
-        let room = f64::from(WIDTH - LEFT - LEGEND - 40);
+        let room = f64::from(WIDTH - LEFT - LEGEND - 2 * MARGIN);
         let at = if self.log { v.ln() } else { v };
-        LEFT + 20 + ((at - self.first) / (self.last - self.first) * room).round() as i32
+        LEFT + MARGIN + ((at - self.first) / (self.last - self.first) * room).round() as i32
+    }
+
+    /// Between the stems of so many series at one place: they keep clear of the next place, as far as they can be seen.
+    fn step(&self, series: usize) -> i32 {
+        let gap = self.ticks.windows(2).map(|w| self.x(w[1]) - self.x(w[0])).min().unwrap_or(60);
+        (gap / (series as i32 + 1)).clamp(3, 9)
     }
 
     fn y(&self, v: f64) -> i32 {
@@ -103,7 +113,8 @@ fn axes(area: &Area<'_>, c: &Chart, s: &Scale) -> Result<()> {
     let labels: Vec<String> = s.ticks.iter().map(|t| plain(*t)).collect();
     let widths: Vec<i32> = labels.iter().map(|l| width(l, SMALL)).collect();
     for (((at, label), wide), kept) in places.iter().zip(&labels).zip(&widths).zip(thinned(&places, &widths)) {
-        area.draw(&PathElement::new([(*at, base), (*at, base + if kept { 6 } else { 3 })], INK.stroke_width(1))).map_err(failed)?;
+        area.draw(&PathElement::new([(*at, base), (*at, base + if kept { 6 } else { 3 })], INK.stroke_width(1)))
+            .map_err(failed)?;
         if kept {
             write(area, label, (at - wide / 2, base + 9), SMALL)?;
         }
@@ -116,7 +127,7 @@ fn axes(area: &Area<'_>, c: &Chart, s: &Scale) -> Result<()> {
 fn one(area: &Area<'_>, mark: Mark, s: &Scale, series: &Series, i: usize, of: usize) -> Result<()> {
     let colour = SERIES[i];
     // Stems of several series stand beside each other, in the middle of their place.
-    let beside = if mark == Mark::Stems { (2 * i as i32 + 1 - of as i32) * 9 / 2 } else { 0 };
+    let beside = if mark == Mark::Stems { (2 * i as i32 + 1 - of as i32) * s.step(of) / 2 } else { 0 };
     let told: Vec<(i32, f64, f64)> = series
         .points
         .iter()

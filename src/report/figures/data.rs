@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::super::group::{Report, Row, shown};
+use super::super::numbers::{Spread, ranges};
+use super::super::runs::{Keys, Stage, judged};
 use crate::error::{Error, Result, closest};
-use crate::report::group::{Report, Row};
-use crate::report::numbers::{Spread, ranges};
-use crate::report::runs::{Keys, Stage, judged};
 
 /// A value over seeds at a place of the horizontal axis.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,8 @@ pub struct Point {
 pub struct Series {
     /// What distinguishes it, and over how many seeds it is.
     pub name: String,
+    /// The stage's key in `eval.json`.
+    pub stage: String,
     /// The runs behind it, indices of the report's.
     pub runs: Vec<usize>,
     /// By place, ascending.
@@ -98,7 +100,7 @@ fn seeds(report: &Report, runs: &[usize]) -> String {
 
 fn series(report: &Report, row: &Row, points: Vec<Point>) -> Series {
     let name = format!("{}, {}", report.heading(row), seeds(report, &row.runs));
-    Series { name, runs: row.runs.iter().chain(&row.shared).copied().collect(), points }
+    Series { name, stage: row.stage.clone(), runs: row.runs.iter().chain(&row.shared).copied().collect(), points }
 }
 
 /// Names of runs, each once.
@@ -330,7 +332,7 @@ fn line(report: &Report, all: &Families<'_>, this: &(Family<'_>, BTreeMap<u64, V
     for key in keys {
         let reads = report.run(runs[0]).stage(stage).is_none_or(|s| s.reads(key));
         if reads && all.iter().any(|((keys, ..), _)| keys.get(key) != rest.get(key)) {
-            let value = rest.get(key).map_or_else(|| "–".into(), crate::report::group::shown);
+            let value = rest.get(key).map_or_else(|| "–".into(), shown);
             parts.push(format!("{key} = {value}"));
         }
     }
@@ -340,7 +342,7 @@ fn line(report: &Report, all: &Families<'_>, this: &(Family<'_>, BTreeMap<u64, V
         x: f64::from_bits(*x),
         of: Spread::of(values.iter().map(|v| v.2)),
     };
-    Series { name, runs: runs.clone(), points: points.iter().map(point).collect() }
+    Series { name, stage: (*stage).into(), runs: runs.clone(), points: points.iter().map(point).collect() }
 }
 
 fn unknown(report: &Report, key: &str, values: usize) -> Error {
@@ -348,7 +350,8 @@ fn unknown(report: &Report, key: &str, values: usize) -> Error {
         report.found.runs.iter().flat_map(|r| r.keys.keys().map(String::as_str)).collect();
     let numbers: Vec<&str> = report.differing.iter().map(String::as_str).collect();
     let differ = if numbers.is_empty() { "none".into() } else { numbers.join(", ") };
-    let error = Error::input(format!("--curve {key}: it needs two values, these runs have {values}; what differs: {differ}"));
+    let error =
+        Error::input(format!("--curve {key}: it needs two values, these runs have {values}; what differs: {differ}"));
     match closest(key, keys.iter().copied()).filter(|near| *near != key && !keys.contains(key)) {
         Some(near) => error.hint(format!("did you mean `{near}`?")),
         None => error,

@@ -20,12 +20,13 @@ const ABREAST: usize = 3;
 pub fn confusions(classes: &[String], squares: &[Square]) -> Result<String> {
     let n = squares.iter().map(|s| s.shares.len()).max().unwrap_or(1).max(1);
     let cell = if n <= NAMED { 28 } else { (SIDE / n as i32).max(2) };
-    let (side, names) = (cell * n as i32, if n <= NAMED { 150 } else { 40 });
+    let (side, names) = (cell * n as i32, if n <= NAMED { room(classes) + 44 } else { 40 });
     let columns = squares.len().min(ABREAST);
     let head = squares.iter().map(|s| wrap(&s.name, side, SMALL).len()).max().unwrap_or(1) as i32 * leading(SMALL) + 22;
     let (step_x, step_y) = (side + 40, head + side + 20);
     let page_width = (names + columns as i32 * step_x + 12).max(560);
-    let title = wrap("Confusion: predicted classes (columns) of each true class (rows), shares in %", page_width - 24, 18);
+    let title =
+        wrap("Confusion: predicted classes (columns) of each true class (rows), shares in %", page_width - 24, 18);
     let top = 14 + title.len() as i32 * leading(18);
     let notes = wrap(&confusion_note(n), page_width - 24, SMALL);
     let height = top + squares.len().div_ceil(columns) as i32 * step_y + notes.len() as i32 * leading(SMALL) + 12;
@@ -35,7 +36,7 @@ pub fn confusions(classes: &[String], squares: &[Square]) -> Result<String> {
             let at = (names + (i % columns) as i32 * step_x, top + (i / columns) as i32 * step_y + head);
             write_lines(area, &wrap(&square.name, side, SMALL), (at.0, at.1 - head + 6), SMALL)?;
             if i % columns == 0 {
-                class_names(area, classes, n, (12, at.1), cell)?;
+                class_names(area, classes, n, (12, at.1), (names - 20, cell))?;
             }
             one(area, square, at, cell)?;
         }
@@ -46,15 +47,17 @@ pub fn confusions(classes: &[String], squares: &[Square]) -> Result<String> {
 fn confusion_note(n: usize) -> String {
     match n <= NAMED {
         true => "Images of all seeds together.".into(),
-        false => format!("Images of all seeds together; {n} classes, every tenth numbered; shares below 0.5 % are not drawn."),
+        false => format!(
+            "Images of all seeds together; {n} classes, every tenth numbered; shares below 0.5 % are not drawn."
+        ),
     }
 }
 
 /// Names or numbers beside rows of cells.
-fn class_names(area: &Area<'_>, classes: &[String], n: usize, at: (i32, i32), cell: i32) -> Result<()> {
+fn class_names(area: &Area<'_>, classes: &[String], n: usize, at: (i32, i32), (wide, cell): (i32, i32)) -> Result<()> {
     for i in (0..n).filter(|i| n <= NAMED || i % 10 == 0) {
         let name = classes.get(i).map_or("", String::as_str);
-        let text = if n <= NAMED { clipped(&format!("{} {name}", i + 1), 130) } else { (i + 1).to_string() };
+        let text = if n <= NAMED { clipped(&format!("{} {name}", i + 1), wide) } else { (i + 1).to_string() };
         write(area, &text, (at.0, at.1 + i as i32 * cell + cell / 2 - 8), SMALL)?;
     }
     Ok(())
@@ -62,14 +65,19 @@ fn class_names(area: &Area<'_>, classes: &[String], n: usize, at: (i32, i32), ce
 
 /// A name cut to a width, its end as an ellipsis.
 fn clipped(text: &str, pixels: i32) -> String {
-    let mut kept: String = text.into();
-    while width(&kept, SMALL) > pixels && !kept.is_empty() {
-        kept.pop();
-        if width(&format!("{kept}…"), SMALL) <= pixels {
-            return format!("{kept}…");
-        }
+    if width(text, SMALL) <= pixels {
+        return text.into();
     }
-    kept
+    let mut kept: String = text.into();
+    while !kept.is_empty() && width(&format!("{kept}…"), SMALL) > pixels {
+        kept.pop();
+    }
+    format!("{kept}…")
+}
+
+/// Pixels that names of classes take, at most so many.
+fn room(names: &[String]) -> i32 {
+    names.iter().map(|n| width(n, SMALL)).max().unwrap_or(0).clamp(60, 220)
 }
 
 fn one(area: &Area<'_>, square: &Square, (x, y): (i32, i32), cell: i32) -> Result<()> {
@@ -140,11 +148,25 @@ impl<'h> Plan<'h> {
         columns.push(holding.holders[clients].clone());
         let circles = rows <= 20 && columns.len() <= 30;
         let cell = if circles { 28 } else { ((HOLDERS - 160) / columns.len() as i32).clamp(4, 14) };
-        Plan { holding, columns, each, cell, circles, names: if rows <= 20 { 140 } else { 40 }, rows }
+        Plan {
+            holding,
+            columns,
+            each,
+            cell,
+            circles,
+            names: if rows <= 20 { room(&holding.classes) + 16 } else { 40 },
+            rows,
+        }
     }
 
     fn step(&self) -> i32 {
-        if self.circles { self.cell } else if self.rows <= 20 { 18 } else { (360 / self.rows as i32).max(4) }
+        if self.circles {
+            self.cell
+        } else if self.rows <= 20 {
+            18
+        } else {
+            (360 / self.rows as i32).max(4)
+        }
     }
 
     fn head(&self, wide: i32) -> Vec<String> {
