@@ -16,6 +16,8 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Keys of the config, the algorithm's kind aside, whose values differ between the rows that they reach.
     pub differing: Vec<String>,
+    /// Of each of them the commonest value among those rows; the first row's among equals.
+    pub common: BTreeMap<String, String>,
     /// What a reader of any table must know, a sentence each.
     pub notes: Vec<String>,
 }
@@ -57,8 +59,9 @@ impl Report {
         let groups = groups(&found.runs);
         let mut rows: Vec<Row> = groups.iter().flat_map(|g| stages(&found.runs, g)).collect();
         fold(&found.runs, &mut rows);
-        let mut report = Report { found, rows, differing: Vec::new(), notes: Vec::new() };
+        let mut report = Report { found, rows, differing: Vec::new(), common: BTreeMap::new(), notes: Vec::new() };
         report.differing = report.differing_keys();
+        report.common = report.differing.iter().map(|k| (k.clone(), report.commonest(k))).collect();
         report.name_rows();
         report.notes = report.notes_of(&groups);
         report
@@ -144,6 +147,14 @@ impl Report {
             *key != "algorithm.kind" && values.any(|v| Some(v) != first)
         };
         keys.into_iter().filter(differs).cloned().collect()
+    }
+
+    fn commonest(&self, key: &str) -> String {
+        let values: Vec<String> = self.rows.iter().filter_map(|r| self.value(r, key)).collect();
+        let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
+        values.iter().for_each(|v| *counts.entry(v).or_default() += 1);
+        let most = counts.values().max().copied().unwrap_or(0);
+        values.iter().find(|v| counts[v] == most).cloned().unwrap_or_default()
     }
 
     /// Names rows after their runs; rows that would read alike after their directories.

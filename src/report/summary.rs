@@ -180,25 +180,17 @@ impl Report {
         self.stages(row).map(|s| s.image_steps as f64).sum::<f64>() / row.runs.len().max(1) as f64
     }
 
-    /// The commonest value of a key among the rows that it reaches; the first such row's among equals.
-    fn common(&self, key: &str) -> String {
-        let values: Vec<String> = self.rows.iter().filter_map(|r| self.value(r, key)).collect();
-        let count = |v: &String| values.iter().filter(|w| *w == v).count();
-        let most = values.iter().map(count).max().unwrap_or(0);
-        values.iter().find(|v| count(v) == most).cloned().unwrap_or_default()
-    }
-
     fn settings(&self, row: &Row) -> String {
         let own = |key: &String| {
-            let value = self.value(row, key).filter(|v| *v != self.common(key))?;
+            let value = self.value(row, key).filter(|v| self.common.get(key) != Some(v))?;
             Some(if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
         };
         self.differing.iter().filter_map(own).collect::<Vec<_>>().join(", ")
     }
 
     fn settings_note(&self) -> Option<String> {
-        let common = |k: &String| Some(self.common(k)).filter(|v| v != "–").map(|v| format!("{k} = {v}"));
-        let all: Vec<String> = self.differing.iter().filter_map(common).collect();
+        let there = self.common.iter().filter(|(_, v)| *v != "–");
+        let all: Vec<String> = there.map(|(k, v)| format!("{k} = {v}")).collect();
         (!all.is_empty()).then(|| format!("Where a row names no other: {}.", all.join(", ")))
     }
 
