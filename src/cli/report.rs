@@ -32,13 +32,14 @@ With --per-class: rows of { \"run\", \"stage\", \"label\", \"seeds\", \"classes\
 \"mean\", \"deviation\", \"values\" } ] }; with --per-client: rows of { \"run\", \"directory\", \"seed\", \"stage\", \"label\",
 \"clients\": [ { \"client\", \"images\", \"classes\", \"global\", \"own\" } ] }.
 
+--figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments).
+
 Examples:
   fedllava report runs/demo
   fedllava report runs/demo --format latex
   fedllava report runs/demo --per-class
   fedllava report runs/demo --per-client --format csv
-  fedllava report runs/demo --figures figures
-  fedllava report runs --figures figures --curve longtail.imbalance --log";
+  fedllava report runs/demo --figures figures";
 
 /// What `compare --help` says at its end.
 pub const COMPARE_HELP: &str = "\

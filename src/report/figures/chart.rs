@@ -176,7 +176,21 @@ fn legend(area: &Area<'_>, panel: &[Series], top: i32) -> Result<()> {
     Ok(())
 }
 
-/// A number without needless digits.
+/// A number without needless digits, at most three that count.
 fn plain(v: f64) -> String {
-    if v.fract() == 0.0 { format!("{v:.0}") } else { format!("{}", (v * 1000.0).round() / 1000.0) }
+    let whole = v.abs().max(1e-9).log10().floor() as i32 + 1;
+    let decimals = (3 - whole).clamp(0, 6) as usize;
+    let text = format!("{v:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_have_no_needless_digits() {
+        let texts = [0.0, 5.0, 8.2857, 0.05, 164.4, 20_000.0, -1.5].map(plain);
+        assert_eq!(texts, ["0", "5", "8.29", "0.05", "164", "20000", "-1.5"]);
+    }
 }

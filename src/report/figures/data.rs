@@ -248,7 +248,7 @@ pub fn holdings(report: &Report) -> Vec<Holding> {
         }
     }
     for h in &mut all {
-        h.name = format!("{}, {}", run_names(report, &h.runs), seeds(report, &h.runs));
+        h.name = format!("{}, {}", run_names(report, &h.runs), seeds(report, &h.runs).trim_end_matches(" alone"));
     }
     all
 }

@@ -48,7 +48,7 @@ fn confusion_note(n: usize) -> String {
     match n <= NAMED {
         true => "Images of all seeds together.".into(),
         false => format!(
-            "Images of all seeds together; {n} classes, every tenth numbered; shares below 0.5 % are not drawn."
+            "Images of all seeds together; {n} classes, every tenth numbered; the shade is the share's root, and shares below 0.5 % are not drawn."
         ),
     }
 }
@@ -89,10 +89,11 @@ fn one(area: &Area<'_>, square: &Square, (x, y): (i32, i32), cell: i32) -> Resul
             let label = (i + 1).to_string();
             write(area, &label, (x + i as i32 * cell + (cell - width(&label, 12)) / 2, y - 15), 12)?;
         }
+        let shade = |share: f64| if n as usize <= NAMED { share.clamp(0.0, 1.0) } else { share.clamp(0.0, 1.0).sqrt() };
         for (j, share) in line.iter().enumerate().filter(|(_, s)| **s >= LEAST) {
             let at = (x + j as i32 * cell, y + i as i32 * cell);
             let corners = [at, (at.0 + cell, at.1 + cell)];
-            area.draw(&Rectangle::new(corners, HEAT.mix(share.clamp(0.0, 1.0)).filled())).map_err(failed)?;
+            area.draw(&Rectangle::new(corners, HEAT.mix(shade(*share)).filled())).map_err(failed)?;
             if n as usize <= NAMED && (100.0 * share).round() >= 1.0 {
                 let text = format!("{:.0}", 100.0 * share);
                 write(area, &text, (at.0 + (cell - width(&text, 12)) / 2, at.1 + 8), 12)?;
