@@ -17,13 +17,14 @@ pub const JSON_SCHEMA: u32 = 1;
 const KEY_COLUMNS: usize = 4;
 
 /// Figures of a table: their name in `eval.json`, their head, and the rank in which they leave.
-const FIGURES: [(&str, &str, u8); 8] = [
+const FIGURES: [(&str, &str, u8); 9] = [
     ("overall", "accuracy", 0),
     ("many", "many", 3),
     ("medium", "medium", 4),
     ("few", "few", 2),
-    ("worst_class", "worst class", 10),
+    ("worst_class", "worst class", 11),
     ("last10", "", 1),
+    ("validation/overall", "validation", 9),
     ("personal/mean", "own models", 6),
     ("personal_own/mean", "own models, own classes", 5),
 ];
@@ -133,7 +134,8 @@ impl Report {
         }
         let last = self.last_head(rows);
         for (name, head, rank) in FIGURES {
-            if head.starts_with("own models") && rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
+            // What few runs have is a column only where one does.
+            if name.contains('/') && rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
                 continue;
             }
             let head = if name == "last10" { last.clone() } else { head.to_string() };
@@ -150,7 +152,7 @@ impl Report {
         add(Column::numbers("image-steps").rank(8).quiet(), &|row| steps(self.image_steps(row)));
         let seeds = |row: &Row| format!("{} ({})", row.runs.len(), ranges(&self.seeds(row)));
         add(Column::numbers("seeds").rank(7).quiet(), &seeds);
-        add(Column::words("extras").rank(9).quiet(), &|row| self.extras(row).join(", "));
+        add(Column::words("extras").rank(10).quiet(), &|row| self.extras(row).join(", "));
         Table { columns, rows: cells, notes, ..Table::default() }
     }
 
