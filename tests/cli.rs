@@ -242,6 +242,36 @@ fn a_run_killed_in_any_stage_ends_with_the_undisturbed_digests() {
     assert_eq!(records("calm"), records("torn"));
 }
 
+#[test]
+fn the_best_round_by_validation_is_exported_also_by_a_run_that_was_killed() {
+    let desk = Desk::new();
+    let best = ["validation.per_class=3", "federated.export=best", "federated.rounds=12"];
+    let arguments = |dir: &'static str| -> Vec<&'static str> {
+        let changes = best.iter().copied().chain([dir]);
+        ["run", "c.toml"].into_iter().chain(changes.flat_map(|change| ["--set", change])).collect()
+    };
+    desk.ok(&arguments("run.dir=calm"));
+    assert!(kill_at(&desk, &arguments("run.dir=torn"), "torn/checkpoints/round-000007"), "the run was too quick");
+    desk.ok(&arguments("run.dir=torn"));
+    let text = std::fs::read_to_string(desk.path("calm/metrics.jsonl")).unwrap();
+    assert_eq!(text, std::fs::read_to_string(desk.path("torn/metrics.jsonl")).unwrap());
+    let records: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let eval = desk.json("calm/eval.json");
+    for stage in ["finetune", "align"] {
+        assert_eq!(desk.digest("calm", stage), desk.digest("torn", stage), "{stage}");
+        let of = |r: &&Value| r["stage"] == stage && r["split"] == "validation";
+        let judged: Vec<f64> = records.iter().filter(of).map(|r| r["accuracy"].as_f64().unwrap()).collect();
+        assert_eq!(judged.len(), 12);
+        let highest = judged.iter().copied().fold(0.0, f64::max);
+        let first = 1 + judged.iter().position(|a| *a == highest).unwrap();
+        assert_eq!(desk.json(&format!("calm/{stage}/done.json"))["facts"]["exported"], first, "{stage}: {judged:?}");
+        assert_eq!(eval["stages"][stage]["validation"]["overall"].as_f64(), Some(highest), "{stage}");
+    }
+    let output = desk.run(&["run", "c.toml", "--set", "federated.export=best", "--set", "run.dir=none"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("validation.per_class"), "{}", err(&output));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_stops_cleanly_and_says_how_to_go_on() {

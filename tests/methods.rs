@@ -97,7 +97,7 @@ impl World {
         self.with(algorithm, |federation| {
             let net = net();
             let start = net.init(Key::from_seed(5));
-            Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate }.run(start, cx)
+            Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(start, cx)
         })
     }
 }

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::brief::{Name, Part, PartKind, Reply};
+use super::brief::Name;
+use super::reply::{Part, PartKind, Reply};
 use super::{ClientId, Collect};
 use crate::error::{Error, Result};
 use crate::nn::sum::add_weighted;

@@ -1,7 +1,8 @@
 //! The control without a federation: each client trains by itself, in the rounds in which it is drawn. Nothing is sent,
 //! the server's model never moves, and what is judged are the clients' own models.
 
-use super::brief::{Brief, Job, Outcome, Reply, Slot};
+use super::brief::{Brief, Job, Slot};
+use super::reply::{Outcome, Reply};
 use super::{About, Algorithm, ClientId, Collected, Cost, Exchange, Named, Needs, Now, Sizes};
 use crate::error::{Error, Result};
 use crate::nn::Params;

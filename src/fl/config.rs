@@ -23,6 +23,18 @@ pub enum Mode {
     Centralised,
 }
 
+/// Which round's model a stage exports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Export {
+    /// The last round's.
+    #[default]
+    Last,
+    /// That of the judged round with the highest accuracy on the validation set, the earliest of equals. Test never
+    /// selects.
+    Best,
+}
+
 /// The `federated` section. The defaults are the reference protocol's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -49,6 +61,8 @@ pub struct FederatedConfig {
     pub checkpoint_every: usize,
     /// Checkpoints kept, the newest ones.
     pub keep_checkpoints: usize,
+    /// Which round's model is exported: `last`, or `best` by validation (needs `validation.per_class`).
+    pub export: Export,
 }
 
 impl Default for FederatedConfig {
@@ -65,6 +79,7 @@ impl Default for FederatedConfig {
             eval_every: 1,
             checkpoint_every: 10,
             keep_checkpoints: 2,
+            export: Export::Last,
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::brief::{Bn, Job, MODEL, Measure, Outcome, Step, Train};
+use super::brief::{Bn, Job, MODEL, Measure, Step, Train};
 use super::feed::{Data, Stream};
 use super::fit::{self, Plan, Standing, fit};
 use super::objective::{Here, Tap};
+use super::reply::Outcome;
 use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};

@@ -18,6 +18,7 @@ pub mod local;
 pub mod methods;
 pub mod objective;
 pub mod predict;
+pub mod reply;
 pub mod round;
 pub mod tau_norm;
 pub mod trainer;
@@ -31,12 +32,12 @@ pub use crate::nn::Named;
 use crate::nn::{Classifier, Params};
 pub use aggregate::{Collected, LEAF};
 pub use brief::{
-    Averaging, Bn, Brief, Feed, Job, Length, Loss, Measure, Moments, Name, Order, Outcome, Part, PartKind, Reply, Rows,
-    Slot, Step, Stop, Train,
+    Averaging, Bn, Brief, Feed, Job, Length, Loss, Measure, Moments, Name, Order, Rows, Slot, Step, Stop, Train,
 };
 pub use config::{FederatedConfig, Mode};
 pub use methods::AlgorithmConfig;
 pub use objective::{Beside, Column, Here, Objective, Statistic, Sums, Tap};
+pub use reply::{Outcome, Part, PartKind, Reply};
 pub use trainer::{Supplies, Trainer};
 
 /// A client's number, `0..clients`.

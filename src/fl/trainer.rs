@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::aggregate::LEAF;
-use super::brief::{Job, Name, Outcome};
+use super::brief::{Job, Name};
 use super::feed::{Data, Source};
 use super::objective::Column;
+use super::reply::Outcome;
 use super::{Named, Reply, local};
 use crate::error::{Place, Result};
 use crate::exec::{self, Context};

@@ -92,6 +92,13 @@ impl Experiment {
         Judge { data, loader: &self.loader, groups: &self.groups, backend, tau_norm }
     }
 
+    /// The validation images, where some are reserved.
+    pub fn validation(&self) -> Result<Option<Dataset>> {
+        let (train, ids) = (&self.benchmark.train, &self.split.validation);
+        let name = || format!("{} (validation)", train.name);
+        (!ids.is_empty()).then(|| train.select(name(), ids)).transpose()
+    }
+
     /// The cohort of a round, from 1: an imported one, the reference generator's, or the key path's.
     pub fn cohort(&self, round: usize) -> Result<Vec<ClientId>> {
         let (clients, size) = (self.split.clients.len(), self.config.federated.cohort);

@@ -26,9 +26,20 @@ impl Experiment {
         tuned: &Finetuned,
         cx: &Context,
     ) -> Result<()> {
-        let (false, Some(global)) = (dir.file(FILE).exists() || tuned.kept.is_empty(), &tuned.global) else {
+        if dir.file(FILE).exists() {
+            return Ok(());
+        }
+        let Some(last) = &tuned.last else {
+            if federation.algorithm.needs().kept {
+                cx.events.on(Event::Warning(
+                    "what clients keep is gone with the checkpoints: their own models are not judged",
+                ));
+            }
             return Ok(());
         };
+        if tuned.kept.is_empty() {
+            return Ok(());
+        }
         let classifier = federation.trainer.classifier();
         let now = federation.now(self.config.federated.rounds, classifier.as_ref(), &[], cx);
         let all: Vec<u32> = tuned.kept.keys().copied().collect();
@@ -40,7 +51,9 @@ impl Experiment {
         let mut rows = Vec::new();
         for client in judged {
             let kept = &tuned.kept[&client].named;
-            let Some(model) = federation.algorithm.personal(global, &tuned.model, kept, &now)? else { return Ok(()) };
+            let Some(model) = federation.algorithm.personal(&last.model, &last.deployed, kept, &now)? else {
+                return Ok(());
+            };
             let figures = self.judge().classifier(&self.net, &model, cx)?;
             let counts = self.split.count(&self.split.clients[client as usize]);
             let held = counts.iter().sum::<u32>().max(1);

@@ -19,7 +19,8 @@ use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::{RunDir, directory};
-use crate::stage::finetune::{Finetune, Finetuned};
+use crate::stage::evaluate::Judge;
+use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
 use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
@@ -104,6 +105,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
     let figures = experiment.judge().classifier(&experiment.net, &tuned.model, cx)?;
     let mut entry = evaluate::entry(&figures, &tuned.model.digest(), last("finetune"));
     entry.extend(experiment.personal_entry(dir)?);
+    entry.extend(experiment.validated(&tuned.model, cx)?);
     entries.insert("finetune".into(), entry);
     let (mut model, mut stage) = (tuned.model, "finetune");
     if let (Some(aligner), true) = (&aligner, stages != Stages::Finetune) {
@@ -113,7 +115,9 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
             None => align::align(dir, &experiment.net, aligner, &model, config.federated.rounds, &judge, cx)?,
         };
         let last = if align.when == When::EveryRound { last("align") } else { None };
-        entries.insert("align".into(), evaluate::entry(&judge(&model)?, &model.digest(), last));
+        let mut entry = evaluate::entry(&judge(&model)?, &model.digest(), last);
+        entry.extend(experiment.validated(&model, cx)?);
+        entries.insert("align".into(), entry);
         stage = "align";
     }
     if config.evaluate.logits {
@@ -126,6 +130,13 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
 }
 
 impl Experiment {
+    /// A classifier's figures on the validation set, where there is one, as an entry of `eval.json` holds them.
+    fn validated(&self, model: &Params, cx: &Context) -> Result<Map<String, Value>> {
+        let Some(data) = self.validation()? else { return Ok(Map::new()) };
+        let figures = Judge { data: &data, ..self.judge() }.classifier(&self.net, model, cx)?.to_json();
+        Ok(Map::from_iter([("validation".to_string(), Value::Object(figures))]))
+    }
+
     fn stage_one(&self, stages: Stages, dir: &RunDir, cx: &Context) -> Result<Option<Pretrained>> {
         if !self.config.pretrain.enabled {
             return match stages {
@@ -225,7 +236,12 @@ impl Experiment {
         let done = dir.file("finetune/done.json").exists();
         let shelf = if done { None } else { self.finetune_shelf(&start)? };
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;
-        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge };
+        let validation = self.validation()?;
+        let validate = validation
+            .as_ref()
+            .map(|data| move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx));
+        let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
+        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;
         shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;

@@ -6,6 +6,7 @@ use super::Experiment;
 use crate::data::{self, Dataset, Order};
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
+use crate::fl::config::Export;
 use crate::fl::feed::Source;
 use crate::fl::{Column, Supplies};
 use crate::nn::Params;
@@ -33,6 +34,10 @@ impl Experiment {
         }
         if needs.classifier && self.net.classifier().is_none() {
             return lacking("a network that ends in a linear classifier", "choose another model.kind");
+        }
+        if self.config.federated.export == Export::Best && self.split.validation.is_empty() {
+            return Err(Error::input("federated.export = \"best\": there is no validation set to choose by")
+                .hint("set validation.per_class; the test set never chooses"));
         }
         Ok(())
     }

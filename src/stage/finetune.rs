@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::metrics::Evaluation;
+use super::selection::Selection;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 pub use crate::fl::config::LAST;
@@ -55,6 +56,9 @@ impl FinetuneConfig {
     }
 }
 
+/// A model's figures on some set.
+pub type Evaluate<'a> = &'a dyn Fn(&Params) -> Result<Evaluation>;
+
 /// What the stage needs besides the federation itself.
 pub struct Finetune<'a> {
     /// Where it writes.
@@ -64,53 +68,52 @@ pub struct Finetune<'a> {
     /// The network, for reading a finished model back.
     pub net: &'a Arc<Net>,
     /// Figures of a model on test.
-    pub evaluate: &'a dyn Fn(&Params) -> Result<Evaluation>,
+    pub evaluate: Evaluate<'a>,
+    /// Figures of a model on the validation set, where the run has one.
+    pub validate: Option<Evaluate<'a>>,
 }
 
-/// The models after the last round.
+/// The exported models: of the last round, or of the best by validation.
 pub struct Finetuned {
     /// Before alignment.
     pub model: Params,
-    /// After the last round's alignment, where it runs every round.
+    /// After a round's alignment, where it runs every round.
     pub aligned: Option<Params>,
-    /// The server's own model, from which the deployed one may differ; none where a finished stage was read back and no
-    /// checkpoint is left.
-    pub global: Option<Params>,
+    /// After the last round; none where a finished stage was read back and no checkpoint is left.
+    pub last: Option<Last>,
     /// What clients kept; empty where a finished stage was read back and no checkpoint is left.
     pub kept: BTreeMap<ClientId, Kept>,
+}
+
+/// The server's models after the last round.
+pub struct Last {
+    /// Its own.
+    pub model: Params,
+    /// What it deploys, which may differ.
+    pub deployed: Params,
 }
 
 impl Finetune<'_> {
     /// Runs the rounds that are missing; a finished stage is read back.
     pub fn run(&self, start: Params, cx: &Context) -> Result<Finetuned> {
-        let layout = &self.net.layout;
-        if let Some((model, _)) = self.dir.finished("finetune", layout)? {
-            let aligned = match self.federation.align {
-                Some(_) => self.dir.finished("align", layout)?.map(|(params, _)| params),
-                None => None,
-            };
-            if self.federation.align.is_none() || aligned.is_some() {
-                let clients = Clients::new(self.dir.path());
-                let (global, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
-                    Some((round, files, index)) => (Some(restore(round, files)?.0.model), read_kept(&clients, &index)?),
-                    None => (None, BTreeMap::new()),
-                };
-                return Ok(Finetuned { model, aligned, global, kept });
-            }
+        if let Some(tuned) = self.read_back()? {
+            return Ok(tuned);
         }
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
         let folder = self.dir.file("checkpoints");
         let clients = Clients::new(self.dir.path());
-        let (server, mut last, mut index) = match checkpoint::latest_with(&folder)? {
-            Some((round, files, index)) => {
+        let (server, mut last, mut index, best) = match checkpoint::latest_with(&folder)? {
+            Some((round, mut files, index)) => {
+                let best = files.remove(BEST).unwrap_or_default();
                 let (mut server, last) = restore(round, files)?;
                 server.kept = read_kept(&clients, &index)?;
-                (server, last, index)
+                (server, Some(last), index, best)
             }
-            None => (self.federation.start(start, cx)?, None, Index::new()),
+            None => (self.federation.start(start, cx)?, None, Index::new(), Named::new()),
         };
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
+        let mut selection = Selection::resume(self.federation.config.export, best, &self.dir.file("metrics.jsonl"))?;
         let mut times = Records::open(&self.dir.file("times.jsonl"))?;
         times.cut("finetune", server.round + 1)?;
         let mut began = Instant::now();
@@ -119,7 +122,7 @@ impl Finetune<'_> {
         let model = server.model.clone();
         let server = self.federation.run(server, cx, &mut |finished| {
             let trained = began.elapsed().as_secs_f64();
-            self.record(&finished, &mut records, cx)?;
+            self.record(&finished, &mut records, &mut selection, cx)?;
             let (round, config) = (finished.server.round, self.federation.config);
             let judged = began.elapsed().as_secs_f64() - trained;
             times.add("finetune", round, "time", &[("seconds", trained), ("evaluation", judged)])?;
@@ -127,30 +130,68 @@ impl Finetune<'_> {
             if round % config.checkpoint_every == 0 || round == config.rounds {
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
-                checkpoint::save_with(&folder, round, &files(&finished), kept, config.keep_checkpoints)?;
+                checkpoint::save_with(&folder, round, &files(&finished, &selection), kept, config.keep_checkpoints)?;
             }
             began = Instant::now();
             Ok(())
         })?;
         cx.events.on(Event::End);
-        let (model, aligned) = match last {
+        let last = match last {
             Some(models) => models,
             None => self.without_rounds(model, server.round, cx)?,
         };
-        self.dir.finish("finetune", &model, json!({ "rounds": server.round }))?;
-        if let Some(aligned) = &aligned {
-            self.dir.finish("align", aligned, json!({ "rounds": server.round, "when": "every-round" }))?;
+        self.export(server, last, &selection)
+    }
+
+    /// A finished stage's models; none where it is not finished.
+    fn read_back(&self) -> Result<Option<Finetuned>> {
+        let layout = &self.net.layout;
+        let Some((model, _)) = self.dir.finished("finetune", layout)? else { return Ok(None) };
+        let aligned = match self.federation.align {
+            Some(_) => self.dir.finished("align", layout)?.map(|(params, _)| params),
+            None => None,
+        };
+        if self.federation.align.is_some() && aligned.is_none() {
+            return Ok(None);
         }
-        Ok(Finetuned { model, aligned, global: Some(server.model), kept: server.kept })
+        let clients = Clients::new(self.dir.path());
+        let (last, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
+            Some((round, files, index)) => {
+                let (server, (deployed, _)) = restore(round, files)?;
+                (Some(Last { model: server.model, deployed }), read_kept(&clients, &index)?)
+            }
+            None => (None, BTreeMap::new()),
+        };
+        Ok(Some(Finetuned { model, aligned, last, kept }))
+    }
+
+    /// Writes the stage's models: those of the last round, or of the best.
+    fn export(&self, server: Server, last: Models, selection: &Selection) -> Result<Finetuned> {
+        let (rounds, (deployed, aligned)) = (server.round, last);
+        let (model, round) = selection.choose("finetune", deployed.clone(), rounds);
+        self.dir.finish("finetune", &model, json!({ "rounds": rounds, "exported": round }))?;
+        let aligned = aligned.map(|last| selection.choose("align", last, rounds));
+        if let Some((aligned, round)) = &aligned {
+            let facts = json!({ "rounds": rounds, "exported": round, "when": "every-round" });
+            self.dir.finish("align", aligned, facts)?;
+        }
+        let (aligned, last) = (aligned.map(|(model, _)| model), Last { model: server.model, deployed });
+        Ok(Finetuned { model, aligned, last: Some(last), kept: server.kept })
     }
 
     /// Zero rounds: the start model is the result, aligned once where alignment is on ("server only").
-    fn without_rounds(&self, model: Params, round: usize, cx: &Context) -> Result<(Params, Option<Params>)> {
+    fn without_rounds(&self, model: Params, round: usize, cx: &Context) -> Result<Models> {
         let aligned = self.federation.align.map(|step| step.apply(&model, round, cx)).transpose()?;
         Ok((model, aligned))
     }
 
-    fn record(&self, finished: &Finished<'_>, records: &mut Records, cx: &Context) -> Result<()> {
+    fn record(
+        &self,
+        finished: &Finished<'_>,
+        records: &mut Records,
+        selection: &mut Selection,
+        cx: &Context,
+    ) -> Result<()> {
         let (round, config) = (finished.server.round, self.federation.config);
         let tally = &finished.tally;
         let train = [
@@ -162,14 +203,16 @@ impl Finetune<'_> {
         ];
         records.add("finetune", round, "train", &train)?;
         let mut shown = vec![("loss", tally.loss())];
-        if config.judged(round) {
-            let before = (self.evaluate)(finished.deployed)?;
-            records.add("finetune", round, "test", &before.figures())?;
-            shown.push(("accuracy", before.overall));
-            if let Some(aligned) = finished.aligned {
-                let after = (self.evaluate)(aligned)?;
-                records.add("align", round, "test", &after.figures())?;
-                shown.push(("aligned", after.overall));
+        let models = [("finetune", "accuracy", Some(finished.deployed)), ("align", "aligned", finished.aligned)];
+        for (stage, name, model) in models {
+            let Some(model) = model.filter(|_| config.judged(round)) else { continue };
+            let figures = (self.evaluate)(model)?;
+            records.add(stage, round, "test", &figures.figures())?;
+            shown.push((name, figures.overall));
+            if let Some(validate) = self.validate {
+                let figures = validate(model)?;
+                records.add(stage, round, "validation", &figures.figures())?;
+                selection.offer(stage, round, figures.overall, model);
             }
         }
         cx.events.on(Event::Advance { done: round as u64, figures: &shown });
@@ -177,14 +220,22 @@ impl Finetune<'_> {
     }
 }
 
-fn files(finished: &Finished<'_>) -> Files {
+/// The checkpoint's file of the best models so far.
+const BEST: &str = "best";
+
+fn files(finished: &Finished<'_>, selection: &Selection) -> Files {
     let server = finished.server;
     let mut model =
         Named::from([("model".to_string(), server.model.clone()), ("deployed".to_string(), finished.deployed.clone())]);
     if let Some(aligned) = finished.aligned {
         model.insert("aligned".to_string(), aligned.clone());
     }
-    Files::from([("model".to_string(), model), ("server".to_string(), server.state.clone())])
+    let mut files = Files::from([("model".to_string(), model), ("server".to_string(), server.state.clone())]);
+    let best = selection.models();
+    if !best.is_empty() {
+        files.insert(BEST.to_string(), best);
+    }
+    files
 }
 
 /// Writes what clients kept since the files in `index`.
@@ -204,9 +255,10 @@ fn read_kept(clients: &Clients, index: &Index) -> Result<BTreeMap<ClientId, Kept
     index.iter().map(read).collect()
 }
 
-type Restored = (Server, Option<(Params, Option<Params>)>);
+/// A round's deployed model, and what alignment made of it.
+type Models = (Params, Option<Params>);
 
-fn restore(round: usize, mut files: Files) -> Result<Restored> {
+fn restore(round: usize, mut files: Files) -> Result<(Server, Models)> {
     let broken = |what: &str| Error::data(format!("checkpoint of round {round}: no {what}"));
     let mut take = |stem: &str| files.remove(stem).ok_or_else(|| broken(stem));
     let (mut models, state) = (take("model")?, take("server")?);
@@ -217,5 +269,5 @@ fn restore(round: usize, mut files: Files) -> Result<Restored> {
     let model = models.remove("model").ok_or_else(|| broken("model"))?;
     let deployed = models.remove("deployed").ok_or_else(|| broken("deployed model"))?;
     let server = Server { round, model, state, kept: BTreeMap::new() };
-    Ok((server, Some((deployed, models.remove("aligned")))))
+    Ok((server, (deployed, models.remove("aligned"))))
 }

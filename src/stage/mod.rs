@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod pretrain;
 pub mod pretrain_llm;
 pub mod probe;
+pub mod selection;
 pub mod teach;
 pub mod teach_mllm;
 

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fl::align::BatchNorm;
-use crate::fl::brief::{MODEL, applied};
+use crate::fl::brief::MODEL;
+use crate::fl::reply::applied;
 use crate::fl::{
     Bn, Brief, Collect, Collected, Exchange, Feed, Here, Job, Loss, Measure, Named, Now, Objective, Order, Outcome,
     Part, Reply, Rows, Slot, Statistic, Step, Sums, Tap, Train, Who,

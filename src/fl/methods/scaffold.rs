@@ -9,7 +9,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::fl::brief::{MODEL, difference};
+use crate::fl::brief::MODEL;
+use crate::fl::reply::difference;
 use crate::fl::{
     About, Algorithm, Brief, ClientId, Collected, Cost, Exchange, Job, Named, Needs, Now, Outcome, Part, PartKind, Reply,
     Sizes, Slot, Step,

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use self::gate::{Gate, Student, TrainGate};
 use crate::error::{Error, Result};
-use crate::fl::brief::{MODEL, applied};
+use crate::fl::brief::MODEL;
+use crate::fl::reply::applied;
 use crate::fl::{
     About, Algorithm, Bn, Brief, ClientId, Collect, Collected, Exchange, Feed, Job, Length, Loss, Moments, Named, Needs,
     Now, Objective, Outcome, Part, Reply, Rows, Slot, Step, Train, Who,
