@@ -118,7 +118,7 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
     let again = desk.ok(&["run", "c.toml"]);
     assert_eq!(table, again, "a finished run prints its table again");
     assert!(desk.ok(&["report", "runs/c", "--figures", "figures"]).contains("2 finetune"));
-    for name in ["frequency", "confusion", "holders", "contact-sheet"] {
+    for name in ["rounds", "frequency", "confusion", "holders", "contact-sheet"] {
         let svg = std::fs::read_to_string(desk.path(&format!("figures/{name}.svg"))).unwrap();
         assert!(svg.contains("prefers-color-scheme:dark") && svg.trim_end().ends_with("</svg>"), "{name}");
     }
@@ -346,4 +346,50 @@ fn an_exported_split_runs_to_the_same_model() {
     theirs.extend(plain);
     desk.ok(&theirs);
     assert_eq!(desk.digest("own", "finetune"), desk.digest("theirs", "finetune"));
+}
+
+#[test]
+fn reports_of_one_run_and_of_many_have_one_schema_and_compare_ends_in_a_sentence() {
+    let desk = Desk::new();
+    for (arm, kind) in [("a", "fedavg\""), ("b", "fedprox\", mu = 0.0")] {
+        for seed in ["1", "2"] {
+            let set = [
+                format!("run.dir=r/{arm}/seed-{seed}"),
+                format!("run.seed={seed}"),
+                format!("algorithm={{kind=\"{kind}}}"),
+            ];
+            let mut arguments =
+                vec!["run", "c.toml", "--set", "pretrain.enabled=false", "--set", "align.enabled=false"];
+            set.iter().for_each(|s| arguments.extend(["--set", s]));
+            desk.ok(&arguments);
+        }
+    }
+    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&desk.ok(arguments)).unwrap();
+    let (many, one) = (json(&["report", "r", "--json"]), json(&["report", "r/a/seed-1", "--format", "json"]));
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!((keys(&many), keys(&many["rows"][0])), (keys(&one), keys(&one["rows"][0])));
+    let rows = many["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "equal numbers of another method stay a row");
+    assert_eq!(rows[0]["figures"]["overall"], rows[1]["figures"]["overall"], "FedProx with mu = 0 is FedAvg");
+    assert_eq!(
+        (rows[1]["differs"]["algorithm.mu"].as_str(), &rows[0]["last_rounds"][0]),
+        (Some("0.0"), &Value::from(6))
+    );
+    let table = desk.ok(&["report", "r", "--wide"]);
+    assert!(table.contains("last 6 rounds") && table.contains("algorithm.mu") && table.contains("fedprox"), "{table}");
+    let said = desk.ok(&["compare", "r/b", "r/a"]);
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("b over a by 0.0 ± 0.0 points of accuracy (final model), 2 seeds"), "{said}");
+    assert!(last.ends_with("so this may be noise.") && said.contains("test images of its own"), "{said}");
+    assert!(desk.ok(&["report", "r", "--format", "latex"]).contains("\\toprule"));
+    assert!(desk.ok(&["report", "r", "--format", "csv"]).starts_with("run,stage,"));
+    assert!(desk.ok(&["report", "r", "--per-class"]).contains("| many"));
+    assert!(desk.ok(&["report", "r/a", "--per-client"]).contains("label distribution"));
+    desk.ok(&["report", "r", "--figures", "f", "--curve", "run.seed"]);
+    let typo = desk.run(&["report", "r", "--figures", "f", "--curve", "algorithm.mi"]);
+    assert!(typo.status.code() == Some(2) && err(&typo).contains("did you mean `algorithm.mu`?"), "{}", err(&typo));
+    std::fs::remove_file(desk.path("r/a/seed-2/eval.json")).unwrap();
+    let lacking = desk.run(&["report", "r"]);
+    assert!(err(&lacking).contains("unfinished runs: 1: r/a/seed-2"), "{}", err(&lacking));
+    assert!(String::from_utf8_lossy(&lacking.stdout).contains("Seed 2 missing: a"), "a missing seed is named");
 }

@@ -23,5 +23,6 @@ mod methods_plain;
 mod methods_small;
 mod methods_yoyo;
 mod net_golden;
+mod reports;
 mod round_golden;
 mod toy;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::commands::show;
+use super::report::{Output, show};
 use super::{Changes, machine};
 use crate::config::Config;
 use crate::error::{Class, Error, Result};
@@ -134,7 +134,7 @@ pub fn resume(r: &Resume, quiet: bool) -> Result<()> {
         }
         arms_of(&config, &seeds, Stages::All, &cx)?;
     }
-    show(std::slice::from_ref(&r.run), false)
+    show(std::slice::from_ref(&r.run), &Output::default())
 }
 
 /// Runs and experiments at `path` or below, in name order.

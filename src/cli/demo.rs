@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::arms::arms_of;
 use super::captions;
-use super::commands::{figures, show};
+use super::report::{Output, figures, show};
 use super::{Changes, machine};
 use crate::error::Result;
 use crate::pipeline::Stages;
@@ -32,9 +32,8 @@ pub struct Demo {
     /// Draw figures (SVG) into this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Runs `configs/demo.toml` or its controls, for one or several seeds, and prints the tables. What is done, by seed
@@ -49,5 +48,5 @@ pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     if let Some(folder) = &d.figures {
         figures(&runs, folder)?;
     }
-    show(&runs, d.json)
+    show(&runs, &d.output)
 }

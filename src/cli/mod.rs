@@ -15,6 +15,7 @@ mod methods;
 mod mllm;
 mod models;
 mod progress;
+mod report;
 mod split;
 mod voice;
 
@@ -87,9 +88,12 @@ enum Command {
   fedllava methods
   fedllava methods configs/cifar10-lt/quick.toml --json")]
     Methods(methods::Methods),
-    /// Print finished runs as a Markdown table.
-    #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
-    Report(commands::Report),
+    /// Finished runs as tables and figures.
+    #[command(after_help = report::REPORT_HELP)]
+    Report(report::Report),
+    /// One run, arm or folder of seeds over others, paired by seed, with a 95 % interval.
+    #[command(after_help = report::COMPARE_HELP)]
+    Compare(report::Compare),
     /// Go on with a stopped run, or with all arms and seeds of an experiment.
     #[command(after_help = "Examples:
   fedllava resume runs/demo
@@ -133,9 +137,8 @@ struct Configured {
     config: PathBuf,
     #[command(flatten)]
     changes: Changes,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: report::Output,
 }
 
 /// Changes to a config.
@@ -188,7 +191,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
         Command::Methods(m) => methods::methods(&m),
-        Command::Report(r) => commands::report(&r),
+        Command::Report(r) => report::report(&r),
+        Command::Compare(c) => report::compare(&c),
         Command::Resume(r) => arms::resume(&r, quiet),
         Command::Config(c) => config::config(&c),
         Command::Explain(e) => explain::explain(&e),

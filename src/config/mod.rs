@@ -137,6 +137,10 @@ pub struct Contrast {
     pub of: String,
     /// `arm/stage` that is subtracted.
     pub over: String,
+    /// A sentence that reports say where the difference is above 0 and not noise; empty for none.
+    pub if_above: String,
+    /// The same for a difference below 0.
+    pub if_below: String,
 }
 
 /// A whole experiment.

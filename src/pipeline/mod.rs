@@ -21,6 +21,7 @@ mod outlook;
 mod pretraining;
 mod run;
 mod personal;
+mod said;
 mod sharing;
 mod supplies;
 mod through_llm;

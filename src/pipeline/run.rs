@@ -40,7 +40,7 @@ pub enum Stages {
     Align,
 }
 
-type Entries = BTreeMap<String, Map<String, Value>>;
+pub(super) type Entries = BTreeMap<String, Map<String, Value>>;
 
 /// Runs the stages of one configuration in its directory; what is done is not done again. Runs of one library read
 /// the same benchmark once.
@@ -122,10 +122,12 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     if let Some(p) = &pretrained
         && let Some(figures) = &p.evaluation
     {
-        entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
+        let entry = evaluate::entry(figures, &p.params.digest(), None);
+        entries.insert("pretrain".into(), entry);
     }
     let mut extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
+        experiment.say(&mut entries, &extras);
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
     let teacher = experiment.teach(&mut entries, cx)?;
@@ -166,6 +168,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
         let (logits, labels) = experiment.judge().logits(&experiment.net, &model, cx)?;
         evaluate::write_logits(dir, "logits.safetensors", &logits, &labels, experiment.net.outputs())?;
     }
+    experiment.say(&mut entries, &extras);
     evaluate::write(dir, &entries, stage, extras)?;
     dir.update_manifest(&[("complete", json!(stages == Stages::All))].into())
 }
@@ -203,7 +206,9 @@ impl Experiment {
         }
         for teacher in &config.evaluate.teachers {
             let name = format!("teacher {}", teacher.label());
-            entries.insert(name, self.alone(teacher, cx)?);
+            let again = (2..).map(|n| format!("{name} {n}"));
+            let free = std::iter::once(name.clone()).chain(again).find(|n| !entries.contains_key(n));
+            entries.insert(free.unwrap_or(name), self.alone(teacher, cx)?);
         }
         let (data, set) = self.server_set();
         if config.evaluate.probe {
@@ -307,7 +312,9 @@ impl Experiment {
             "shots": config.evaluate.shots.rule(),
             "supervised": matches!(&config.pool, PoolConfig::World(w) if w.labels),
             "test_images": self.benchmark.test.len(),
+            "test": self.benchmark.test.digest,
             "classes": self.benchmark.test.classes,
+            "groups": self.group_names(),
             "class_counts": counts,
             "held": { "clients": self.split.counts(), "server": self.split.count(&self.split.server) },
             "split": self.split.digest(),
