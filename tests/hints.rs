@@ -98,6 +98,35 @@ fn commands_that_hints_name_are_run() {
     assert!(desk.run(&[&split[..], &["--set", set]].concat()).status.success());
 }
 
+/// Commands whose examples need neither data, a network nor a finished run. What the others' help shows is held against
+/// the command line and the configs by a test beside the commands.
+const LIGHT: [&str; 6] = ["config", "explain", "completions", "methods", "doctor", "help"];
+
+/// The command lines that the help of a command and of those below it shows.
+fn examples(desk: &Desk, command: &[&str], found: &mut Vec<String>) {
+    let help = desk.ok(&[command, &["--help"]].concat());
+    let shown = help.split("Example").skip(1).flat_map(str::lines);
+    found.extend(shown.filter_map(|l| l.find("fedllava ").map(|i| l[i..].trim().trim_end_matches(')').to_string())));
+    let below = help.split("Commands:\n").nth(1).unwrap_or_default().split("\n\n").next().unwrap_or_default();
+    let names = below.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
+    for name in names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help") {
+        examples(desk, &[command, &[name]].concat(), found);
+    }
+}
+
+#[test]
+fn examples_that_need_no_data_are_run() {
+    let (desk, mut found) = (Desk::new(), Vec::new());
+    examples(&desk, &[], &mut found);
+    let light: Vec<&String> = found.iter().filter(|l| LIGHT.iter().any(|n| l[9..].starts_with(n))).collect();
+    assert!(found.len() > 30 && light.len() > 8, "{found:?}");
+    for line in light.into_iter().filter(|l| !l.contains("cifar")) {
+        let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+        let output = desk.command(&words).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{line}: {}", err(&output));
+    }
+}
+
 /// What a shell is offered for the last of these words.
 fn offered(desk: &Desk, words: &[&str]) -> Vec<String> {
     let mut command = desk.command(&[]);
