@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use fedllava::report::figures::curve;
 use fedllava::report::figures::data::{self, Series};
 use fedllava::report::{Contrasts, Report, Room, View};
 use proptest::prelude::*;
@@ -449,7 +450,7 @@ fn check_figures(report: &Report, rows: &[Known]) {
 
 /// A line holds runs of one config but for the key; a point the values of the runs there; every run is on a line.
 fn check_curve(report: &Report) {
-    let Ok(chart) = data::curve(report, "partition.alpha", false) else {
+    let Ok(chart) = curve::curve(report, "partition.alpha", false) else {
         let values: BTreeSet<&str> = report
             .found
             .runs

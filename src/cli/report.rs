@@ -156,7 +156,7 @@ pub fn report(r: &Report) -> Result<()> {
     match (&r.figures, &r.curve) {
         (Some(folder), Some(key)) => {
             let path = folder.join(format!("{}.svg", key.replace('.', "-")));
-            fsx::write_atomic(&path, drawing::curve(&runs, key, r.log)?.as_bytes())?;
+            fsx::write_atomic(&path, drawing::against(&runs, key, r.log)?.as_bytes())?;
             say(&path.display().to_string());
         }
         (Some(folder), None) => draw(&runs, folder)?,

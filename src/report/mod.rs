@@ -2,12 +2,12 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `runs` | directories → runs: which are finished, what each says of its stages |
-//! | `group` | runs → rows: one configuration over its seeds, one stage; what tells rows apart |
+//! | `runs` `keys` | directories → runs: which are finished, what each says of its stages and of its config |
+//! | `group` `naming` | runs → rows: one configuration over its seeds, one stage; what tells rows apart |
 //! | `numbers` | means, deviations, Student's intervals |
 //! | `summary` | rows → the tables of `report`, its JSON, its sheet |
 //! | `contrast` | an experiment's own questions → paired differences |
-//! | `compare` | two sides → paired differences and a sentence |
+//! | `side` `compare` | two sides → paired differences and a sentence |
 //! | `views` | accuracy of each class, of each client |
 //! | `table` `format` | a table that gets narrow; terminal, Markdown, LaTeX, CSV |
 //! | `figures` | rows → series and squares → SVG |
@@ -17,8 +17,11 @@ pub mod contrast;
 pub mod figures;
 pub mod format;
 pub mod group;
+pub mod keys;
+pub mod naming;
 pub mod numbers;
 pub mod runs;
+pub mod side;
 pub mod summary;
 pub mod table;
 pub mod views;

@@ -1,10 +1,11 @@
 //! Run directories as they lie on disk: what is finished, what is not, and what each says of itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::keys::{self, Keys};
 use crate::error::{Error, Result};
 use crate::fsx;
 use crate::run::Records;
@@ -13,29 +14,8 @@ use crate::run::directory::read_json;
 /// Beside the arms of an experiment: their order, and the contrasts between them.
 pub const EXPERIMENT: &str = "experiment.json";
 
-/// Keys that reach no number of any row: the seed, which rows pool; places and the machine; what is written or measured
-/// besides.
-const FREE: [&str; 13] = [
-    "run.seed",
-    "run.dir",
-    "run.name",
-    "run.threads",
-    "run.device",
-    "run.cache",
-    "run.share",
-    "federated.checkpoint_every",
-    "federated.keep_checkpoints",
-    "evaluate.overlaps",
-    "evaluate.logits",
-    "evaluate.teacher",
-    "evaluate.probe",
-];
-
 /// Folders below a given path are searched so deep.
 const DEPTH: usize = 8;
-
-/// `section.key` → value of a run's resolved config.
-pub type Keys = BTreeMap<String, toml::Value>;
 
 /// A run with an `eval.json`.
 #[derive(Clone, Debug)]
@@ -189,7 +169,7 @@ impl Run {
     /// Reads a run's directory.
     pub fn read(dir: &Path) -> Result<Run> {
         let eval = read_json(&dir.join("eval.json"))?;
-        let (keys, seed) = keys(dir)?;
+        let (keys, seed) = keys::read(dir)?;
         let Some(seed) = seed.or(eval["facts"]["seed"].as_u64()) else {
             return Err(Error::data(format!("{}: no run.seed", dir.join("config.toml").display())));
         };
@@ -268,36 +248,6 @@ fn test_digest(dir: &Path) -> Result<String> {
     let file = dir.join("manifest.json");
     let manifest = if file.exists() { read_json(&file)? } else { Value::Null };
     Ok(manifest["test"]["digest"].as_str().unwrap_or("").into())
-}
-
-/// The keys of a run's config that may reach a number, and its seed.
-fn keys(dir: &Path) -> Result<(Keys, Option<u64>)> {
-    let path = dir.join("config.toml");
-    let table: toml::Table = toml::from_str(&fsx::read_text(&path)?)
-        .map_err(|e| Error::data(format!("{}: {}", path.display(), e.message())))?;
-    let mut keys = Keys::new();
-    flatten("", &toml::Value::Table(table), &mut keys);
-    let seed = keys.get("run.seed").and_then(toml::Value::as_integer).and_then(|s| u64::try_from(s).ok());
-    // A split drawn from the run's own seed goes with it.
-    if keys.get("run.split_seed") == keys.get("run.seed") {
-        keys.remove("run.split_seed");
-    }
-    keys.retain(|key, _| !FREE.contains(&key.as_str()));
-    Ok((keys, seed))
-}
-
-fn flatten(prefix: &str, value: &toml::Value, out: &mut Keys) {
-    match value {
-        toml::Value::Table(table) if !table.is_empty() || prefix.is_empty() => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&path, value, out);
-            }
-        }
-        other => {
-            out.insert(prefix.into(), other.clone());
-        }
-    }
 }
 
 /// A run's directory name; a folder `seed-3` belongs to what is above it.

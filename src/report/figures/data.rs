@@ -1,14 +1,13 @@
 //! What figures show, as numbers: made from the rows, drawn elsewhere.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::super::group::{Report, Row, shown};
+use super::super::group::{Report, Row};
 use super::super::numbers::{Spread, ranges};
-use super::super::runs::{Keys, Stage, judged};
-use crate::error::{Error, Result, closest};
+use super::super::runs::judged;
+use crate::error::Result;
 
 /// A value over seeds at a place of the horizontal axis.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,8 +86,8 @@ pub struct Holding {
 /// Most places of classes on an axis; of more, neighbours are put together.
 pub const PLACES: usize = 30;
 
-/// `3 seeds`, or the only one.
-fn seeds(report: &Report, runs: &[usize]) -> String {
+/// `3 seeds (7 to 9)`, or the only one.
+pub fn seeds(report: &Report, runs: &[usize]) -> String {
     let mut seeds: Vec<u64> = runs.iter().map(|&i| report.run(i).seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
@@ -114,7 +113,8 @@ fn run_names<'r>(report: &'r Report, runs: impl IntoIterator<Item = &'r usize>) 
     names.join(", ")
 }
 
-fn titled(report: &Report, what: &str, series: &[Series]) -> String {
+/// A title with the names of all runs that are drawn.
+pub fn titled(report: &Report, what: &str, series: &[Series]) -> String {
     format!("{what}: {}", run_names(report, series.iter().flat_map(|s| &s.runs)))
 }
 
@@ -148,7 +148,8 @@ pub fn rounds(report: &Report) -> Result<Option<Chart>> {
     Ok((!chart.series.is_empty()).then_some(chart))
 }
 
-fn spread_note(lines: &[Series], what: &str) -> String {
+/// What bands or whiskers mean, and where there are none.
+pub fn spread_note(lines: &[Series], what: &str) -> String {
     let several = |s: &&Series| s.points.iter().any(|p| p.of.values.len() > 1);
     match lines.iter().filter(several).count() {
         0 => "One seed each: no deviation is known.".into(),
@@ -251,109 +252,4 @@ pub fn holdings(report: &Report) -> Vec<Holding> {
         h.name = format!("{}, {}", run_names(report, &h.runs), seeds(report, &h.runs).trim_end_matches(" alone"));
     }
     all
-}
-
-/// Whose values a series of a curve shares: its stage, its config but for the key, which of several copies it is.
-type Family<'r> = (Keys, i64, &'r str, usize);
-
-/// Final accuracy over the values of one key: a line for each stage of each configuration that differs in this key and
-/// the seed alone.
-pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
-    let mut families: Vec<(Family<'_>, BTreeMap<u64, Vec<(u64, usize, f64)>>)> = Vec::new();
-    let mut without: Vec<PathBuf> = Vec::new();
-    for (i, run) in report.found.runs.iter().enumerate() {
-        let Some(x) = place(report, i, key) else {
-            without.push(run.dir.clone());
-            continue;
-        };
-        let mut rest = run.keys.clone();
-        rest.remove(key);
-        for stage in &run.stages {
-            let Some(accuracy) = stage.figure("overall") else { continue };
-            add(&mut families, (&rest, stage), x, (run.seed, i, 100.0 * accuracy));
-        }
-    }
-    let values: std::collections::BTreeSet<u64> = families.iter().flat_map(|(_, p)| p.keys().copied()).collect();
-    if values.len() < 2 {
-        return Err(unknown(report, key, values.len()));
-    }
-    let mut lines: Vec<Series> = families.iter().map(|f| line(report, &families, f)).collect();
-    let seeded = key == "run.seed";
-    for s in &mut lines {
-        s.points.sort_by(|a, b| a.x.total_cmp(&b.x));
-    }
-    let title = titled(report, &format!("Accuracy against {key}"), &lines);
-    let mut notes = vec![spread_note(&lines, "Whiskers")];
-    let names: Vec<String> = without.iter().map(|p| p.display().to_string()).collect();
-    notes.extend((!names.is_empty()).then(|| format!("Without a number for {key}, not drawn: {}.", names.join(", "))));
-    let mark = if seeded { Mark::Stems } else { Mark::Whiskers };
-    Ok(Chart { title, x: key.into(), log, mark, series: lines, notes })
-}
-
-/// The number that a run's config has under a key.
-fn place(report: &Report, run: usize, key: &str) -> Option<f64> {
-    if key == "run.seed" {
-        return Some(report.run(run).seed as f64);
-    }
-    let value = report.run(run).keys.get(key)?;
-    value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
-}
-
-type Families<'r> = [(Family<'r>, BTreeMap<u64, Vec<(u64, usize, f64)>>)];
-
-fn add<'r>(
-    families: &mut Vec<(Family<'r>, BTreeMap<u64, Vec<(u64, usize, f64)>>)>,
-    (rest, stage): (&Keys, &'r Stage),
-    x: f64,
-    value: (u64, usize, f64),
-) {
-    for copy in 0.. {
-        let family = (rest.clone(), stage.order, stage.name.as_str(), copy);
-        let at = families.iter().position(|(f, _)| *f == family).unwrap_or_else(|| {
-            families.push((family, BTreeMap::new()));
-            families.len() - 1
-        });
-        let place = families[at].1.entry(x.to_bits()).or_default();
-        // The same config and seed again is a copy: a line of its own.
-        if place.iter().all(|(seed, ..)| *seed != value.0) {
-            place.push(value);
-            return;
-        }
-    }
-}
-
-/// A family as a line, named by the stage and what tells it from the other families.
-fn line(report: &Report, all: &Families<'_>, this: &(Family<'_>, BTreeMap<u64, Vec<(u64, usize, f64)>>)) -> Series {
-    let ((rest, _, stage, copy), points) = this;
-    let runs: Vec<usize> = points.values().flatten().map(|v| v.1).collect();
-    let label = report.run(runs[0]).stage(stage).map_or(*stage, |s| s.label.as_str());
-    let mut parts = vec![label.to_string()];
-    let keys: std::collections::BTreeSet<&String> = all.iter().flat_map(|((keys, ..), _)| keys.keys()).collect();
-    for key in keys {
-        let reads = report.run(runs[0]).stage(stage).is_none_or(|s| s.reads(key));
-        if reads && all.iter().any(|((keys, ..), _)| keys.get(key) != rest.get(key)) {
-            let value = rest.get(key).map_or_else(|| "–".into(), shown);
-            parts.push(format!("{key} = {value}"));
-        }
-    }
-    parts.extend((*copy > 0).then(|| format!("copy {}", copy + 1)));
-    let name = format!("{}, {}", parts.join(" · "), seeds(report, &runs));
-    let point = |(x, values): (&u64, &Vec<(u64, usize, f64)>)| Point {
-        x: f64::from_bits(*x),
-        of: Spread::of(values.iter().map(|v| v.2)),
-    };
-    Series { name, stage: (*stage).into(), runs: runs.clone(), points: points.iter().map(point).collect() }
-}
-
-fn unknown(report: &Report, key: &str, values: usize) -> Error {
-    let keys: std::collections::BTreeSet<&str> =
-        report.found.runs.iter().flat_map(|r| r.keys.keys().map(String::as_str)).collect();
-    let numbers: Vec<&str> = report.differing.iter().map(String::as_str).collect();
-    let differ = if numbers.is_empty() { "none".into() } else { numbers.join(", ") };
-    let error =
-        Error::input(format!("--curve {key}: it needs two values, these runs have {values}; what differs: {differ}"));
-    match closest(key, keys.iter().copied()).filter(|near| *near != key && !keys.contains(key)) {
-        Some(near) => error.hint(format!("did you mean `{near}`?")),
-        None => error,
-    }
 }

@@ -1,6 +1,7 @@
-//! Figures as SVG. [`data`] makes the numbers, the rest draws them.
+//! Figures as SVG. [`data`] and [`curve`] make the numbers, the rest draws them.
 
 pub mod chart;
+pub mod curve;
 pub mod data;
 pub mod page;
 pub mod squares;
@@ -33,6 +34,6 @@ pub fn all(report: &Report) -> Result<Vec<(&'static str, String)>> {
 }
 
 /// Final accuracy against a key of the configs.
-pub fn curve(report: &Report, key: &str, log: bool) -> Result<String> {
-    chart::chart(&data::curve(report, key, log)?)
+pub fn against(report: &Report, key: &str, log: bool) -> Result<String> {
+    chart::chart(&curve::curve(report, key, log)?)
 }
