@@ -74,7 +74,7 @@
 //! let labels: Vec<u32> = (0..300).map(|i| i % 3).collect();
 //! let tail = LongTailConfig { imbalance: 10.0, ..LongTailConfig::default() };
 //! let dirichlet = PartitionConfig::Dirichlet(DirichletConfig { clients: 4, min_size: 1, ..DirichletConfig::default() });
-//! let (server, validation) = (ServerSetConfig { per_class: 5, ..ServerSetConfig::default() }, ValidationConfig::default());
+//! let (server, validation) = (ServerSetConfig { per_class: Some(5), ..Default::default() }, ValidationConfig::default());
 //! let split = Split::draw(&labels, 3, &tail, &dirichlet, &server, &validation, Key::from_seed(7))?;
 //! assert_eq!((images.len(), split.clients.len(), split.server.len()), (300, 4, 15));
 //! let counts = split.global_counts(); // of each class, over all clients
