@@ -99,10 +99,28 @@ fn forget(config: &Config, before: Before) -> Result<()> {
     Ok(())
 }
 
-/// The seeds that an experiment was run with.
+/// The seeds that an experiment was run with, as its file says.
 fn seeds(file: &Path) -> Result<Vec<u64>> {
     let known = if file.exists() { read_json(file)? } else { Value::Null };
     Ok(known["seeds"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect())
+}
+
+/// The same and those of its folders `<arm>/seed-7`: of several processes that began seeds at once the last wrote the
+/// file. An arm with a seed of its own says nothing about the others.
+fn all_seeds(config: &Config) -> Result<Vec<u64>> {
+    let root = Path::new(&config.run.dir);
+    let mut found = seeds(&root.join(report::EXPERIMENT))?;
+    let own = |set: &toml::Table| set.get("run").and_then(|run| run.get("seed")).is_some();
+    for folder in config.arms.iter().filter(|arm| !own(&arm.set)).map(|arm| root.join(&arm.name)).filter(|p| p.is_dir())
+    {
+        for run in fsx::list(&folder)? {
+            let name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            found.extend(name.strip_prefix("seed-").and_then(|n| n.parse::<u64>().ok()));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }
 
 /// `resume`.
@@ -128,9 +146,9 @@ pub fn resume(r: &Resume, quiet: bool) -> Result<()> {
         if found.len() > 1 {
             cx.events.on(Event::Note(&dir.display().to_string()));
         }
-        let mut seeds = seeds(&dir.join(report::EXPERIMENT))?;
-        if *file != CONFIG || seeds.is_empty() {
-            seeds = vec![config.run.seed];
+        let mut seeds = if *file == CONFIG { all_seeds(&config)? } else { Vec::new() };
+        if seeds.is_empty() {
+            seeds.push(config.run.seed);
         }
         arms_of(&config, &seeds, Stages::All, &cx)?;
     }

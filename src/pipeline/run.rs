@@ -50,11 +50,10 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     if stages == Stages::All && !dir.longer() && finished(&dir)? {
         return Ok(());
     }
-    dir.update_manifest(&[("state", json!("running"))].into())?;
-    if config.run.tensorboard {
-        Board::begin(dir.path())?;
-    }
     let outcome = stages_of(config, stages, &mut dir, library, cx);
+    if dir.longer() {
+        return outcome; // It stays the shorter run that it was.
+    }
     let state = match &outcome {
         Ok(()) => "done".to_string(),
         Err(e) if e.class() == crate::error::Class::Stopped => "stopped".to_string(),
@@ -112,6 +111,10 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     let estimate = experiment.estimate(cx)?;
     if dir.longer() {
         extend(config, dir)?;
+    }
+    dir.update_manifest(&[("state", json!("running"))].into())?;
+    if config.run.tensorboard {
+        Board::begin(dir.path())?;
     }
     let dir = &*dir;
     experiment.record_split(dir, cx)?;
