@@ -142,8 +142,8 @@ impl Answer {
 
     fn meaning(&self) -> Option<String> {
         let text = if self.side()? { &self.question.if_above } else { &self.question.if_below };
-        let seeds = if self.seeds.len() == 1 { " (one seed)" } else { "" };
-        (!text.is_empty()).then(|| format!("{text}{seeds}"))
+        let seeds = if self.seeds.len() == 1 { "By one seed: " } else { "" };
+        (!text.is_empty()).then(|| format!("{seeds}{text}"))
     }
 }
 

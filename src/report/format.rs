@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_sheet_quotes_commas_and_sentences_wrap_at_the_width() {
         assert_eq!(view().csv().unwrap(), "run,x\n\"a, \"\"b\"\"\",1");
-        let narrow = view().terminal(Room { width: Some(24), wide: false });
-        assert!(narrow.lines().all(|l| l.chars().count() <= 24) && narrow.contains("55.00 ± 7.07"), "{narrow}");
+        let narrow = view().terminal(Room { width: Some(26), wide: false });
+        assert!(narrow.lines().all(|l| l.chars().count() <= 26) && narrow.contains("55.00 ± 7.07"), "{narrow}");
     }
 }

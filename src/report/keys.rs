@@ -8,7 +8,7 @@ use crate::fsx;
 
 /// Keys that reach no number of any row: the seed, which rows pool; places and the machine; what is written or measured
 /// besides.
-const FREE: [&str; 13] = [
+const FREE: [&str; 14] = [
     "run.seed",
     "run.dir",
     "run.name",
@@ -16,6 +16,7 @@ const FREE: [&str; 13] = [
     "run.device",
     "run.cache",
     "run.share",
+    "run.tensorboard",
     "federated.checkpoint_every",
     "federated.keep_checkpoints",
     "evaluate.overlaps",
@@ -35,10 +36,6 @@ pub fn read(dir: &Path) -> Result<(Keys, Option<u64>)> {
     let mut keys = Keys::new();
     flatten("", &toml::Value::Table(table), &mut keys);
     let seed = keys.get("run.seed").and_then(toml::Value::as_integer).and_then(|s| u64::try_from(s).ok());
-    // A split drawn from the run's own seed goes with it.
-    if keys.get("run.split_seed") == keys.get("run.seed") {
-        keys.remove("run.split_seed");
-    }
     keys.retain(|key, _| !FREE.contains(&key.as_str()));
     Ok((keys, seed))
 }

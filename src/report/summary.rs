@@ -47,6 +47,19 @@ enum KeysAs {
     Name,
 }
 
+/// A table that gets its columns one by one.
+struct Sketch<'r> {
+    rows: &'r [&'r Row],
+    table: Table,
+}
+
+impl Sketch<'_> {
+    fn add(&mut self, column: Column, cell: &dyn Fn(&Row) -> String) {
+        self.table.columns.push(column);
+        self.table.rows.iter_mut().zip(self.rows).for_each(|(cells, row)| cells.push(cell(row)));
+    }
+}
+
 impl Report {
     /// The rows as tables in this room, oracles apart; as JSON; as a sheet.
     ///
@@ -100,42 +113,50 @@ impl Report {
     }
 
     fn styled(&self, rows: &[&Row], style: Style) -> Table {
-        let mut columns = vec![Column::words("run"), Column::words("stage").quiet()];
+        let mut sketch = Sketch { rows, table: Table { rows: vec![Vec::new(); rows.len()], ..Table::default() } };
+        self.add_names(&mut sketch, style);
+        self.add_figures(&mut sketch, style);
+        sketch.add(Column::numbers("image-steps").rank(8).quiet(), &|row| steps(self.image_steps(row)));
+        let seeds = |row: &Row| format!("{} ({})", row.runs.len(), ranges(&self.seeds(row)));
+        sketch.add(Column::numbers("seeds").rank(7).quiet(), &seeds);
+        sketch.add(Column::words("extras").rank(10).quiet(), &|row| self.extras(row).join(", "));
+        sketch.table
+    }
+
+    /// What tells the rows apart.
+    fn add_names(&self, sketch: &mut Sketch<'_>, style: Style) {
         let named = style.keys == KeysAs::Name;
-        let kinds: BTreeSet<&str> = rows.iter().map(|r| self.algorithm(r)).filter(|a| !a.is_empty()).collect();
-        let methods = named && kinds.len() > 1;
-        let name = |row: &Row| {
+        let kinds = sketch.rows.iter().map(|r| self.algorithm(r)).filter(|a| !a.is_empty());
+        let methods = named && kinds.collect::<BTreeSet<&str>>().len() > 1;
+        sketch.add(Column::words("run"), &|row| {
             let method = if methods && self.algorithm(row) != row.name { self.algorithm(row) } else { "" };
             let settings = if named { self.settings(row) } else { String::new() };
             let parts = [row.name.as_str(), method, &settings];
             parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" · ")
-        };
-        let mut cells: Vec<Vec<String>> = rows.iter().map(|r| vec![name(r), self.label(r)]).collect();
-        let mut add = |column: Column, cell: &dyn Fn(&Row) -> String| {
-            columns.push(column);
-            cells.iter_mut().zip(rows).for_each(|(cells, row)| cells.push(cell(row)));
-        };
-        let mut notes = Vec::new();
+        });
+        sketch.add(Column::words("stage").quiet(), &|row| self.label(row));
         if !methods {
-            add(Column::words("algorithm").quiet(), &|row| self.algorithm(row).to_string());
+            sketch.add(Column::words("algorithm").quiet(), &|row| self.algorithm(row).to_string());
         }
         match style.keys {
-            _ if self.differing.is_empty() => {}
             KeysAs::Columns => {
                 for key in &self.differing {
-                    add(Column::words(key).quiet(), &|row| self.value(row, key).unwrap_or_default());
+                    sketch.add(Column::words(key).quiet(), &|row| self.value(row, key).unwrap_or_default());
                 }
             }
-            KeysAs::OneColumn => add(Column::words("settings").quiet(), &|row| self.settings(row)),
+            KeysAs::OneColumn => sketch.add(Column::words("settings").quiet(), &|row| self.settings(row)),
             KeysAs::Name => {}
         }
         if style.keys != KeysAs::Columns {
-            notes.extend(self.settings_note());
+            sketch.table.notes.extend(self.settings_note());
         }
-        let last = self.last_head(rows);
+    }
+
+    fn add_figures(&self, sketch: &mut Sketch<'_>, style: Style) {
+        let last = self.last_head(sketch.rows);
         for (name, head, rank) in FIGURES {
             // What few runs have is a column only where one does.
-            if name.contains('/') && rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
+            if name.contains('/') && sketch.rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
                 continue;
             }
             let head = if name == "last10" { last.clone() } else { head.to_string() };
@@ -143,17 +164,11 @@ impl Report {
             let column = Column::numbers(head).rank(rank);
             let column = if name == "overall" { column } else { column.quiet() };
             let counted = name == "last10" && last.ends_with(')');
-            add(column, &|row| {
-                let (of, rounds) =
-                    (self.figure(row, name), if counted { self.rounds_beside(row) } else { String::new() });
-                of.percent(style.decimals, deviation) + &rounds
+            sketch.add(column, &|row| {
+                let rounds = if counted { self.rounds_beside(row) } else { String::new() };
+                self.figure(row, name).percent(style.decimals, deviation) + &rounds
             });
         }
-        add(Column::numbers("image-steps").rank(8).quiet(), &|row| steps(self.image_steps(row)));
-        let seeds = |row: &Row| format!("{} ({})", row.runs.len(), ranges(&self.seeds(row)));
-        add(Column::numbers("seeds").rank(7).quiet(), &seeds);
-        add(Column::words("extras").rank(10).quiet(), &|row| self.extras(row).join(", "));
-        Table { columns, rows: cells, notes, ..Table::default() }
     }
 
     /// The head of the mean over the last rounds: of as many as there are.
@@ -193,7 +208,7 @@ impl Report {
     fn settings_note(&self) -> Option<String> {
         let there = self.common.iter().filter(|(_, v)| *v != "–");
         let all: Vec<String> = there.map(|(k, v)| format!("{k} = {v}")).collect();
-        (!all.is_empty()).then(|| format!("Where a row names no other: {}.", all.join(", ")))
+        (!all.is_empty()).then(|| format!("Settings that rows do not name, where they count: {}.", all.join(", ")))
     }
 
     /// A value that is there.

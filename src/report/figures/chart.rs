@@ -37,7 +37,8 @@ pub fn chart(c: &Chart) -> Result<String> {
     }
     let title = wrap(&c.title, WIDTH - 24, 18);
     let notes: Vec<String> = c.notes.iter().flat_map(|n| wrap(n, WIDTH - 24, SMALL)).collect();
-    let panels: Vec<&[Series]> = c.series.chunks(SERIES.len()).collect();
+    let each = c.series.len().div_ceil(c.series.len().div_ceil(SERIES.len()));
+    let panels: Vec<&[Series]> = c.series.chunks(each).collect();
     let heights: Vec<i32> = panels.iter().map(|p| legend_height(p).max(PLOT + FOOT) + 24).collect();
     let head = 14 + title.len() as i32 * leading(18) + 8;
     let height = head + heights.iter().sum::<i32>() + notes.len() as i32 * leading(SMALL) + 10;
