@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Benchmark, Dataset, Images, Order};
@@ -15,7 +16,7 @@ use crate::exec::Context;
 use crate::fsx;
 
 /// `data.kind = "cifar10"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cifar10Config {
     /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
@@ -29,7 +30,7 @@ impl Default for Cifar10Config {
 }
 
 /// `data.kind = "cifar100"`: the hundred fine labels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cifar100Config {
     /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.

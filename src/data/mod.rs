@@ -19,6 +19,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -67,7 +68,7 @@ pub use split::Split;
 pub use unlabelled::UnlabelledConfig;
 
 /// The `data` section: which benchmark.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DataConfig {
     /// CIFAR-10 from a folder: Parquet, Python pickles or the binary version.

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::pool::{Item, Pool, Source};
@@ -13,7 +14,7 @@ use crate::error::{Error, Place, Result};
 use crate::fsx;
 
 /// `pool.kind = "webdataset"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebDatasetConfig {
     /// A folder of `.tar` shards; a relative one may lie below `$FEDLLAVA_DATA`.

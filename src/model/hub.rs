@@ -32,7 +32,7 @@ fn env(name: &str) -> Option<String> {
 }
 
 /// `owner/name` of the characters the Hub allows, and not a path.
-fn is_id(text: &str) -> bool {
+pub fn is_id(text: &str) -> bool {
     let plain = |part: &str| {
         let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         !part.is_empty() && !part.starts_with('.') && part.chars().all(ok)

@@ -17,7 +17,7 @@ pub fn captioning(config: &Config, folder: &Path, cx: &Context) -> Result<Captio
     let pool = images_of(config, cx)?;
     let section = &config.caption;
     let benchmark = match section.filter.test {
-        true => Some(data::load(&config.data, Key::from_seed(config.run.seed), cx)?),
+        true => Some(data::load(&config.data, config.run.split_key(), cx)?),
         false => None,
     };
     let embedder = Embedder::new(&config.clip, &config.run.cache);

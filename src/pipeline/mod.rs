@@ -17,14 +17,17 @@
 mod captioning;
 mod experiment;
 mod head;
+mod outlook;
 mod pretraining;
 mod run;
 mod personal;
+mod said;
 mod sharing;
 mod supplies;
 mod through_llm;
 
 pub use captioning::captioning;
 pub use experiment::{COMMIT, Experiment};
+pub use outlook::{Outlook, Speeds, outlook};
 pub use run::{Stages, run};
 pub use sharing::Library;

@@ -39,7 +39,15 @@ impl Experiment {
             return Err(Error::input("federated.export = \"best\": there is no validation set to choose by")
                 .hint("set validation.per_class; the test set never chooses"));
         }
-        Ok(())
+        match &self.split.cohorts {
+            Some(cohorts) if cohorts.len() < self.config.federated.rounds => Err(Error::input(format!(
+                "federated.rounds = {}: the split's file has cohorts for {} rounds",
+                self.config.federated.rounds,
+                cohorts.len()
+            ))
+            .hint(format!("set federated.rounds={}, or export the split with more rounds", cohorts.len()))),
+            _ => Ok(()),
+        }
     }
 
     /// The sets that this run's method asks for, read.
@@ -56,7 +64,7 @@ impl Experiment {
         let config = &self.config.unlabelled;
         let shape = self.benchmark.train.images.shape();
         let found = if let Some(section) = &config.data {
-            data::load(section, self.key, cx)?.train
+            data::load(section, self.config.run.split_key(), cx)?.train
         } else if let Some(section) = &config.pool {
             let pool = super::captioning::open_pool(section, &self.config.data, cx)?;
             let decoded = pool.decode(&(0..pool.len() as u32).collect::<Vec<_>>(), shape[1], cx)?;
@@ -77,7 +85,7 @@ impl Experiment {
             return Err(Error::input("these are the benchmark's own training images")
                 .hint("name another data set: what clients hold must not lie on the server"));
         }
-        let chosen = config.choose(found.len(), self.key);
+        let chosen = config.choose(found.len(), self.config.run.split_key());
         cx.events.on(Event::Note(&format!("unlabelled: {} of {} images of {}", chosen.len(), found.len(), found.name)));
         Ok(Some((found, chosen)))
     }

@@ -29,10 +29,15 @@ impl Records {
 
     /// Drops the records of `stage` from round `from` on: what a stopped run wrote past its last checkpoint.
     pub fn cut(&mut self, stage: &str, from: usize) -> Result<()> {
-        rewrite(&self.path, |record| {
+        self.retain(|record| {
             record.get("stage").and_then(Value::as_str) != Some(stage)
                 || record.get("round").and_then(Value::as_u64).is_none_or(|r| r < from as u64)
-        })?;
+        })
+    }
+
+    /// Drops the records that `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&Value) -> bool) -> Result<()> {
+        rewrite(&self.path, keep)?;
         self.file = append(&self.path)?;
         self.board = board(&self.path)?;
         Ok(())

@@ -4,6 +4,7 @@ use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Loaded;
@@ -21,7 +22,7 @@ use crate::model::{Head, ModelConfig};
 use crate::nn::{Backend, Layout, Params};
 
 /// The `teacher` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TeacherConfig {
     /// The frozen CLIP of the `clip` section, zero-shot over the class names.
@@ -41,7 +42,7 @@ impl Default for TeacherConfig {
 }
 
 /// Zero-shot CLIP.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipTeacher {
     /// Divides `scale · cosine` before the softmax.
@@ -58,7 +59,7 @@ impl Default for ClipTeacher {
 }
 
 /// Features from files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FeatureTeacher {
     /// `.npy` of image features `(rows, width)`.
@@ -76,7 +77,7 @@ impl Default for FeatureTeacher {
 }
 
 /// A trained compact classifier.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClassifierTeacher {
     /// `.npz` or `.safetensors` by PyTorch's names.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Features;
@@ -15,7 +16,7 @@ use crate::fsx;
 use crate::shipped;
 
 /// How a class becomes texts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Prompts {
     /// Templates in the config.
@@ -27,7 +28,7 @@ pub enum Prompts {
 }
 
 /// Templates; `{c}` or `{}` stands for the class name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Templates {
     /// At least one.
@@ -41,7 +42,7 @@ impl Default for Templates {
 }
 
 /// A file that holds prompts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptFile {
     /// Where it is.

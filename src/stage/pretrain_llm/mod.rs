@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use candle_core::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -37,7 +38,7 @@ use crate::run::checkpoint::{self, Files};
 use crate::run::{Records, RunDir, Times};
 
 /// The `pretrain.llm` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LlmPretrainConfig {
     /// The LLaVA: a folder in Hugging Face layout, or an id.
@@ -46,7 +47,7 @@ pub struct LlmPretrainConfig {
     pub prompts: Vec<String>,
     /// The dynamic weight a(t).
     pub weight: Weight,
-    /// W_s.
+    /// W_s, from the student's channels to the language model's width.
     pub student: StudentProjection,
     /// Whether W_c is trained too; otherwise it is LLaVA's own projector.
     pub train_tower_projection: bool,
