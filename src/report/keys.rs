@@ -8,10 +8,9 @@ use crate::fsx;
 
 /// Keys that reach no number of any row: the seed, which rows pool; places and the machine; what is written or measured
 /// besides.
-const FREE: [&str; 14] = [
+const FREE: [&str; 13] = [
     "run.seed",
     "run.dir",
-    "run.name",
     "run.threads",
     "run.device",
     "run.cache",
