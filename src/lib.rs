@@ -5,6 +5,7 @@
 pub mod error;
 pub mod key;
 pub mod fsx;
+pub mod pickle;
 pub mod exec;
 pub mod nn;
 pub mod data;

@@ -13,7 +13,7 @@ use crate::error::{Class, Error, Result};
 use crate::exec::Context;
 use crate::fsx;
 use crate::key::{Key, Purpose};
-use crate::nn::Params;
+use crate::model::weights::Start;
 use crate::pipeline::{self, Stages};
 use crate::report::{self, contrast::Outcomes, figure};
 use crate::run::directory::read_json;
@@ -145,7 +145,7 @@ pub fn resume(r: &Resume, quiet: bool) -> Result<()> {
 pub struct Evaluate {
     /// The experiment's TOML file.
     config: PathBuf,
-    /// A model by PyTorch's names (safetensors).
+    /// A model by PyTorch's names: .safetensors, .pt, .pth, .bin or .npz.
     #[arg(long)]
     model: PathBuf,
     #[command(flatten)]
@@ -159,7 +159,7 @@ pub struct Evaluate {
 pub fn evaluate(e: &Evaluate, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(&e.config, &e.changes, quiet)?;
     let experiment = pipeline::Experiment::open(config, &cx)?;
-    let params = Params::load(&e.model, &experiment.net.layout)?;
+    let params = Start::whole(&e.model, &experiment.net.layout)?;
     let figures = experiment.judge().classifier(&experiment.net, &params, &cx)?;
     if e.json {
         let mut all = figures.to_json();

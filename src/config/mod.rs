@@ -43,6 +43,8 @@ pub struct RunConfig {
     pub cache: String,
     /// Whether finished stages are kept there too, for other runs of the same program that need the very same stage.
     pub share: bool,
+    /// Share of a source's images or records that may be unreadable or belong to nothing; more is an error.
+    pub tolerate: f64,
 }
 
 impl Default for RunConfig {
@@ -55,6 +57,7 @@ impl Default for RunConfig {
             engine: Backend::default(),
             cache: "runs/cache".into(),
             share: false,
+            tolerate: 0.01,
         }
     }
 }

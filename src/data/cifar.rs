@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::census::Census;
 use super::dataset::{Benchmark, Dataset, Images, Order};
 use super::{hf_parquet, pickle, resolve};
 use crate::error::{Error, Place, Result};
@@ -176,7 +177,7 @@ impl Layout {
                 pixels.extend(batch.rows("data", PIXELS).at(place)?);
                 labels.extend(batch.labels(p.labels).at(place)?);
             }
-            self.dataset(part, pixels, labels, classes.clone())
+            self.dataset(part, folder, pixels, labels, classes.clone())
         };
         Benchmark::new(part("train", p.train)?, part("test", &[p.test])?)
     }
@@ -188,7 +189,7 @@ impl Layout {
             for path in files.iter().map(|f| folder.join(f)) {
                 self.read_binary(&path, &mut pixels, &mut labels)?;
             }
-            self.dataset(part, pixels, labels, self.classes.iter().map(ToString::to_string).collect())
+            self.dataset(part, folder, pixels, labels, self.classes.iter().map(ToString::to_string).collect())
         };
         Benchmark::new(part("train", b.train)?, part("test", &[b.test])?)
     }
@@ -210,9 +211,19 @@ impl Layout {
         Ok(())
     }
 
-    fn dataset(&self, part: &str, pixels: Vec<u8>, labels: Vec<u32>, classes: Vec<String>) -> Result<Dataset> {
+    fn dataset(
+        &self,
+        part: &str,
+        folder: &Path,
+        pixels: Vec<u8>,
+        labels: Vec<u32>,
+        classes: Vec<String>,
+    ) -> Result<Dataset> {
         let images = Images::new([3, 32, 32], pixels)?;
-        Dataset::new(format!("{} {part}", self.name), images, labels, classes, Order::Original)
+        let name = format!("{} {part}", self.name);
+        let mut census = Census::new(format!("{name} ({})", folder.display()), "images");
+        census.read = labels.len();
+        Ok(Dataset::new(name, images, labels, classes, Order::Original)?.counted(census))
     }
 }
 

@@ -1,4 +1,7 @@
 //! WebDataset shards: tar files whose members `<key>.jpg`, `<key>.json`, `<key>.txt` make one sample.
+//!
+//! The key ends at the first dot of a name, as webdataset has it; behind it may stand a field (`<key>.input.jpg`). Where
+//! a key has several images (`scene 22.00.jpg`, `scene 22.01.jpg`), each is a sample with the texts of its field.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -7,8 +10,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::census::{Census, Why};
 use super::pool::{Item, Pool, Source};
-use super::resolve;
+use super::{decode, folder, resolve};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 
@@ -23,6 +27,7 @@ pub struct WebDatasetConfig {
     /// A caption file (JSONL); empty: none.
     pub captions: String,
     /// What in the shards serves as text: a field of the JSON member (`words`), `txt` for the text member, or empty.
+    /// A text member of a field of its own is named whole: `outputs.txt`.
     pub text: String,
     /// Sentence around that text: `{}` is the text up to its first comma.
     pub template: String,
@@ -50,19 +55,30 @@ const LABELS: [&str; 6] = ["words", "wnid", "label", "class", "cls", "class_name
 pub(super) fn load(config: &WebDatasetConfig) -> Result<Pool> {
     let folder = resolve(&config.path)?;
     let shards = shards(&folder, config.shards)?;
-    let mut items = Vec::new();
+    let (mut items, mut census) = (Vec::new(), Census::new(config.path.clone(), "samples"));
     for shard in shards {
         let shard = Arc::new(shard);
         let place = || format!("shard {}", shard.display());
-        for (key, sample) in samples(&shard).at(place)? {
-            let Some((offset, len)) = sample.image else { continue };
-            let texts = sample.text(config).at(|| format!("{key} in {}", shard.display()))?;
-            items.push(Item { id: key, texts, source: Source::Slice { file: shard.clone(), offset, len } });
+        let stem = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        for (key, sample) in samples(&shard, &mut census).at(place)? {
+            let source = |image: &Member| Source::Slice { file: shard.clone(), offset: image.offset, len: image.len };
+            for (id, image) in sample.named(&key) {
+                match sample.text(config, &image.field).at(|| format!("{key} in {}", shard.display()))? {
+                    Said::Texts(texts) => items.push(Item { id, texts, source: source(image) }),
+                    Said::Nonsense(why) => census.pass(Why::NoText, format!("{stem}: {why}")),
+                }
+            }
+            if sample.images.is_empty() && sample.others.is_empty() {
+                census.pass(Why::NoImage, format!("{stem}: {key}"));
+            } else if sample.images.is_empty() {
+                sample.others.iter().for_each(|name| census.pass(Why::Ending, format!("{stem}: {name}")));
+            }
         }
     }
+    census.read = items.len();
     tell_apart(&mut items);
     let supervised = !config.text.is_empty() && (config.supervised || LABELS.contains(&config.text.as_str()));
-    Pool::new(config.path.clone(), items, supervised)
+    Pool::read(&config.path, items, supervised, census)
 }
 
 /// The tar files of a folder by name and number (`9.tar` before `10.tar`); a missing one is an error.
@@ -99,36 +115,92 @@ fn numbered(path: &Path) -> (String, Option<u64>) {
     (name.to_string(), stem[name.len()..].parse().ok())
 }
 
+/// An image of a sample.
+struct Member {
+    /// What stands between the key and the ending: `input` of `<key>.input.jpg`; mostly nothing.
+    field: String,
+    offset: u64,
+    len: u64,
+}
+
 /// The members of one sample.
 #[derive(Default)]
 struct Sample {
-    image: Option<(u64, u64)>,
-    json: Option<serde_json::Value>,
-    txt: Option<String>,
+    images: Vec<Member>,
+    /// Texts and JSON by what stands behind the key: `txt`, `outputs.txt`. An error says why one is no text.
+    texts: BTreeMap<String, Result<String>>,
+    /// Images of kinds that are not read.
+    others: Vec<String>,
+}
+
+/// What a sample says.
+enum Said {
+    Texts(Vec<String>),
+    Nonsense(String),
 }
 
 impl Sample {
-    /// The text that the config asks for, in its sentence.
-    fn text(&self, config: &WebDatasetConfig) -> Result<Vec<String>> {
-        let text = match config.text.as_str() {
-            "" => return Ok(Vec::new()),
-            "txt" => self.txt.clone(),
-            field => self.json.as_ref().and_then(|j| j.get(field)?.as_str().map(str::to_string)),
+    /// Its images with their names: the key, and the field where there are several.
+    fn named<'s>(&'s self, key: &str) -> Vec<(String, &'s Member)> {
+        let several = self.images.len() > 1;
+        let name =
+            |m: &Member| if several && !m.field.is_empty() { format!("{key}.{}", m.field) } else { key.to_string() };
+        self.images.iter().map(|m| (name(m), m)).collect()
+    }
+
+    /// The member with this ending: of the image's own field, of none, or the only one.
+    fn member(&self, ending: &str, field: &str) -> Option<&Result<String>> {
+        let own = if field.is_empty() { ending.to_string() } else { format!("{field}.{ending}") };
+        let tail = format!(".{ending}");
+        let mut others = self.texts.iter().filter(|(name, _)| name.ends_with(&tail));
+        let only = || others.next().filter(|_| self.images.len() == 1 && others.next().is_none()).map(|(_, text)| text);
+        self.texts.get(&own).or_else(|| self.texts.get(ending)).or_else(only)
+    }
+
+    /// The text that the config asks for, in its sentence, for the image of a field.
+    fn text(&self, config: &WebDatasetConfig, field: &str) -> Result<Said> {
+        let wanted = config.text.as_str();
+        if wanted.is_empty() {
+            return Ok(Said::Texts(Vec::new()));
+        }
+        let plain = wanted == "txt" || wanted.ends_with(".txt");
+        let found = match plain {
+            true => self.member(wanted, if wanted == "txt" { field } else { "" }),
+            false => self.member("json", field),
         };
-        let text = text.ok_or_else(|| {
-            let fields: Vec<&str> =
-                self.json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
-            Error::data(format!("no text `{}`; its JSON has {}", config.text, fields.join(", ")))
-                .hint("set pool.text to a field that is there, or to \"\"")
-        })?;
+        let text = match found {
+            Some(Err(e)) => return Ok(Said::Nonsense(e.message().to_string())),
+            Some(Ok(text)) if plain => Some(text.clone()),
+            Some(Ok(text)) => match fsx::json::<serde_json::Value>(text) {
+                Ok(json) => json.get(wanted).and_then(|v| v.as_str()).map(str::to_string),
+                Err(e) => return Ok(Said::Nonsense(format!("its JSON: {}", e.message()))),
+            },
+            None => None,
+        };
+        let text = text.ok_or_else(|| self.silent(wanted))?;
         let name = if config.template == "{}" { text.trim() } else { text.split(',').next().unwrap_or("").trim() };
-        Ok(vec![config.template.replace("{}", name)])
+        Ok(Said::Texts(vec![config.template.replace("{}", name)]))
+    }
+
+    fn silent(&self, wanted: &str) -> Error {
+        let json = self.texts.get("json").and_then(|t| t.as_ref().ok());
+        let json: Option<serde_json::Value> = json.and_then(|t| serde_json::from_str(t).ok());
+        let fields: Vec<&str> =
+            json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
+        let members: Vec<&str> = self.texts.keys().map(String::as_str).collect();
+        Error::data(format!(
+            "no text `{wanted}`; its JSON has {}, its texts are {}",
+            fields.join(", "),
+            members.join(", ")
+        ))
+        .hint("set pool.text to a field that is there, or to \"\"")
     }
 }
 
 /// The samples of a shard in order of their first member.
-fn samples(shard: &Path) -> Result<Vec<(String, Sample)>> {
+fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, Sample)>> {
     let broken = |e: std::io::Error| Error::data(format!("not a whole tar file: {e}"));
+    let file = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
     let mut archive = tar::Archive::new(fsx::open(shard)?);
     let mut samples: Vec<(String, Sample)> = Vec::new();
@@ -139,7 +211,14 @@ fn samples(shard: &Path) -> Result<Vec<(String, Sample)>> {
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let Some((key, ending)) = member(&path) else { continue };
+        if path.split('/').any(|part| part != "." && folder::hidden(part)) {
+            census.pass(Why::Hidden, format!("{file}: {path}"));
+            continue;
+        }
+        let Some((key, rest)) = member(&path) else {
+            census.pass(Why::Other, format!("{file}: {path}"));
+            continue;
+        };
         let (offset, len) = (entry.raw_file_position(), entry.size());
         if offset.saturating_add(len) > length {
             return Err(broken(std::io::Error::other(format!("{path} is cut"))));
@@ -149,19 +228,20 @@ fn samples(shard: &Path) -> Result<Vec<(String, Sample)>> {
             samples.len() - 1
         });
         let sample = &mut samples[at].1;
-        match ending.as_str() {
-            "jpg" | "jpeg" | "png" | "webp" => sample.image = Some((offset, len)),
-            "json" | "txt" => {
-                let mut text = String::new();
-                entry.read_to_string(&mut text).map_err(broken).at(|| path.clone())?;
-                if ending == "txt" {
-                    sample.txt = Some(text);
-                } else {
-                    let json = serde_json::from_str(&text);
-                    sample.json = Some(json.map_err(|e| Error::data(format!("{path}: {e}")))?);
-                }
+        let (field, ending) = rest.rsplit_once('.').unwrap_or(("", &rest));
+        if decode::is_read(ending) {
+            let image = Member { field: field.to_string(), offset, len };
+            match sample.images.iter().any(|m| m.field == image.field) {
+                true => census.pass(Why::Double, format!("{file}: {path}")),
+                false => sample.images.push(image),
             }
-            _ => {}
+        } else if ending == "json" || ending == "txt" {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).map_err(broken).at(|| path.clone())?;
+            let text = fsx::text(bytes).map_err(|e| Error::data(format!("{path}: {}", e.message())));
+            sample.texts.insert(rest, text);
+        } else if decode::is_foreign(ending, &[]) {
+            sample.others.push(path);
         }
     }
     Ok(samples)
@@ -253,6 +333,58 @@ mod tests {
         assert_eq!(pool.items[1].texts, ["a photo of a frog"]);
         let e = text("caption", "{}").unwrap_err().to_string();
         assert!(e.contains("no text `caption`") && e.contains("words"), "{e}");
+    }
+
+    #[test]
+    fn names_with_dots_and_fields_are_samples_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = |v: u8| png(2, 2, move |_, _| [v; 3]);
+        let text = |t: &str| t.as_bytes().to_vec();
+        let members = [
+            ("1.jpg", image(1)),
+            ("1.txt", text("one")),
+            ("2.v2.jpg", image(2)),
+            ("2.v2.txt", text("two")),
+            ("3.input.jpg", image(3)),
+            ("3.txt", text("three")),
+            ("v1.0/scene 4.00.jpg", image(4)),
+            ("v1.0/scene 4.00.txt", text("four")),
+            ("v1.0/scene 4.01.jpg", image(5)),
+            ("v1.0/scene 4.01.txt", text("five")),
+            ("6.gif", image(6)),
+            ("6.txt", text("six")),
+            ("._1.jpg", text("x")),
+        ];
+        write(dir.path(), "0.tar", &members);
+        let pool = load_config(&WebDatasetConfig { text: "txt".into(), ..config(dir.path()) }).unwrap();
+        let got: Vec<(&str, &str)> = pool.items.iter().map(|i| (i.id.as_str(), i.texts[0].as_str())).collect();
+        let want =
+            [("1", "one"), ("2", "two"), ("3", "three"), ("v1.0/scene 4.00", "four"), ("v1.0/scene 4.01", "five")];
+        assert_eq!(got, want);
+        let census = &pool.census[0];
+        assert_eq!((census.read, census.passed(Why::Ending), census.passed(Why::Hidden)), (5, 1, 1));
+    }
+
+    #[test]
+    fn a_text_that_is_none_costs_its_sample_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = |v: u8| png(2, 2, move |_, _| [v; 3]);
+        let members = [
+            ("1.jpg", image(1)),
+            ("1.txt", b"\xef\xbb\xbfone".to_vec()),
+            ("2.jpg", image(2)),
+            ("2.txt", b"a dog\x92s ball".to_vec()),
+        ];
+        write(dir.path(), "0.tar", &members);
+        let pool = load_config(&WebDatasetConfig { text: "txt".into(), ..config(dir.path()) }).unwrap();
+        assert_eq!((pool.len(), pool.items[0].texts[0].as_str(), pool.census[0].passed(Why::NoText)), (1, "one", 1));
+        assert!(
+            pool.census[0].line().contains("0.tar: 2.txt: line 1: byte 0x92 is not UTF-8"),
+            "{}",
+            pool.census[0].line()
+        );
+        let all = load_config(&config(dir.path())).unwrap();
+        assert_eq!(all.len(), 2, "texts that nobody asks for are no matter");
     }
 
     #[test]

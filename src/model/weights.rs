@@ -3,6 +3,9 @@
 //! A model's definition asks a [`Source`] for each tensor by name and shape and says how a fresh one is drawn; so the
 //! same definition loads a checkpoint, starts from random weights, and trains.
 
+mod start;
+mod torch;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +13,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use sha2::{Digest, Sha256};
@@ -18,6 +20,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Place, Result, closest};
 use crate::fsx;
 use crate::key::{Key, Purpose};
+
+pub use start::Start;
 
 /// How a tensor is drawn when it is not loaded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,7 +79,7 @@ struct Stored {
     len: usize,
 }
 
-/// Published weights: one safetensors file, shards with an index, or a PyTorch pickle.
+/// Published weights: one safetensors file or one of PyTorch's, or shards of either with an index.
 ///
 /// Tensors are read one at a time from their place in the file, so memory holds only what was asked for. (Positioned
 /// reads instead of a memory map: the same single copy, no `unsafe`, and a truncated file is an error, not a signal.)
@@ -83,21 +87,27 @@ pub struct Weights {
     folder: PathBuf,
     files: Vec<(PathBuf, Mutex<File>)>,
     places: BTreeMap<String, Stored>,
-    pickle: Option<(PathBuf, PthTensors)>,
 }
 
 impl Weights {
-    /// Opens a folder in the Hugging Face layout (`model.safetensors`, `model.safetensors.index.json` with shards, or
-    /// `pytorch_model.bin`), or one such file.
+    /// Opens a folder in the Hugging Face layout (`model.safetensors` or `pytorch_model.bin`, or their index with its
+    /// shards), or one such file.
     pub fn open(path: &Path) -> Result<Weights> {
         if path.is_file() {
-            return Self::open_file(path);
+            let mut weights = Weights::empty(path.parent().unwrap_or(Path::new(".")));
+            weights.add(path)?;
+            return Ok(weights);
         }
-        let index = path.join("model.safetensors.index.json");
         let mut weights = Weights::empty(path);
-        if path.join("model.safetensors").is_file() {
-            weights.add(&path.join("model.safetensors"))?;
-        } else if index.is_file() {
+        for name in WHOLE {
+            let (file, index) = (path.join(name), path.join(format!("{name}.index.json")));
+            if file.is_file() {
+                weights.add(&file)?;
+                return Ok(weights);
+            }
+            if !index.is_file() {
+                continue;
+            }
             for shard in shards(&index)? {
                 let shard = path.join(shard);
                 let missing = !shard.is_file();
@@ -106,49 +116,26 @@ impl Weights {
                     false => e,
                 })?;
             }
-        } else if path.join("pytorch_model.bin").is_file() {
-            return Self::open_file(&path.join("pytorch_model.bin"));
-        } else {
-            return Err(Error::input(format!("{}: no weights here", path.display())).hint(
-                "expected model.safetensors, model.safetensors.index.json with its shards, or pytorch_model.bin",
-            ));
+            return Ok(weights);
         }
-        Ok(weights)
-    }
-
-    fn open_file(path: &Path) -> Result<Weights> {
-        let mut weights = Weights::empty(path.parent().unwrap_or(Path::new(".")));
-        if path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth") {
-            let tensors = PthTensors::new(path, None)
-                .map_err(|e| Error::data(format!("{}: not a PyTorch checkpoint: {e}", path.display())))?;
-            // candle reads a tensor that starts inside a shared storage from the wrong byte.
-            if let Some(view) = tensors.tensor_infos().values().find(|i| i.layout.start_offset() != 0) {
-                return Err(Error::data(format!("{}: {} shares its storage", path.display(), view.name))
-                    .hint("save the model again as safetensors"));
-            }
-            weights.pickle = Some((path.to_path_buf(), tensors));
-        } else {
-            weights.add(path)?;
-        }
-        Ok(weights)
+        Err(Error::input(format!("{}: no weights here", path.display())).hint(instead(path)))
     }
 
     fn empty(folder: &Path) -> Weights {
-        Weights { folder: folder.to_path_buf(), files: Vec::new(), places: BTreeMap::new(), pickle: None }
+        Weights { folder: folder.to_path_buf(), files: Vec::new(), places: BTreeMap::new() }
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let mut file = fsx::open(path)?;
-        let (metadata, data) = header(&mut file, path)?;
-        for (name, info) in metadata.tensors() {
-            let (from, to) = info.data_offsets;
-            let place = Stored {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                start: data + from as u64,
-                len: to - from,
-            };
+        let mut first = [0; 4];
+        let known = file.read(&mut first).and_then(|n| file.rewind().map(|()| n));
+        let known = known.map_err(|e| Error::io("read", path, e))?;
+        let found = match torch::is_torch(&first[..known]) && path.extension().is_none_or(|e| e != "safetensors") {
+            true => torch::tensors(path)?,
+            false => safe(&mut file, path)?,
+        };
+        for torch::Found { name, dtype, shape, start, len } in found {
+            let place = Stored { file: self.files.len(), dtype, shape, start, len };
             if self.places.insert(name.clone(), place).is_some() {
                 return Err(Error::data(format!("{}: {name} is in another shard too", path.display())));
             }
@@ -164,26 +151,17 @@ impl Weights {
 
     /// The files that hold tensors, for a digest.
     pub fn paths(&self) -> Vec<&Path> {
-        let pickle = self.pickle.iter().map(|(p, _)| p.as_path());
-        self.files.iter().map(|(p, _)| p.as_path()).chain(pickle).collect()
+        self.files.iter().map(|(p, _)| p.as_path()).collect()
     }
 
     /// Every tensor's name, sorted.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
-        if let Some((_, tensors)) = &self.pickle {
-            names.extend(tensors.tensor_infos().keys().map(String::as_str));
-            names.sort_unstable();
-        }
-        names
+        self.places.keys().map(String::as_str).collect()
     }
 
     /// The shape of a tensor, if there is one of that name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        match &self.pickle {
-            Some((_, tensors)) => tensors.tensor_infos().get(name).map(|i| i.layout.shape().dims().to_vec()),
-            None => self.places.get(name).map(|p| p.shape.clone()),
-        }
+        self.places.get(name).map(|p| p.shape.clone())
     }
 
     /// One tensor, converted to `dtype` on `device`; it must have this shape.
@@ -196,13 +174,7 @@ impl Weights {
             ))
             .hint("config.json and the weights do not belong together"));
         }
-        let tensor = match &self.pickle {
-            Some((_, tensors)) => match tensors.get(name)? {
-                Some(tensor) => tensor,
-                None => return Err(self.missing(name)),
-            },
-            None => self.read(name, shape)?,
-        };
+        let tensor = self.read(name, shape)?;
         let convert = || -> candle_core::Result<Tensor> { tensor.to_dtype(dtype)?.to_device(device) };
         convert().at(|| format!("{}: {name}", self.file_of(name).display()))
     }
@@ -222,7 +194,7 @@ impl Weights {
             other => {
                 let path = self.file_of(name).display();
                 return Err(Error::data(format!("{path}: {name}: stored as {other:?}, which is not supported"))
-                    .hint("f32, f16, bf16 and f64 are"));
+                    .hint("f32, f16, bf16 and f64 are; quantised weights are not read"));
             }
         };
         Ok(tensor?)
@@ -242,11 +214,7 @@ impl Weights {
     }
 
     fn file_of(&self, name: &str) -> &Path {
-        match (&self.pickle, self.places.get(name)) {
-            (Some((path, _)), _) => path,
-            (None, Some(place)) => &self.files[place.file].0,
-            (None, None) => &self.folder,
-        }
+        self.places.get(name).map_or(&self.folder, |place| &self.files[place.file].0)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -267,6 +235,55 @@ fn halves<T>(bits: Vec<u16>, from: fn(u16) -> T) -> Vec<T> {
     bits.into_iter().map(from).collect()
 }
 
+/// Files that hold a whole model, the preferred first; each may have an index of shards instead.
+const WHOLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+
+/// What to do about a folder without weights, by what is there instead.
+fn instead(folder: &Path) -> String {
+    let names: Vec<String> = fsx::list(folder)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    let has = |what: &dyn Fn(&str) -> bool| names.iter().find(|n| what(n)).cloned();
+    if let Some(name) = has(&|n| n.starts_with("adapter_model")) {
+        return format!("{name} is a LoRA adapter: merge it into its base model first (peft's merge_and_unload)");
+    }
+    if let Some(name) =
+        has(&|n| n.ends_with(".gguf") || n.ends_with(".h5") || n.ends_with(".msgpack") || n.ends_with(".onnx"))
+    {
+        return format!("{name} is of a form that is not read: take the model's safetensors or .bin");
+    }
+    if let Some(name) = has(&|n| n.ends_with(".safetensors") || n.ends_with(".bin")) {
+        return format!(
+            "{name} is there: is it open_clip's or another layout? Expected {}, or its index",
+            WHOLE.join(" or ")
+        );
+    }
+    format!("expected {}, or an index with its shards", WHOLE.join(" or "))
+}
+
+/// Refuses a `config.json` whose weights are quantised.
+pub fn refuse_quantised(config: &serde_json::Value) -> Result<()> {
+    let section = |at: Option<&serde_json::Value>| at?.get("quantization_config").filter(|q| !q.is_null()).cloned();
+    let Some(how) = section(Some(config)).or_else(|| section(config.get("text_config"))) else { return Ok(()) };
+    let bits = ["load_in_4bit", "load_in_8bit"].into_iter().find(|b| how[*b] == true).map(|b| &b[8..12]);
+    let method = how["quant_method"].as_str().unwrap_or("an unnamed method");
+    let bits = bits.map(str::to_string).or_else(|| how["bits"].as_u64().map(|b| format!("{b}bit"))).unwrap_or_default();
+    Err(Error::data(format!("quantised weights ({method} {bits}), which are not read").replace(" )", ")"))
+        .hint("take the same model in f16, bf16 or f32; --dtype bf16 halves the memory"))
+}
+
+/// The tensors of a safetensors file.
+fn safe(file: &mut File, path: &Path) -> Result<Vec<torch::Found>> {
+    let (metadata, data) = header(file, path)?;
+    let found = metadata.tensors().into_iter().map(|(name, info)| {
+        let (from, to) = info.data_offsets;
+        torch::Found { name, dtype: info.dtype, shape: info.shape.clone(), start: data + from as u64, len: to - from }
+    });
+    Ok(found.collect())
+}
+
 /// The header of a safetensors file and where its data begins; the file must be as long as the header says.
 fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
     let bad = |why: String| Error::data(format!("{}: not a whole safetensors file: {why}", path.display()));
@@ -279,7 +296,8 @@ fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
     }
     let mut json = vec![0u8; size as usize];
     file.read_exact(&mut json).map_err(|e| Error::io("read", path, e))?;
-    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&json).map_err(|_| bad("its header is no table of tensors".into()))?;
     let end = metadata.tensors().values().map(|i| i.data_offsets.1).max().unwrap_or(0) as u64;
     let sound = metadata.tensors().values().all(|i| i.data_offsets.0 <= i.data_offsets.1);
     match size.checked_add(8).and_then(|data| data.checked_add(end)) {
@@ -294,8 +312,7 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let parsed: Index = serde_json::from_str(&fsx::read_text(index)?)
-        .map_err(|e| Error::data(format!("{}: not an index of shards: {e}", index.display())))?;
+    let parsed: Index = fsx::read_json(index)?;
     let names: std::collections::BTreeSet<String> = parsed.weight_map.into_values().collect();
     match names.iter().find(|n| n.contains(['/', '\\']) || n.starts_with('.')) {
         Some(n) => Err(Error::data(format!("{}: {n:?} is not a file beside it", index.display()))),
@@ -303,10 +320,13 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Whether a folder has an index and every shard it names.
+/// Whether a folder has its weights: one file, or every shard that an index names.
 pub fn complete(folder: &Path) -> bool {
-    shards(&folder.join("model.safetensors.index.json"))
-        .is_ok_and(|names| names.iter().all(|name| folder.join(name).is_file()))
+    let whole = |name: &str| {
+        let all = |names: Vec<String>| names.iter().all(|name| folder.join(name).is_file());
+        folder.join(name).is_file() || shards(&folder.join(format!("{name}.index.json"))).is_ok_and(all)
+    };
+    WHOLE.iter().any(|name| whole(name))
 }
 
 /// Loaded tensors that do not train.

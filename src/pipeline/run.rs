@@ -69,6 +69,9 @@ fn finished(dir: &RunDir) -> Result<bool> {
 fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, cx: &Context) -> Result<()> {
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
+    if stages != Stages::Pretrain {
+        experiment.refuse_single()?;
+    }
     experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
@@ -123,7 +126,8 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
         evaluate::write_logits(dir, "logits.safetensors", &logits, &labels, experiment.net.outputs())?;
     }
     evaluate::write(dir, &entries, stage, extras)?;
-    dir.update_manifest(&[("complete", json!(stages == Stages::All))].into())
+    let sources = experiment.ledger.to_json();
+    dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", sources)].into())
 }
 
 impl Experiment {

@@ -12,7 +12,7 @@ use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 5] = ["run.dir", "run.threads", "run.cache", "run.share", "run.name"];
+const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.name", "run.tolerate"];
 
 /// An open run directory, locked against other processes.
 pub struct RunDir {

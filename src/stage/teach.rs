@@ -1,6 +1,5 @@
 //! Who teaches in alignment: a frozen model's class distributions for the server's images.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -15,8 +14,9 @@ use crate::exec::Context;
 use crate::fl::predict::predict;
 use crate::model::clip::embed::Features;
 use crate::model::clip::zeroshot::Prompts;
+use crate::model::weights::Start;
 use crate::model::{Head, ModelConfig};
-use crate::nn::{Backend, Layout, Params};
+use crate::nn::Backend;
 
 /// The `teacher` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ impl Default for FeatureTeacher {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClassifierTeacher {
-    /// `.npz` or `.safetensors` by PyTorch's names.
+    /// `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`, by PyTorch's names.
     pub path: String,
     /// Its network.
     pub model: ModelConfig,
@@ -172,11 +172,7 @@ fn classify(config: &ClassifierTeacher, data: &Dataset, ids: &[u32], cx: &Contex
     let classes = data.classes.len();
     let net = Arc::new(config.model.build(data.images.shape(), Head::Classes(classes))?);
     let path = data::resolve(&config.path)?;
-    let params = if path.extension().is_some_and(|e| e == "npz") {
-        read_npz(&path, &net.layout)?
-    } else {
-        Params::load(&path, &net.layout)?
-    };
+    let params = Start::whole(&path, &net.layout)?;
     let augment = Augment { mean: config.mean.clone(), std: config.std.clone(), ..Augment::default() };
     let loader = Loader::new(&augment, data.images.shape())?;
     let images = Loaded { data, loader: &loader };
@@ -185,22 +181,4 @@ fn classify(config: &ClassifierTeacher, data: &Dataset, ids: &[u32], cx: &Contex
     let mut q = Vec::new();
     crate::nn::loss::softmax(&scaled, classes, &mut q);
     Ok(q)
-}
-
-/// A network's tensors from an `.npz` archive, by PyTorch's names.
-fn read_npz(path: &Path, layout: &Arc<Layout>) -> Result<Params> {
-    let broken = |what: String| Error::data(format!("{}: {what}", path.display()));
-    let mut archive = npyz::npz::NpzArchive::open(path).map_err(|e| Error::io("open", path, e))?;
-    let mut params = Params::zeros(layout.clone());
-    for entry in layout.entries() {
-        let array = archive.by_name(&entry.name).map_err(|e| broken(format!("{}: {e}", entry.name)))?;
-        let array = array.ok_or_else(|| broken(format!("no tensor {}", entry.name)))?;
-        let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
-        if shape != entry.shape || array.order() != npyz::Order::C {
-            return Err(broken(format!("{}: expected {:?} in C order, found {shape:?}", entry.name, entry.shape)));
-        }
-        let values: Vec<f32> = array.into_vec().map_err(|e| broken(format!("{}: {e}", entry.name)))?;
-        params.data_mut()[entry.range()].copy_from_slice(&values);
-    }
-    Ok(params)
 }

@@ -1,0 +1,175 @@
+//! A network's parameters from a file that others wrote: safetensors, PyTorch's or numpy's, also under a prefix.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::Weights;
+use crate::error::{Error, Place, Result};
+use crate::nn::{Layout, Params};
+
+/// Parameters, and what of them a file gave.
+pub struct Start {
+    /// The parameters.
+    pub params: Params,
+    /// Tensors that the file does not have: they are as they were.
+    pub fresh: Vec<String>,
+    /// Tensors of the file that have no place.
+    pub unused: Vec<String>,
+    /// What was taken off in front of the file's names.
+    pub prefix: String,
+}
+
+/// A file's tensors.
+enum Tensors {
+    Weights(Weights),
+    Arrays(BTreeMap<String, (Vec<usize>, Vec<f32>)>),
+}
+
+impl Start {
+    /// Takes the tensors of `start`'s layout that a file has. A prefix that all or some names have in the file
+    /// (`module.`, `backbone.`) is taken off; a file of which less than half of the network comes is refused.
+    pub fn read(path: &Path, start: &Params) -> Result<Start> {
+        let place = || path.display().to_string();
+        let file = Tensors::open(path)?;
+        let (names, layout) = (file.names(), start.layout().clone());
+        let prefix = prefix(&names, &layout);
+        let mut out = Start { params: start.clone(), fresh: Vec::new(), unused: Vec::new(), prefix };
+        let mut used = BTreeSet::new();
+        for entry in layout.entries() {
+            let longer = format!("{}{}", out.prefix, entry.name);
+            let Some(name) = [longer, entry.name.clone()].into_iter().find(|n| names.contains(n)) else {
+                out.fresh.push(entry.name.clone());
+                continue;
+            };
+            let values = file.values(&name, &entry.shape).at(place)?;
+            out.params.data_mut()[entry.range()].copy_from_slice(&values);
+            used.insert(name);
+        }
+        let all = layout.entries().len();
+        if 2 * out.fresh.len() > all {
+            let theirs: Vec<&String> = names.iter().take(3).collect();
+            let ours: Vec<&str> = layout.entries().iter().take(3).map(|e| e.name.as_str()).collect();
+            return Err(Error::data(format!(
+                "{}: {} of {all} tensors are in it",
+                path.display(),
+                all - out.fresh.len()
+            ))
+            .hint(format!("is it another network? It has {theirs:?}, …; this one has {ours:?}, …")));
+        }
+        // PyTorch's counters are of no use to anybody.
+        let counter = |n: &String| n.ends_with("num_batches_tracked");
+        out.unused = names.into_iter().filter(|n| !used.contains(n) && !counter(n)).collect();
+        Ok(out)
+    }
+
+    /// Parameters of which a file has every tensor.
+    pub fn whole(path: &Path, layout: &Arc<Layout>) -> Result<Params> {
+        let start = Self::read(path, &Params::zeros(layout.clone()))?;
+        match start.fresh.first() {
+            None => Ok(start.params),
+            Some(name) => Err(Error::data(format!("{}: no tensor {name}", path.display())).hint(format!(
+                "{} of {} tensors are absent: is it another network?",
+                start.fresh.len(),
+                layout.entries().len()
+            ))),
+        }
+    }
+
+    /// What was taken, for people.
+    pub fn line(&self) -> String {
+        let all = self.params.layout().entries().len();
+        let mut line = format!("{} of {all} tensors are taken", all - self.fresh.len());
+        let several = |names: &[String]| {
+            let more = if names.len() > 5 { ", …" } else { "" };
+            format!("{}{more}", names[..names.len().min(5)].join(", "))
+        };
+        if !self.prefix.is_empty() {
+            line += &format!("; {:?} in front of their names is taken off", self.prefix);
+        }
+        if !self.fresh.is_empty() {
+            line += &format!("; {} start fresh: {}", self.fresh.len(), several(&self.fresh));
+        }
+        if !self.unused.is_empty() {
+            line += &format!("; {} of the file have no place: {}", self.unused.len(), several(&self.unused));
+        }
+        line
+    }
+}
+
+/// What stands in front of the layout's names in a file: the prefix under which most of them are found. An empty one
+/// wins where it finds as many.
+fn prefix(names: &BTreeSet<String>, layout: &Layout) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for entry in layout.entries() {
+        for name in names.iter().filter(|n| n.ends_with(&entry.name)) {
+            let before = &name[..name.len() - entry.name.len()];
+            if before.is_empty() || before.ends_with('.') {
+                *counts.entry(before).or_default() += 1;
+            }
+        }
+    }
+    let most = counts.values().copied().max().unwrap_or(0);
+    counts.into_iter().find(|(_, n)| *n == most).map(|(p, _)| p.to_string()).unwrap_or_default()
+}
+
+impl Tensors {
+    fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|e| e == "npz") {
+            return Ok(Tensors::Arrays(arrays(path)?));
+        }
+        Ok(Tensors::Weights(Weights::open(path)?))
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        match self {
+            Tensors::Weights(weights) => weights.names().into_iter().map(str::to_string).collect(),
+            Tensors::Arrays(arrays) => arrays.keys().cloned().collect(),
+        }
+    }
+
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let wrong = |found: &[usize]| {
+            Error::data(format!("{name}: expected shape {shape:?}, found {found:?}"))
+                .hint("is it another network, or one of another number of classes?")
+        };
+        match self {
+            Tensors::Weights(weights) => match weights.shape(name) {
+                Some(found) if found == shape => {
+                    Ok(weights.get(name, shape, DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+                }
+                found => Err(wrong(&found.unwrap_or_default())),
+            },
+            Tensors::Arrays(arrays) => match arrays.get(name) {
+                Some((found, values)) if found == shape => Ok(values.clone()),
+                found => Err(wrong(found.map_or(&[], |(s, _)| s))),
+            },
+        }
+    }
+}
+
+/// The arrays of an `.npz`, but for counters and other integers.
+fn arrays(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+    let broken = |_: std::io::Error| Error::data(format!("{}: not a whole .npz file", path.display()));
+    let mut archive = npyz::npz::NpzArchive::open(path).map_err(broken)?;
+    let names: Vec<String> = archive.array_names().map(str::to_string).collect();
+    let mut arrays = BTreeMap::new();
+    for name in names {
+        let Some(array) = archive.by_name(&name).map_err(broken)? else { continue };
+        let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
+        if array.order() != npyz::Order::C && shape.len() > 1 {
+            return Err(Error::data(format!("{}: {name}: in Fortran order", path.display()))
+                .hint("save it from np.ascontiguousarray"));
+        }
+        let kind = array.dtype().descr();
+        let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
+            "f4" => array.into_vec().map_err(broken)?,
+            "f8" => array.into_vec::<f64>().map_err(broken)?.into_iter().map(|v| v as f32).collect(),
+            _ => continue,
+        };
+        arrays.insert(name, (shape, values));
+    }
+    Ok(arrays)
+}
