@@ -275,6 +275,40 @@ mod tests {
     }
 
     #[test]
+    fn batches_dumped_again_in_other_protocols_and_with_arrays_are_the_same() {
+        let (cx, plain) =
+            (Context::cpu(1), CIFAR10.load(&golden().join("cifar-10-batches-py"), &Context::cpu(1)).unwrap());
+        for folder in ["protocol-5", "arrays", "arrays-5"] {
+            let set = CIFAR10.load(&golden().join("cifar-10-again").join(folder), &cx).unwrap();
+            assert_eq!(
+                (set.train.digest, set.test.digest),
+                (plain.train.digest.clone(), plain.test.digest.clone()),
+                "{folder}"
+            );
+            assert_eq!((set.train.census.read, set.test.census.lost()), (5, 0));
+        }
+    }
+
+    #[test]
+    fn every_compression_of_parquet_is_read() {
+        for how in ["gzip", "brotli", "lz4", "zstd", "snappy", "none"] {
+            let shards = [golden().join(format!("compressions/{how}.parquet"))];
+            let set = hf_parquet::read("one", &shards, "fine_label", CIFAR100.classes, None, &Context::cpu(1)).unwrap();
+            assert_eq!(seen(&set), expected("cifar100_test"), "{how}");
+        }
+    }
+
+    #[test]
+    fn pfllibs_clients_are_found_by_their_pixels_and_test_images_stay_out() {
+        let set = CIFAR10.load(&golden().join("cifar-10-batches-py"), &Context::cpu(1)).unwrap();
+        let (split, census) = super::super::pfllib::import(&golden().join("pfllib"), &set).unwrap();
+        assert_eq!(split.clients, [vec![3, 0], vec![1]]);
+        assert_eq!((census.read, census.passed(super::super::Why::Test)), (3, 1));
+        let e = super::super::pfllib::import(&golden(), &set).unwrap_err().to_string();
+        assert!(e.contains("expected train/0.npz"), "{e}");
+    }
+
+    #[test]
     fn a_folder_with_nothing_known_says_what_was_expected() {
         let empty = tempfile::tempdir().unwrap();
         let e = CIFAR10.load(empty.path(), &Context::cpu(1)).unwrap_err().to_string();

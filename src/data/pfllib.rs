@@ -2,8 +2,7 @@
 //! images `x` and labels `y`.
 //!
 //! Images have no numbers there, so each is looked up among the benchmark's by its pixels. PFLlib deals training and
-//! test images alike: a benchmark's test images are left out of the clients and counted, and so is what clients keep
-//! for their own tests.
+//! test images alike: a benchmark's test images are left out of the clients and counted.
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -514,6 +514,67 @@ mod tests {
         assert_eq!(weights.get("b", &[2], DType::F32, CPU).unwrap().to_vec1::<f32>().unwrap(), [0.5, -0.5]);
     }
 
+    fn pickles() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip/pickle")
+    }
+
+    /// `tests/golden/clip/pickle/make.py`.
+    #[test]
+    fn every_form_of_torch_save_gives_the_same_tensors() {
+        for (file, prefix, b) in
+            [("legacy.th", "", [0.5, -0.5]), ("script.pth.tar", "module.", [0.5, -0.5]), ("views.pt", "", [6.0, 7.0])]
+        {
+            let weights = Weights::open(&pickles().join(file)).unwrap();
+            assert_eq!(weights.names(), [format!("{prefix}a.weight"), format!("{prefix}b")], "{file}");
+            let a = weights.get(&format!("{prefix}a.weight"), &[2, 3], DType::F32, CPU).unwrap();
+            assert_eq!(a.to_vec2::<f32>().unwrap(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], "{file}");
+            let got = weights.get(&format!("{prefix}b"), &[2], DType::F32, CPU).unwrap();
+            assert_eq!(got.to_vec1::<f32>().unwrap(), b, "{file}");
+        }
+        let e = Weights::open(&pickles().join("transposed.pt")).err().unwrap().to_string();
+        assert!(e.contains("transposed.pt") && e.contains("stored transposed"), "{e}");
+    }
+
+    #[test]
+    fn damaged_files_of_torch_are_refused_and_never_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rng = Key::from_seed(2).rng();
+        for file in ["legacy.th", "script.pth.tar", "views.pt"] {
+            let (whole, path) = (fsx::read(&pickles().join(file)).unwrap(), dir.path().join(file));
+            for round in 0..300 {
+                let mut bytes = whole.clone();
+                let at = rng.below(bytes.len());
+                bytes[at] = rng.u32() as u8;
+                if round % 3 == 0 {
+                    bytes.truncate(rng.below(whole.len()));
+                }
+                std::fs::write(&path, bytes).unwrap();
+                if let Ok(weights) = Weights::open(&path) {
+                    for name in weights.names() {
+                        drop(weights.get(name, &weights.shape(name).unwrap(), DType::F32, CPU));
+                    }
+                }
+            }
+            for cut in [0, 4, whole.len() / 2, whole.len() - 1] {
+                std::fs::write(&path, &whole[..cut]).unwrap();
+                assert!(Weights::open(&path).is_err(), "{file} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn shards_of_bin_files_are_read_by_their_index() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(pickles().join("legacy.th"), dir.path().join("pytorch_model-00001-of-00001.bin")).unwrap();
+        let index = r#"{"weight_map": {"a.weight": "pytorch_model-00001-of-00001.bin", "b": "pytorch_model-00001-of-00001.bin"}}"#;
+        std::fs::write(dir.path().join("pytorch_model.bin.index.json"), index).unwrap();
+        assert!(complete(dir.path()));
+        assert_eq!(Weights::open(dir.path()).unwrap().names(), ["a.weight", "b"]);
+        std::fs::remove_file(dir.path().join("pytorch_model.bin.index.json")).unwrap();
+        let e = Weights::open(dir.path()).err().unwrap().to_string();
+        assert!(e.contains("pytorch_model-00001-of-00001.bin is there"), "{e}");
+    }
+
     #[test]
     fn a_fresh_tensor_depends_on_its_name_and_key_alone() {
         let draws = |names: &[&str], seed| {

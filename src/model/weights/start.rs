@@ -173,3 +173,77 @@ fn arrays(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
     }
     Ok(arrays)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Role;
+    use safetensors::tensor::{Dtype, TensorView};
+
+    fn layout() -> Arc<Layout> {
+        let mut layout = Layout::default();
+        for (name, shape) in
+            [("conv.weight", vec![2, 3]), ("bn.weight", vec![2]), ("head.weight", vec![2]), ("head.bias", vec![1])]
+        {
+            layout.push(name, &shape, Role::Weight).unwrap();
+        }
+        Arc::new(layout)
+    }
+
+    /// A file of f32 tensors, all of them counting up, under these names.
+    fn file(name: &str, tensors: &[(&str, Vec<usize>)]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let view = |shape: &Vec<usize>| {
+            TensorView::new(Dtype::F32, shape.clone(), &data[..4 * shape.iter().product::<usize>()]).unwrap()
+        };
+        let views = tensors.iter().map(|(n, shape)| (*n, view(shape)));
+        let path = dir.path().join(name);
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_prefix_of_all_or_of_some_names_is_taken_off_and_said() {
+        let start = Params::zeros(layout());
+        let all = [
+            ("module.conv.weight", vec![2, 3]),
+            ("module.bn.weight", vec![2]),
+            ("module.head.weight", vec![2]),
+            ("module.head.bias", vec![1]),
+        ];
+        let (_dir, path) = file("a.safetensors", &all);
+        let got = Start::read(&path, &start).unwrap();
+        assert_eq!(got.params.get("conv.weight").unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!((got.prefix.as_str(), got.fresh.len(), got.unused.len()), ("module.", 0, 0));
+        assert!(Start::whole(&path, &layout()).is_ok());
+        let body = [
+            ("backbone.conv.weight", vec![2, 3]),
+            ("backbone.bn.weight", vec![2]),
+            ("head.bias", vec![1]),
+            ("fc", vec![1]),
+            ("bn.num_batches_tracked", vec![1]),
+        ];
+        let (_dir, path) = file("b.safetensors", &body);
+        let got = Start::read(&path, &start).unwrap();
+        assert_eq!(
+            got.line(),
+            "3 of 4 tensors are taken; \"backbone.\" in front of their names is taken off; 1 start fresh: head.weight; 1 of the file have no place: fc"
+        );
+        assert!(Start::whole(&path, &layout()).unwrap_err().to_string().contains("no tensor head.weight"));
+    }
+
+    #[test]
+    fn nothing_in_common_and_other_shapes_are_refused() {
+        let start = Params::zeros(layout());
+        let (_dir, path) = file("a.safetensors", &[("stem.0.weight", vec![2]), ("head.bias", vec![1])]);
+        let e = Start::read(&path, &start).err().unwrap().to_string();
+        assert!(
+            e.contains("1 of 4 tensors are in it") && e.contains("stem.0.weight") && e.contains("conv.weight"),
+            "{e}"
+        );
+        let (_dir, path) = file("b.safetensors", &[("conv.weight", vec![3, 2]), ("bn.weight", vec![2])]);
+        let e = Start::read(&path, &start).err().unwrap().to_string();
+        assert!(e.contains("conv.weight: expected shape [2, 3], found [3, 2]"), "{e}");
+    }
+}
