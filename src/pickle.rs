@@ -238,10 +238,10 @@ impl<'b> Machine<'b> {
         Ok(line.trim_end_matches(['\n', '\r']))
     }
 
-    fn text(&mut self, n: u64) -> Result<Kind> {
+    fn text(&mut self, n: u64) -> Result<()> {
         let bytes = self.take(n)?;
         // Python may hold half of a pair of surrogates; nothing here looks at such a text.
-        Ok(Kind::Text(String::from_utf8_lossy(bytes).into_owned()))
+        self.push(Kind::Text(String::from_utf8_lossy(bytes).into_owned()))
     }
 
     fn push(&mut self, kind: Kind) -> Result<()> {
@@ -338,81 +338,66 @@ impl<'b> Machine<'b> {
         let code = self.take(1)?[0];
         match code {
             b'.' => return Ok(false),
-            0x80 => drop(self.take(1)?),
-            0x95 => drop(self.take(8)?),
-            0x98 => {}
-            b'(' => self.marks.push(self.stack.len()),
-            b'0' => drop(self.pop()?),
-            b'1' => drop(self.marked()?),
-            b'2' => self.stack.push(self.top()?),
+            0x97 => return Err(damaged("its arrays lie outside of it (protocol 5 with out-of-band buffers)")),
+            _ if self.value(code)? || self.group(code)? || self.object(code)? || self.order(code)? => {}
+            other => return Err(damaged(&format!("instruction {other:#04x} at byte {}", self.at - 1))),
+        }
+        Ok(true)
+    }
+
+    /// Instructions that put one value down.
+    fn value(&mut self, code: u8) -> Result<bool> {
+        match code {
             b'N' => self.push(Kind::None)?,
             0x88 => self.push(Kind::Bool(true))?,
             0x89 => self.push(Kind::Bool(false))?,
-            b'J' => {
-                let n = self.number(4)? as u32 as i32;
-                self.push(Kind::Int(n.into()))?;
-            }
+            b'J' => self.sized(4, |m, n| m.push(Kind::Int((n as u32 as i32).into())))?,
             b'K' => self.sized(1, |m, n| m.push(Kind::Int(n as i64)))?,
             b'M' => self.sized(2, |m, n| m.push(Kind::Int(n as i64)))?,
             0x8a => self.sized(1, |m, n| m.take(n).and_then(|b| m.integer(b)))?,
             0x8b => self.sized(4, |m, n| m.take(n).and_then(|b| m.integer(b)))?,
-            b'G' => {
-                self.take(8)?;
-                self.push(Kind::Float)?;
-            }
+            b'G' => self.take(8).and_then(|_| self.push(Kind::Float))?,
             b'I' | b'L' | b'F' | b'S' | b'V' => self.written(code)?,
             b'U' | b'C' => self.sized(1, Self::raw)?,
             b'T' | b'B' => self.sized(4, Self::raw)?,
             0x8e | 0x96 => self.sized(8, Self::raw)?,
-            0x8c => self.sized(1, |m, n| m.text(n).and_then(|t| m.push(t)))?,
-            b'X' => self.sized(4, |m, n| m.text(n).and_then(|t| m.push(t)))?,
-            0x8d => self.sized(8, |m, n| m.text(n).and_then(|t| m.push(t)))?,
+            0x8c => self.sized(1, Self::text)?,
+            b'X' => self.sized(4, Self::text)?,
+            0x8d => self.sized(8, Self::text)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Instructions that make and fill lists, tuples, sets and dictionaries.
+    fn group(&mut self, code: u8) -> Result<bool> {
+        match code {
             b']' | 0x8f => self.push(Kind::List(Vec::new()))?,
             b'}' => self.push(Kind::Dict(Vec::new()))?,
             b')' => self.push(Kind::Tuple(Vec::new()))?,
-            b'l' | 0x91 => {
-                let items = self.marked()?;
-                self.push(Kind::List(items))?;
-            }
-            b't' => {
-                let items = self.marked()?;
-                self.push(Kind::Tuple(items))?;
-            }
+            b'l' | 0x91 => self.marked().and_then(|items| self.push(Kind::List(items)))?,
+            b't' => self.marked().and_then(|items| self.push(Kind::Tuple(items)))?,
             0x85..=0x87 => self.tuple(usize::from(code - 0x84))?,
             b'd' => {
                 let items = self.marked()?;
                 self.push(Kind::Dict(Vec::new()))?;
                 self.set(items)?;
             }
-            b'a' => {
-                let item = self.pop()?;
-                self.append(vec![item])?;
-            }
-            b'e' | 0x90 => {
-                let items = self.marked()?;
-                self.append(items)?;
-            }
+            b'a' => self.pop().and_then(|item| self.append(vec![item]))?,
+            b'e' | 0x90 => self.marked().and_then(|items| self.append(items))?,
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.set(vec![key, value])?;
             }
-            b'u' => {
-                let items = self.marked()?;
-                self.set(items)?;
-            }
-            b'p' => {
-                let name = self.index()?;
-                self.remember(name)?;
-            }
-            b'g' => {
-                let name = self.index()?;
-                self.recall(name)?;
-            }
-            b'q' => self.sized(1, Self::remember)?,
-            b'r' => self.sized(4, Self::remember)?,
-            b'h' => self.sized(1, Self::recall)?,
-            b'j' => self.sized(4, Self::recall)?,
-            0x94 => self.remember(self.memo.len() as u64)?,
+            b'u' => self.marked().and_then(|items| self.set(items))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Instructions about names, calls and objects.
+    fn object(&mut self, code: u8) -> Result<bool> {
+        match code {
             b'c' => {
                 let (module, name) = (self.line()?.to_string(), self.line()?.to_string());
                 self.push(Kind::Name(module, name))?;
@@ -437,18 +422,35 @@ impl<'b> Machine<'b> {
                     object.state = Some(state);
                 }
             }
-            b'Q' => {
-                let name = self.pop()?;
-                self.push(Kind::Saved(name))?;
-            }
+            b'Q' => self.pop().and_then(|name| self.push(Kind::Saved(name)))?,
             b'P' => {
                 let text = self.line()?.to_string();
                 self.push(Kind::Text(text))?;
-                let name = self.pop()?;
-                self.push(Kind::Saved(name))?;
+                self.pop().and_then(|name| self.push(Kind::Saved(name)))?;
             }
-            0x97 => return Err(damaged("its arrays lie outside of it (protocol 5 with out-of-band buffers)")),
-            other => return Err(damaged(&format!("instruction {other:#04x} at byte {}", self.at - 1))),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Instructions that keep order: marks, what is remembered, and what says nothing.
+    fn order(&mut self, code: u8) -> Result<bool> {
+        match code {
+            0x80 => drop(self.take(1)?),
+            0x95 => drop(self.take(8)?),
+            0x98 => {}
+            b'(' => self.marks.push(self.stack.len()),
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.marked()?),
+            b'2' => self.stack.push(self.top()?),
+            b'p' => self.index().and_then(|name| self.remember(name))?,
+            b'g' => self.index().and_then(|name| self.recall(name))?,
+            b'q' => self.sized(1, Self::remember)?,
+            b'r' => self.sized(4, Self::remember)?,
+            b'h' => self.sized(1, Self::recall)?,
+            b'j' => self.sized(4, Self::recall)?,
+            0x94 => self.remember(self.memo.len() as u64)?,
+            _ => return Ok(false),
         }
         Ok(true)
     }

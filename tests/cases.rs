@@ -146,13 +146,13 @@ fn a_source_is_said_in_one_line_and_kept_in_the_manifest() {
     desk.write("bench/train/notes.txt", b"no class");
     let said = desk.says(0, &["pretrain", "c.toml"], &[ON]);
     assert!(
-        said.contains("bench train: 12 images; left out: 1 no images (notes.txt), 1 hidden (apple/._0.png)"),
+        said.contains("bench/train: 12 images; left out: 1 no images (notes.txt), 1 hidden (apple/._0.png)"),
         "{said}"
     );
     assert!(said.contains("captions.jsonl: 4 records, about 4 of 4 images"), "{said}");
     let sources = desk.json("runs/c/manifest.json")["sources"].clone();
     let of = |name: &str| sources.as_array().unwrap().iter().find(|s| s["source"] == name).cloned().unwrap();
-    assert_eq!((&of("bench train")["read"], &of("bench train")["passed"]["hidden"]["count"]), (&json!(12), &json!(1)));
+    assert_eq!((&of("bench/train")["read"], &of("bench/train")["passed"]["hidden"]["count"]), (&json!(12), &json!(1)));
     assert_eq!(of("captions.jsonl")["joined"], json!([4, 4]));
     assert_eq!(of("pool")["read"], json!(4));
 }
@@ -248,7 +248,7 @@ fn other_endings_are_read_or_named() {
         desk.write(&format!("bench/train/apple/{i}.{ending}"), &picture(i as u32, 16, format));
     }
     let said = desk.says(0, &["split", "c.toml"], &[]);
-    assert!(said.contains("bench train: 12 images"), "{said}");
+    assert!(said.contains("bench/train: 12 images"), "{said}");
     desk.write("bench/train/apple/3.gif", b"GIF89a\x01\x00\x01\x00");
     desk.write("bench/train/boat/photo", &png(1));
     let said = desk.says(3, &["split", "c.toml"], &[]);
@@ -275,7 +275,7 @@ fn hidden_folders_are_no_classes() {
         desk.write(&format!("bench/{part}/.ipynb_checkpoints/0.png"), &png(1));
     }
     let said = desk.says(0, &["split", "c.toml"], &[]);
-    assert!(said.contains("bench train: 12 images; left out: 1 hidden (.ipynb_checkpoints)"), "{said}");
+    assert!(said.contains("bench/train: 12 images; left out: 1 hidden (.ipynb_checkpoints)"), "{said}");
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn a_llava_is_asked_in_the_form_of_its_own_template_and_its_revision_says_so() {
     assert_eq!(question.prompt(&open(&plain).unwrap()).unwrap(), "USER: <image>\nWhat is it? ASSISTANT:");
     let template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
     std::fs::write(own.path().join("chat_template.jinja"), template).unwrap();
-    let want = "<|im_start|>user\n<image>What is it?<|im_end|>\n<|im_start|>assistant\n";
+    let want = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(question.prompt(&open(&own).unwrap()).unwrap(), want);
     let revision = revision_of(plain.path()).unwrap();
     assert_ne!(revision_of(own.path()).unwrap(), revision);

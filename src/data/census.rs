@@ -85,6 +85,9 @@ pub struct Census {
     /// Of a file about images: how many images it says something about, and of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub joined: Option<(usize, usize)>,
+    /// What would help, where a reader knows.
+    #[serde(skip)]
+    pub advice: String,
     /// What was passed over.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub passed: BTreeMap<Why, Passed>,
@@ -145,8 +148,9 @@ impl Census {
         }
         let enough = (100.0 * share).ceil() / 100.0;
         let (unit, reasons) = (self.unit, self.reasons(NAMES, Why::lost));
+        let advice = if self.advice.is_empty() { String::new() } else { format!("{}; ", self.advice) };
         Err(Error::data(format!("{}: {lost} of {all} {unit} cannot be used: {reasons}", self.source)).hint(format!(
-            "at most {} % may be lost: mend them, take them out, or allow more with --set run.tolerate={enough}",
+            "{advice}at most {} % may be lost: mend them, take them out, or allow more with --set run.tolerate={enough}",
             100.0 * tolerate
         )))
     }

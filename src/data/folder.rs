@@ -39,7 +39,7 @@ pub fn load(config: &FolderConfig, cx: &Context) -> Result<Benchmark> {
 /// Reads one folder of class folders: images to any depth in each, in torchvision's order. `gaps`: a class may have no
 /// image.
 pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context) -> Result<Dataset> {
-    let mut census = Census::new(name, "images");
+    let mut census = Census::new(folder.display().to_string(), "images");
     let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
     for path in fsx::list(folder)? {
         let file_name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

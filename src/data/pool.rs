@@ -240,6 +240,13 @@ impl Pool {
         decode::on_threads(cx, || (0..self.len()).into_par_iter().map(one).collect::<Result<Vec<_>>>())?
     }
 
+    /// SHA-256 of each image as it is seen, `(items,)`: of its bytes and of how they become pixels (turned by their EXIF
+    /// orientation). What is computed from pixels is kept under these.
+    pub fn seen_digests(&self, cx: &Context) -> Result<Vec<String>> {
+        let seen = |digest: String| fsx::sha256(format!("upright {digest}").as_bytes());
+        Ok(self.digests(cx)?.into_iter().map(seen).collect())
+    }
+
     /// Decodes the items at `wanted` to squares of `side` pixels. Undecodable ones are left out and reported; only if
     /// nothing is left is that an error.
     pub fn decode(&self, wanted: &[u32], side: usize, cx: &Context) -> Result<Decoded> {
@@ -297,9 +304,19 @@ impl Pool {
         census.read = found.iter().flatten().count();
         let strangers = captions.records.iter().zip(&found).filter(|(_, at)| at.is_none());
         strangers.for_each(|(record, _)| census.pass(Why::NoImage, record.image.as_str()));
+        census.advice = self.other_root(captions, &found);
         let met: std::collections::BTreeSet<usize> = found.iter().flatten().copied().collect();
         census.joined = Some((met.len(), self.len()));
         (census, found)
+    }
+
+    /// What to say where every stranger would be met without the folder in front of its name.
+    fn other_root(&self, captions: &Captions, found: &[Option<usize>]) -> String {
+        let lost = || captions.records.iter().zip(found).filter(|(_, at)| at.is_none()).map(|(r, _)| r.image.as_str());
+        let root = lost().next().and_then(|name| name.rfind('/').map(|i| &name[..=i]));
+        let Some(root) = root.filter(|r| lost().all(|name| name.starts_with(r))) else { return String::new() };
+        let there = self.find(lost().map(|name| &name[root.len()..])).iter().all(Option::is_some);
+        if there { format!("without {root:?} in front they name images of the pool") } else { String::new() }
     }
 
     /// Gives each item the texts of the records about it, after those it has. A record whose digest is another than

@@ -3,6 +3,8 @@
 //! The key ends at the first dot of a name, as webdataset has it; behind it may stand a field (`<key>.input.jpg`). Where
 //! a key has several images (`scene 22.00.jpg`, `scene 22.01.jpg`), each is a sample with the texts of its field.
 
+mod sample;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::census::{Census, Why};
 use super::pool::{Item, Pool, Source};
-use super::{decode, folder, resolve};
+use super::resolve;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use sample::{Said, in_shard, samples};
 
 /// `pool.kind = "webdataset"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,20 +61,18 @@ pub(super) fn load(config: &WebDatasetConfig) -> Result<Pool> {
     let (mut items, mut census) = (Vec::new(), Census::new(config.path.clone(), "samples"));
     for shard in shards {
         let shard = Arc::new(shard);
-        let place = || format!("shard {}", shard.display());
-        let stem = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        for (key, sample) in samples(&shard, &mut census).at(place)? {
-            let source = |image: &Member| Source::Slice { file: shard.clone(), offset: image.offset, len: image.len };
+        for (key, sample) in samples(&shard, &mut census).at(|| format!("shard {}", shard.display()))? {
             for (id, image) in sample.named(&key) {
+                let source = Source::Slice { file: shard.clone(), offset: image.offset, len: image.len };
                 match sample.text(config, &image.field).at(|| format!("{key} in {}", shard.display()))? {
-                    Said::Texts(texts) => items.push(Item { id, texts, source: source(image) }),
-                    Said::Nonsense(why) => census.pass(Why::NoText, format!("{stem}: {why}")),
+                    Said::Texts(texts) => items.push(Item { id, texts, source }),
+                    Said::Nonsense(why) => census.pass(Why::NoText, in_shard(&shard, &why)),
                 }
             }
             if sample.images.is_empty() && sample.others.is_empty() {
-                census.pass(Why::NoImage, format!("{stem}: {key}"));
+                census.pass(Why::NoImage, in_shard(&shard, &key));
             } else if sample.images.is_empty() {
-                sample.others.iter().for_each(|name| census.pass(Why::Ending, format!("{stem}: {name}")));
+                sample.others.iter().for_each(|name| census.pass(Why::Ending, in_shard(&shard, name)));
             }
         }
     }
@@ -113,146 +114,6 @@ fn numbered(path: &Path) -> (String, Option<u64>) {
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = stem.trim_end_matches(|c: char| c.is_ascii_digit());
     (name.to_string(), stem[name.len()..].parse().ok())
-}
-
-/// An image of a sample.
-struct Member {
-    /// What stands between the key and the ending: `input` of `<key>.input.jpg`; mostly nothing.
-    field: String,
-    offset: u64,
-    len: u64,
-}
-
-/// The members of one sample.
-#[derive(Default)]
-struct Sample {
-    images: Vec<Member>,
-    /// Texts and JSON by what stands behind the key: `txt`, `outputs.txt`. An error says why one is no text.
-    texts: BTreeMap<String, Result<String>>,
-    /// Images of kinds that are not read.
-    others: Vec<String>,
-}
-
-/// What a sample says.
-enum Said {
-    Texts(Vec<String>),
-    Nonsense(String),
-}
-
-impl Sample {
-    /// Its images with their names: the key, and the field where there are several.
-    fn named<'s>(&'s self, key: &str) -> Vec<(String, &'s Member)> {
-        let several = self.images.len() > 1;
-        let name =
-            |m: &Member| if several && !m.field.is_empty() { format!("{key}.{}", m.field) } else { key.to_string() };
-        self.images.iter().map(|m| (name(m), m)).collect()
-    }
-
-    /// The member with this ending: of the image's own field, of none, or the only one.
-    fn member(&self, ending: &str, field: &str) -> Option<&Result<String>> {
-        let own = if field.is_empty() { ending.to_string() } else { format!("{field}.{ending}") };
-        let tail = format!(".{ending}");
-        let mut others = self.texts.iter().filter(|(name, _)| name.ends_with(&tail));
-        let only = || others.next().filter(|_| self.images.len() == 1 && others.next().is_none()).map(|(_, text)| text);
-        self.texts.get(&own).or_else(|| self.texts.get(ending)).or_else(only)
-    }
-
-    /// The text that the config asks for, in its sentence, for the image of a field.
-    fn text(&self, config: &WebDatasetConfig, field: &str) -> Result<Said> {
-        let wanted = config.text.as_str();
-        if wanted.is_empty() {
-            return Ok(Said::Texts(Vec::new()));
-        }
-        let plain = wanted == "txt" || wanted.ends_with(".txt");
-        let found = match plain {
-            true => self.member(wanted, if wanted == "txt" { field } else { "" }),
-            false => self.member("json", field),
-        };
-        let text = match found {
-            Some(Err(e)) => return Ok(Said::Nonsense(e.message().to_string())),
-            Some(Ok(text)) if plain => Some(text.clone()),
-            Some(Ok(text)) => match fsx::json::<serde_json::Value>(text) {
-                Ok(json) => json.get(wanted).and_then(|v| v.as_str()).map(str::to_string),
-                Err(e) => return Ok(Said::Nonsense(format!("its JSON: {}", e.message()))),
-            },
-            None => None,
-        };
-        let text = text.ok_or_else(|| self.silent(wanted))?;
-        let name = if config.template == "{}" { text.trim() } else { text.split(',').next().unwrap_or("").trim() };
-        Ok(Said::Texts(vec![config.template.replace("{}", name)]))
-    }
-
-    fn silent(&self, wanted: &str) -> Error {
-        let json = self.texts.get("json").and_then(|t| t.as_ref().ok());
-        let json: Option<serde_json::Value> = json.and_then(|t| serde_json::from_str(t).ok());
-        let fields: Vec<&str> =
-            json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
-        let members: Vec<&str> = self.texts.keys().map(String::as_str).collect();
-        Error::data(format!(
-            "no text `{wanted}`; its JSON has {}, its texts are {}",
-            fields.join(", "),
-            members.join(", ")
-        ))
-        .hint("set pool.text to a field that is there, or to \"\"")
-    }
-}
-
-/// The samples of a shard in order of their first member.
-fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, Sample)>> {
-    let broken = |e: std::io::Error| Error::data(format!("not a whole tar file: {e}"));
-    let file = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
-    let mut archive = tar::Archive::new(fsx::open(shard)?);
-    let mut samples: Vec<(String, Sample)> = Vec::new();
-    let mut index = BTreeMap::new();
-    for entry in archive.entries_with_seek().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        if path.split('/').any(|part| part != "." && folder::hidden(part)) {
-            census.pass(Why::Hidden, format!("{file}: {path}"));
-            continue;
-        }
-        let Some((key, rest)) = member(&path) else {
-            census.pass(Why::Other, format!("{file}: {path}"));
-            continue;
-        };
-        let (offset, len) = (entry.raw_file_position(), entry.size());
-        if offset.saturating_add(len) > length {
-            return Err(broken(std::io::Error::other(format!("{path} is cut"))));
-        }
-        let at = *index.entry(key.clone()).or_insert_with(|| {
-            samples.push((key, Sample::default()));
-            samples.len() - 1
-        });
-        let sample = &mut samples[at].1;
-        let (field, ending) = rest.rsplit_once('.').unwrap_or(("", &rest));
-        if decode::is_read(ending) {
-            let image = Member { field: field.to_string(), offset, len };
-            match sample.images.iter().any(|m| m.field == image.field) {
-                true => census.pass(Why::Double, format!("{file}: {path}")),
-                false => sample.images.push(image),
-            }
-        } else if ending == "json" || ending == "txt" {
-            let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).map_err(broken).at(|| path.clone())?;
-            let text = fsx::text(bytes).map_err(|e| Error::data(format!("{path}: {}", e.message())));
-            sample.texts.insert(rest, text);
-        } else if decode::is_foreign(ending, &[]) {
-            sample.others.push(path);
-        }
-    }
-    Ok(samples)
-}
-
-/// WebDataset's rule: the key ends at the first dot of the file name.
-fn member(path: &str) -> Option<(String, String)> {
-    let path = path.trim_start_matches("./");
-    let start = path.rfind('/').map_or(0, |i| i + 1);
-    let dot = start + path[start..].find('.')?;
-    (dot > start).then(|| (path[..dot].to_string(), path[dot + 1..].to_ascii_lowercase()))
 }
 
 /// Keys that come back in another shard get the shard's name in front.

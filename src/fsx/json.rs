@@ -40,6 +40,9 @@ fn explained(e: &serde_json::Error) -> String {
 
 /// `invalid type: sequence, expected u32` as `a list, expected a whole number`.
 fn in_words(message: &str) -> String {
+    if message.starts_with("data did not match any variant") {
+        return "a value of another form than expected".into();
+    }
     let Some((found, wanted)) = message.split_once(": ").and_then(|(_, rest)| rest.split_once(", expected ")) else {
         return message.to_string();
     };

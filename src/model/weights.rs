@@ -130,7 +130,7 @@ impl Weights {
         let mut first = [0; 4];
         let known = file.read(&mut first).and_then(|n| file.rewind().map(|()| n));
         let known = known.map_err(|e| Error::io("read", path, e))?;
-        let found = match torch::is_torch(&first[..known]) && path.extension().is_none_or(|e| e != "safetensors") {
+        let found = match torch::is_torch(path, &first[..known]) {
             true => torch::tensors(path)?,
             false => safe(&mut file, path)?,
         };

@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn another_models_form_is_followed_from_any_of_its_files() {
         let chatml = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type']=='image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-        let want = "<|im_start|>user\n<image>What?<|im_end|>\n<|im_start|>assistant\n";
+        let want = "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n";
         let json = json!({ "chat_template": chatml }).to_string();
         let named = json!({ "chat_template": [{ "name": "default", "template": chatml }] }).to_string();
         for (file, text) in

@@ -106,13 +106,11 @@ impl Llava {
         let parts = Parts::find(&weights.names()).at(|| folder.display().to_string())?;
         let tokenizer = Tokenizer::open(folder)?;
         let preprocess = Preprocess::open(folder)?;
-        let chat = Chat::open(folder)?;
         let source = weights.frozen(cx.dtype, &cx.device);
-        let llava = Self::build(folder, &source, &parts, config, tokenizer, preprocess);
-        Ok(Llava { chat, ..llava.at(|| folder.display().to_string())? })
+        Self::build(folder, &source, &parts, config, tokenizer, preprocess).at(|| folder.display().to_string())
     }
 
-    /// Puts the parts together; refuses those that do not fit each other.
+    /// Puts the parts together, with the chat template that lies in the folder; refuses those that do not fit each other.
     pub fn build(
         folder: &Path,
         source: &dyn Source,
@@ -147,7 +145,7 @@ impl Llava {
             config,
             tokenizer,
             preprocess,
-            chat: Chat::default(),
+            chat: Chat::open(folder)?,
             revision: OnceLock::new(),
         })
     }

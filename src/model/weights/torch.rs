@@ -24,9 +24,10 @@ pub(super) struct Found {
 /// A storage: where its bytes begin, and how many there are.
 type Storages = BTreeMap<String, (u64, u64)>;
 
-/// Whether a file that begins so is PyTorch's.
-pub(super) fn is_torch(first: &[u8]) -> bool {
-    first.starts_with(b"PK\x03\x04") || first.first() == Some(&0x80)
+/// Whether a file that begins so, or is called so, is PyTorch's.
+pub(super) fn is_torch(path: &Path, first: &[u8]) -> bool {
+    let called = path.extension().is_some_and(|e| ["bin", "pt", "pth", "th", "ckpt", "tar"].iter().any(|t| e == *t));
+    called || first.starts_with(b"PK\x03\x04") || first.starts_with(b"\x80\x02\x8a\x0a")
 }
 
 /// The tensors of a file, named as in its `state_dict`.
@@ -159,8 +160,9 @@ const INSIDE: [&str; 7] = ["state_dict", "model_state_dict", "model", "net", "ne
 
 /// The tensors of a `state_dict`, or of the one in a training script's checkpoint.
 fn named(root: Item, storages: &Storages) -> Result<Vec<Found>> {
-    let holds = |item: Item| item.pairs().is_some_and(|p| p.iter().any(|(_, v)| rebuilt(*v).is_some()));
-    let dict = [Some(root)].into_iter().chain(INSIDE.map(|key| root.get(key))).flatten().find(|item| holds(*item));
+    let count = |item: &Item| item.pairs().unwrap_or_default().iter().filter(|(_, v)| rebuilt(*v).is_some()).count();
+    let places: Vec<Item> = [Some(root)].into_iter().chain(INSIDE.map(|key| root.get(key))).flatten().collect();
+    let dict = places.into_iter().rev().max_by_key(count).filter(|item| count(item) > 0);
     let Some(dict) = dict else {
         let keys: Vec<&str> = root.pairs().unwrap_or_default().iter().filter_map(|(k, _)| k.text()).take(10).collect();
         let what = if keys.is_empty() { root.what() } else { format!("a dictionary of {}", keys.join(", ")) };
