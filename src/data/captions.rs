@@ -9,7 +9,8 @@
 //! mean the same. Where a digest is there, the image must have it.
 //!
 //! LLaVA's training files are read too, as one JSON list or one record a line: each answer in `conversations` is a
-//! caption of the image.
+//! caption of the image. So are tables with a header, separated by commas or tabs: a column `image` (or `file_name`,
+//! `filename`, `filepath`) and a column `caption` (or `text`, `title`).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -87,6 +88,9 @@ impl Captions {
                 .enumerate()
                 .try_for_each(|(n, value)| self.take(value, &format!("record {}", n + 1)));
         }
+        if let Some((separator, image, caption)) = table(text) {
+            return self.take_table(text, separator, image, caption);
+        }
         if let Ok(Value::Object(one)) = serde_json::from_str(text)
             && !one.contains_key("image")
             && !one.contains_key("file_name")
@@ -101,6 +105,24 @@ impl Captions {
                 Err(e) if e.message().contains("half a character") => self.census.pass(Why::NoText, e.message()),
                 Err(e) => return Err(e.hint("expected one JSON object a line, or one JSON list of them")),
             }
+        }
+        Ok(())
+    }
+
+    fn take_table(&mut self, text: &str, separator: u8, image: usize, caption: usize) -> Result<()> {
+        let mut rows = csv::ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
+        for row in rows.records() {
+            let row = row.map_err(|e| match e.kind() {
+                csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+                    let line = pos.as_ref().map_or(0, csv::Position::line);
+                    Error::data(format!("line {line}: {len} columns, the header has {expected_len}"))
+                        .hint("a text with the separator in it stands in quotes")
+                }
+                _ => Error::data("a damaged table"),
+            })?;
+            let line = row.position().map_or(0, csv::Position::line);
+            let of = |column: usize| row.get(column).unwrap_or_default();
+            self.take(serde_json::json!({ "image": of(image), "caption": of(caption) }), &format!("line {line}"))?;
         }
         Ok(())
     }
@@ -137,6 +159,17 @@ impl Captions {
         }
         fsx::write_atomic(path, text.as_bytes())
     }
+}
+
+/// Separator and columns of a table with a header of images and captions, if it is one.
+fn table(text: &str) -> Option<(u8, usize, usize)> {
+    let header = text.lines().next()?.to_lowercase();
+    [b',', b'\t'].into_iter().find_map(|separator| {
+        let names: Vec<&str> = header.split(char::from(separator)).map(|n| n.trim().trim_matches('"')).collect();
+        let column = |known: &[&str]| names.iter().position(|n| known.contains(n));
+        let (image, caption) = (["image", "file_name", "filename", "filepath"], ["caption", "text", "title"]);
+        Some((separator, column(&image)?, column(&caption)?))
+    })
 }
 
 /// Gives a field the first of `names` where the record has none of them.
@@ -217,6 +250,16 @@ mod tests {
             );
             assert_eq!((got.census.read, got.census.passed(Why::TextAlone)), (2, 1));
         }
+    }
+
+    #[test]
+    fn tables_with_a_header_are_read() {
+        let got = read("image,caption\r\na.jpg,\"A dog, running .\"\r\na.jpg,A brown dog .\r\n").unwrap();
+        let texts: Vec<&str> = got.records.iter().map(|r| r.captions[0].as_str()).collect();
+        assert_eq!((got.records[0].image.as_str(), texts), ("a.jpg", vec!["A dog, running .", "A brown dog ."]));
+        assert_eq!(read("title\tfilepath\nA dog, running\tx/a.jpg\n").unwrap().records[0].image, "x/a.jpg");
+        let e = read("image,caption\na.jpg,A dog, running\n").unwrap_err().to_string();
+        assert!(e.contains("line 2: 3 columns, the header has 2"), "{e}");
     }
 
     #[test]

@@ -108,6 +108,16 @@ impl Census {
         }
     }
 
+    /// Adds what was passed over elsewhere.
+    pub fn add(&mut self, other: Census) {
+        for (why, passed) in other.passed {
+            let own = self.passed.entry(why).or_default();
+            own.count += passed.count;
+            own.first.extend(passed.first);
+            own.first.truncate(NAMES);
+        }
+    }
+
     /// How many were passed over for a reason.
     pub fn passed(&self, why: Why) -> usize {
         self.passed.get(&why).map_or(0, |p| p.count)

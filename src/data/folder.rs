@@ -46,10 +46,12 @@ pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context
         if hidden(&file_name) {
             census.pass(Why::Hidden, file_name);
         } else if path.is_dir() {
-            let found = images(&path, folder, &mut census)?;
+            let mut own = Census::default();
+            let found = images(&path, folder, &mut own)?;
             if found.is_empty() && !gaps {
-                return Err(empty(&file_name, folder, &census));
+                return Err(empty(&file_name, folder, &own));
             }
+            census.add(own);
             labels.extend(std::iter::repeat_n(classes.len() as u32, found.len()));
             files.extend(found);
             classes.push(file_name);

@@ -256,7 +256,7 @@ fn understood(section: &Value) -> Result<()> {
     let known = serde_json::to_value(Preprocess { do_pad: true, ..Preprocess::default() }).unwrap_or_default();
     let kind = section["image_processor_type"].as_str().or_else(|| section["feature_extractor_type"].as_str());
     let kind = kind.unwrap_or_default();
-    if section["do_pad"] == true && !kind.is_empty() && !kind.starts_with("Llava") {
+    if section["do_pad"] == true && !kind.is_empty() && !kind.starts_with("LlavaImageProcessor") {
         return Err(
             Error::data(format!("do_pad = true of a {kind} is not understood")).hint("LlavaImageProcessor's do_pad is")
         );
