@@ -22,10 +22,13 @@ pub struct Start {
     pub prefix: String,
 }
 
+/// Arrays by name: shapes and numbers.
+type Arrays = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// A file's tensors.
 enum Tensors {
     Weights(Weights),
-    Arrays(BTreeMap<String, (Vec<usize>, Vec<f32>)>),
+    Arrays(Arrays),
 }
 
 impl Start {
@@ -151,7 +154,7 @@ impl Tensors {
 }
 
 /// The arrays of an `.npz`, but for counters and other integers.
-fn arrays(path: &Path) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+fn arrays(path: &Path) -> Result<Arrays> {
     let broken = |_: std::io::Error| Error::data(format!("{}: not a whole .npz file", path.display()));
     let mut archive = npyz::npz::NpzArchive::open(path).map_err(broken)?;
     let names: Vec<String> = archive.array_names().map(str::to_string).collect();
