@@ -37,6 +37,8 @@ pub enum Why {
     Hidden,
     /// A record about no image.
     TextAlone,
+    /// A record about an image that is not there, where every image that is there has one.
+    Elsewhere,
     /// What another tool gave to clients for their own tests.
     OwnTest,
 }
@@ -44,7 +46,7 @@ pub enum Why {
 impl Why {
     /// Whether something is lost: what was never meant as data is not.
     pub fn lost(self) -> bool {
-        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::OwnTest)
+        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest)
     }
 
     fn words(self) -> &'static str {
@@ -59,6 +61,7 @@ impl Why {
             Why::Other => "no images",
             Why::Hidden => "hidden",
             Why::TextAlone => "about no image at all",
+            Why::Elsewhere => "about images elsewhere",
             Why::OwnTest => "meant for clients' own tests",
         }
     }

@@ -297,16 +297,18 @@ impl Pool {
         names.into_iter().map(find).collect()
     }
 
-    /// What a caption file says of this pool: its own census with what it joins, and the item of each record.
+    /// What a caption file says of this pool: its own census with what it joins, and the item of each record. Records
+    /// about other images are no loss where every image of the pool has one: the file is a larger pool's.
     pub fn match_up(&self, captions: &Captions) -> (Census, Vec<Option<usize>>) {
         let found = self.find(captions.records.iter().map(|r| r.image.as_str()));
+        let met: std::collections::BTreeSet<usize> = found.iter().flatten().copied().collect();
         let mut census = captions.census.clone();
         census.read = found.iter().flatten().count();
-        let strangers = captions.records.iter().zip(&found).filter(|(_, at)| at.is_none());
-        strangers.for_each(|(record, _)| census.pass(Why::NoImage, record.image.as_str()));
-        census.advice = self.other_root(captions, &found);
-        let met: std::collections::BTreeSet<usize> = found.iter().flatten().copied().collect();
         census.joined = Some((met.len(), self.len()));
+        census.advice = self.other_root(captions, &found);
+        let why = if met.len() == self.len() { Why::Elsewhere } else { Why::NoImage };
+        let strangers = captions.records.iter().zip(&found).filter(|(_, at)| at.is_none());
+        strangers.for_each(|(record, _)| census.pass(why, record.image.as_str()));
         (census, found)
     }
 
