@@ -31,9 +31,6 @@ pub fn caption(c: &Caption, quiet: bool) -> Result<()> {
         Class::Stopped => e.hint("the same command goes on; no answer is repeated or lost"),
         _ => e,
     })?;
-    for (id, why) in done.report.undecodable.iter().take(5) {
-        say(&format!("warning: {id}: {why}"));
-    }
     let kept = c.out.join("kept.jsonl");
     if c.json {
         return put(&json!({

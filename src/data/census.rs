@@ -182,7 +182,8 @@ impl Ledger {
         }
         let mut known = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if known.get(&census.source) != Some(census) {
-            cx.events.on(Event::Note(&census.line()));
+            let line = census.line();
+            cx.events.on(if census.lost() > 0 { Event::Warning(&line) } else { Event::Note(&line) });
             known.insert(census.source.clone(), census.clone());
         }
         census.check(tolerate)
