@@ -67,6 +67,24 @@ def draw(path, rounds, sides):
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
+    darken(path)
+
+
+# What a dark page shows instead of the light page's colours: paper, ink, and the two sides'.
+DARK = {"#ffffff": "#0d1117", "#000000": "#e6edf3", "#1f77b4": "#58a6ff", "#ff7f0e": "#f0883e"}
+
+
+def darken(path):
+    """Adds the reader's dark mode to an SVG of matplotlib's, whose colours stand in style attributes, black text in none."""
+    with open(path) as f:
+        text = f.read()
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}' for light, dark in DARK.items() for kind in ("fill", "stroke")
+    )
+    style = f"<style>@media screen and (prefers-color-scheme:dark){{text{{fill:#e6edf3}}{rules}}}</style>"
+    start = text.index(">", text.index("<svg")) + 1
+    with open(path, "w") as f:
+        f.write(text[:start] + "\n " + style + text[start:])
 
 
 def main():

@@ -25,7 +25,7 @@ def row(folder, name, base):
     with open(os.path.join(folder, "eval.json")) as f:
         evaluation = json.load(f)
     stage, facts = evaluation["stages"]["finetune"], evaluation["facts"]
-    seconds = [r["seconds"] for r in lines(os.path.join(folder, "times.jsonl"))]
+    seconds = [r["seconds"] for r in lines(os.path.join(folder, "times.jsonl")) if r["stage"] == "finetune"]
     burden = facts["burden"]
     ratio = lambda key: "–" if not base[key] else f"{burden[key] / base[key]:.2f}"
     personal = stage.get("personal") or {}
@@ -43,19 +43,26 @@ def row(folder, name, base):
     return cells + [ratio("multiply_adds"), "; ".join(extras)]
 
 
+def run_of(root, name):
+    """The run of an arm: its lowest seed, or the arm's folder itself where an earlier version wrote it."""
+    folder = os.path.join(root, name)
+    seeds = sorted(d for d in os.listdir(folder) if d.startswith("seed-")) if os.path.isdir(folder) else []
+    return os.path.join(folder, seeds[0]) if seeds else folder
+
+
 def main():
     root = sys.argv[1]
     with open(os.path.join(root, "experiment.json")) as f:
         names = json.load(f)["arms"]
-    done = [n for n in names if os.path.exists(os.path.join(root, n, "eval.json"))]
-    with open(os.path.join(root, "fedavg", "eval.json")) as f:
+    done = [n for n in names if os.path.exists(os.path.join(run_of(root, n), "eval.json"))]
+    with open(os.path.join(run_of(root, "fedavg"), "eval.json")) as f:
         base = json.load(f)["facts"]["burden"]
     header = "method, last ten, last, many, medium, few, worst class, s a round, down, up, multiply-adds, remarks"
     columns = header.split(", ")
     print("| " + " | ".join(columns) + " |")
     print("|---" + "|---:" * (len(columns) - 2) + "|---|")
     for name in done:
-        print("| " + " | ".join(row(os.path.join(root, name), name, base)) + " |")
+        print("| " + " | ".join(row(run_of(root, name), name, base)) + " |")
     missing = [n for n in names if n not in done]
     if missing:
         print("not finished:", ", ".join(missing), file=sys.stderr)

@@ -94,6 +94,13 @@ impl Error {
         self
     }
 
+    /// Adds lines below the message: the text that it is about.
+    pub fn detail(mut self, text: impl AsRef<str>) -> Self {
+        self.0.message.push('\n');
+        self.0.message.push_str(text.as_ref());
+        self
+    }
+
     /// Adds where it happened; later calls are further out.
     pub fn context(mut self, place: impl Into<String>) -> Self {
         self.0.trail.push(place.into());

@@ -34,6 +34,11 @@ impl Context {
             events: Arc::new(Silent),
         }
     }
+
+    /// The context of a piece of work that is the share `by` of the unit at hand (above 1 where it is several units).
+    pub fn part(&self, by: f64) -> Self {
+        Context { events: Arc::new(Scaled { to: self.events.clone(), by }), ..self.clone() }
+    }
 }
 
 /// A request to stop, shared by everything that runs.
@@ -77,6 +82,9 @@ pub enum Event<'a> {
         /// Short names and values: `loss`, `accuracy`.
         figures: &'a [(&'a str, f64)],
     },
+    /// So much more of the unit at hand is done, as a share of it: what moves inside a long round. May come from any
+    /// worker.
+    Part(f64),
     /// The piece of work is done.
     End,
     /// A remark that stays on the screen.
@@ -87,8 +95,23 @@ pub enum Event<'a> {
 
 /// Hears [`Event`]s.
 pub trait Events: Send + Sync {
-    /// Called from the thread that owns the stage.
+    /// Called from the thread that owns the stage; [`Event::Part`] from its workers too.
     fn on(&self, event: Event<'_>);
+}
+
+/// Passes events on, parts scaled: a job is a part of an exchange, an exchange of a round.
+struct Scaled {
+    to: Arc<dyn Events>,
+    by: f64,
+}
+
+impl Events for Scaled {
+    fn on(&self, event: Event<'_>) {
+        self.to.on(match event {
+            Event::Part(share) => Event::Part(share * self.by),
+            other => other,
+        });
+    }
 }
 
 /// Nobody listens.
@@ -217,8 +240,23 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Memory that a new process may take, in bytes, where the system tells (Linux).
 pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    kib("/proc/meminfo", "MemAvailable:")
+}
+
+/// The most memory that this process has held so far, in bytes, where the system tells (Linux).
+pub fn peak_memory() -> Option<u64> {
+    kib("/proc/self/status", "VmHWM:")
+}
+
+/// All memory of the machine, in bytes, where the system tells (Linux).
+pub fn total_memory() -> Option<u64> {
+    kib("/proc/meminfo", "MemTotal:")
+}
+
+/// The line `name … kB` of one of Linux's tables, in bytes.
+fn kib(table: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(table).ok()?;
+    let line = text.lines().find(|l| l.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
@@ -290,6 +328,28 @@ mod tests {
         )
         .unwrap();
         assert!(most.load(Ordering::SeqCst) <= 8);
+    }
+
+    #[test]
+    fn parts_of_parts_are_shares_of_the_whole() {
+        struct Sum(Mutex<f64>);
+        impl Events for Sum {
+            fn on(&self, event: Event<'_>) {
+                if let Event::Part(share) = event {
+                    *lock(&self.0) += share;
+                }
+            }
+        }
+        let sum = Arc::new(Sum(Mutex::new(0.0)));
+        let round = Context { events: sum.clone(), ..Context::cpu(1) };
+        for _exchange in 0..2 {
+            let exchange = round.part(0.5);
+            for _job in 0..4 {
+                let job = exchange.part(0.25);
+                (0..8).for_each(|_| job.events.on(Event::Part(0.125)));
+            }
+        }
+        assert!((*lock(&sum.0) - 1.0).abs() < 1e-12);
     }
 
     #[test]

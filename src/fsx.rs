@@ -120,7 +120,7 @@ impl Lock {
             Ok(()) => Ok(Lock(file)),
             Err(fs::TryLockError::WouldBlock) => {
                 Err(Error::environment(format!("{} is in use by another process", folder.display()))
-                    .hint("wait for it, or give this run another name with --set run.name=…"))
+                    .hint("wait for it, or choose another directory with --set run.dir=…"))
             }
             Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
         }

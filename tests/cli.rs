@@ -46,47 +46,47 @@ shots = "rank:3/4/3"
 "#;
 
 /// A working folder with a config in it.
-struct Desk(TempDir);
+pub struct Desk(TempDir);
 
 impl Desk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let desk = Desk(tempfile::tempdir().unwrap());
         let clip = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo-clip");
         std::fs::write(desk.path("c.toml"), CONFIG.replace("CLIP", clip.to_str().unwrap())).unwrap();
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fedllava"));
         command.current_dir(self.0.path()).args(arguments).env_remove("FEDLLAVA_DATA");
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// Runs and expects success; gives stdout.
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn json(&self, name: &str) -> Value {
+    pub fn json(&self, name: &str) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
     }
 
-    fn digest(&self, run: &str, stage: &str) -> String {
+    pub fn digest(&self, run: &str, stage: &str) -> String {
         self.json(&format!("{run}/{stage}/done.json"))["digest"].as_str().unwrap().to_string()
     }
 }
 
-fn err(output: &Output) -> String {
+pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -95,7 +95,7 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
     let desk = Desk::new();
     let table = desk.ok(&["run", "c.toml"]);
     assert!(table.contains("| run") && table.contains("3 align"), "{table}");
-    let eval = desk.json("runs/c/eval.json");
+    let eval = desk.json("runs/c/seed-7/eval.json");
     for key in ["overall", "many", "medium", "few", "last10"] {
         assert!(eval[key].is_f64(), "{key}: {}", eval[key]);
     }
@@ -108,17 +108,17 @@ fn all_stages_run_and_leave_the_files_that_scripts_read() {
         .map(|n| n.as_u64().unwrap())
         .sum();
     assert_eq!(hits, 60);
-    let lines = std::fs::read_to_string(desk.path("runs/c/metrics.jsonl")).unwrap();
+    let lines = std::fs::read_to_string(desk.path("runs/c/seed-7/metrics.jsonl")).unwrap();
     let records: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let tests = records.iter().filter(|r| r["stage"] == "finetune" && r["split"] == "test").count();
     assert_eq!(tests, 6);
     for file in ["config.toml", "split.json", "manifest.json", "overlaps.json", "align/model.safetensors"] {
-        assert!(desk.path("runs/c").join(file).exists(), "{file}");
+        assert!(desk.path("runs/c/seed-7").join(file).exists(), "{file}");
     }
     let again = desk.ok(&["run", "c.toml"]);
     assert_eq!(table, again, "a finished run prints its table again");
     assert!(desk.ok(&["report", "runs/c", "--figures", "figures"]).contains("2 finetune"));
-    for name in ["frequency", "confusion", "holders", "contact-sheet"] {
+    for name in ["rounds", "frequency", "confusion", "holders", "contact-sheet"] {
         let svg = std::fs::read_to_string(desk.path(&format!("figures/{name}.svg"))).unwrap();
         assert!(svg.contains("prefers-color-scheme:dark") && svg.trim_end().ends_with("</svg>"), "{name}");
     }
@@ -283,7 +283,7 @@ fn a_signal_stops_cleanly_and_says_how_to_go_on() {
         .spawn()
         .unwrap();
     let began = Instant::now();
-    while !desk.path("runs/c/checkpoints").exists() && began.elapsed() < Duration::from_secs(120) {
+    while !desk.path("runs/c/seed-7/checkpoints").exists() && began.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let pid = child.id().to_string();
@@ -292,8 +292,8 @@ fn a_signal_stops_cleanly_and_says_how_to_go_on() {
     assert_eq!(status.code(), Some(75));
     let mut text = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut text).unwrap();
-    assert!(text.contains("fedllava resume runs/c"), "{text}");
-    assert_eq!(desk.json("runs/c/manifest.json")["state"], "stopped");
+    assert!(text.contains("fedllava resume runs/c/seed-7"), "{text}");
+    assert_eq!(desk.json("runs/c/seed-7/manifest.json")["state"], "stopped");
 }
 
 #[test]
@@ -323,9 +323,10 @@ fn another_configuration_in_the_same_directory_is_refused() {
     let desk = Desk::new();
     desk.ok(&["split", "c.toml"]);
     desk.ok(&["pretrain", "c.toml"]);
-    let output = desk.run(&["run", "c.toml", "--set", "federated.rounds=7"]);
+    let output = desk.run(&["run", "c.toml", "--set", "federated.cohort=2"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(err(&output).contains("federated.rounds: 6 there, 7 asked"), "{}", err(&output));
+    assert!(err(&output).contains("federated.cohort: 3 there, 2 asked"), "{}", err(&output));
+    desk.ok(&["run", "c.toml", "--set", "run.seed=8"]);
 }
 
 #[test]
@@ -345,4 +346,50 @@ fn an_exported_split_runs_to_the_same_model() {
     theirs.extend(plain);
     desk.ok(&theirs);
     assert_eq!(desk.digest("own", "finetune"), desk.digest("theirs", "finetune"));
+}
+
+#[test]
+fn reports_of_one_run_and_of_many_have_one_schema_and_compare_ends_in_a_sentence() {
+    let desk = Desk::new();
+    for (arm, kind) in [("a", "fedavg\""), ("b", "fedprox\", mu = 0.0")] {
+        for seed in ["1", "2"] {
+            let set = [
+                format!("run.dir=r/{arm}/seed-{seed}"),
+                format!("run.seed={seed}"),
+                format!("algorithm={{kind=\"{kind}}}"),
+            ];
+            let mut arguments =
+                vec!["run", "c.toml", "--set", "pretrain.enabled=false", "--set", "align.enabled=false"];
+            set.iter().for_each(|s| arguments.extend(["--set", s]));
+            desk.ok(&arguments);
+        }
+    }
+    let json = |arguments: &[&str]| serde_json::from_str::<Value>(&desk.ok(arguments)).unwrap();
+    let (many, one) = (json(&["report", "r", "--json"]), json(&["report", "r/a/seed-1", "--format", "json"]));
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!((keys(&many), keys(&many["rows"][0])), (keys(&one), keys(&one["rows"][0])));
+    let rows = many["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "equal numbers of another method stay a row");
+    assert_eq!(rows[0]["figures"]["overall"], rows[1]["figures"]["overall"], "FedProx with mu = 0 is FedAvg");
+    assert_eq!(
+        (rows[1]["differs"]["algorithm.mu"].as_str(), &rows[0]["last_rounds"][0]),
+        (Some("0.0"), &Value::from(6))
+    );
+    let table = desk.ok(&["report", "r", "--wide"]);
+    assert!(table.contains("last 6 rounds") && table.contains("algorithm.mu") && table.contains("fedprox"), "{table}");
+    let said = desk.ok(&["compare", "r/b", "r/a"]);
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("b over a by 0.0 ± 0.0 points of accuracy (final model), 2 seeds"), "{said}");
+    assert!(last.ends_with("so this may be noise.") && said.contains("test images of its own"), "{said}");
+    assert!(desk.ok(&["report", "r", "--format", "latex"]).contains("\\toprule"));
+    assert!(desk.ok(&["report", "r", "--format", "csv"]).starts_with("run,stage,"));
+    assert!(desk.ok(&["report", "r", "--per-class"]).contains("| many"));
+    assert!(desk.ok(&["report", "r/a", "--per-client"]).contains("label distribution"));
+    desk.ok(&["report", "r", "--figures", "f", "--curve", "run.seed"]);
+    let typo = desk.run(&["report", "r", "--figures", "f", "--curve", "algorithm.mi"]);
+    assert!(typo.status.code() == Some(2) && err(&typo).contains("did you mean `algorithm.mu`?"), "{}", err(&typo));
+    std::fs::remove_file(desk.path("r/a/seed-2/eval.json")).unwrap();
+    let lacking = desk.run(&["report", "r"]);
+    assert!(err(&lacking).contains("unfinished runs: 1: r/a/seed-2"), "{}", err(&lacking));
+    assert!(String::from_utf8_lossy(&lacking.stdout).contains("Seed 2 missing: a"), "a missing seed is named");
 }

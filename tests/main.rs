@@ -2,10 +2,14 @@
 
 mod cases;
 mod cli;
+mod config;
 mod demo_clip;
 mod demo_laws;
 mod digests;
+mod door;
 mod engine;
+mod extend;
+mod hints;
 mod iterates;
 mod laws;
 mod layers;
@@ -20,5 +24,6 @@ mod methods_plain;
 mod methods_small;
 mod methods_yoyo;
 mod net_golden;
+mod reports;
 mod round_golden;
 mod toy;

@@ -9,6 +9,7 @@ use crate::data::world::World;
 use crate::error::Result;
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
+use crate::shipped;
 use crate::stage::demo_captions::{judge, recaption};
 
 const FILE: &str = "data/demo-captions.jsonl";
@@ -19,15 +20,12 @@ const SAMPLES: usize = 4;
 pub fn show(config: &Config, again: bool, cx: &Context) -> Result<()> {
     let DataConfig::World(world) = &config.data else { return Ok(()) };
     let world = World::new(world.clone(), Key::from_seed(world.pool_seed).fold(Purpose::World, 0))?;
-    let file = Path::new(FILE);
     if again {
-        let done = recaption(&world, Path::new(LLAVA), file, Path::new(&config.run.cache), cx)?;
+        let done =
+            recaption(&world, &shipped::found(Path::new(LLAVA))?, Path::new(FILE), Path::new(&config.run.cache), cx)?;
         say(&format!("{FILE}: {} captions kept, dropped {:?}", done.dropped.kept, done.dropped.dropped));
     }
-    if !file.exists() {
-        return Ok(());
-    }
-    let judged = judge(&world, file, SAMPLES)?;
+    let judged = judge(&world, &shipped::found(Path::new(FILE))?, SAMPLES)?;
     say(&format!("What the demo's LLaVA says of the pool ({FILE}, {} images):", judged.captions));
     for (id, truth, said) in &judged.samples {
         say(&format!("  {id}  {truth:30}  {said:?}"));

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::arms::arms_of;
 use super::captions;
-use super::commands::{arms, existing, figures, show};
-use super::{Changes, machine, say};
+use super::report::{Output, figures, show};
+use super::{Changes, machine};
 use crate::error::Result;
 use crate::pipeline::Stages;
 
@@ -31,31 +32,21 @@ pub struct Demo {
     /// Draw figures (SVG) into this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Runs `configs/demo.toml` or its controls, for one or several seeds, and prints the tables. What is done, by seed
 /// and by arm, is not done again.
 pub fn demo(d: &Demo, quiet: bool) -> Result<()> {
     let file = if d.controls { CONTROLS } else { CONFIG };
-    let path = existing(Path::new(file), "the demo's config")?;
-    let (config, cx) = machine::open(&path, &d.changes, quiet)?;
+    let (config, cx) = machine::open(Path::new(file), &d.changes, quiet)?;
     captions::show(&config, d.recaption, &cx)?;
-    let root = config.run.dir.clone();
-    for seed in 0..d.seeds {
-        let mut config = config.clone();
-        if d.seeds > 1 {
-            config.run.seed += seed;
-            config.run.dir = format!("{root}/seed-{}", config.run.seed);
-            say(&format!("seed {} ({} of {})", config.run.seed, seed + 1, d.seeds));
-        }
-        arms(&config, Stages::All, &cx)?;
-    }
-    let runs = [PathBuf::from(root)];
+    let seeds: Vec<u64> = (0..d.seeds).map(|i| config.run.seed + i).collect();
+    arms_of(&config, &seeds, Stages::All, &cx)?;
+    let runs = [PathBuf::from(&config.run.dir)];
     if let Some(folder) = &d.figures {
         figures(&runs, folder)?;
     }
-    show(&runs, d.json)
+    show(&runs, &d.output)
 }

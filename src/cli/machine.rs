@@ -10,18 +10,35 @@ use signal_hook::flag;
 
 use super::progress::Progress;
 use super::{Changes, say};
-use crate::config::Config;
+use crate::config::{Config, Resolved};
 use crate::error::{Error, Result};
 use crate::exec::{Cancel, Context};
 
 /// The config with the command line's changes, and the context to run it in.
 pub fn open(config: &Path, changes: &Changes, quiet: bool) -> Result<(Config, Context)> {
+    open_set(config, Vec::new(), changes, quiet)
+}
+
+/// The same with `set` below the changes.
+pub fn open_set(config: &Path, set: Vec<String>, changes: &Changes, quiet: bool) -> Result<(Config, Context)> {
+    let config = Resolved::read(config, &[set, items(changes)].concat())?.config;
+    let context = context(&config, quiet)?;
+    Ok((config, context))
+}
+
+/// The config with the origin of every value, and the context to run it in.
+pub fn resolved(config: &Path, changes: &Changes, quiet: bool) -> Result<(Resolved, Context)> {
+    let resolved = Resolved::read(config, &items(changes))?;
+    let context = context(&resolved.config, quiet)?;
+    Ok((resolved, context))
+}
+
+/// The changes as `--set` items.
+pub fn items(changes: &Changes) -> Vec<String> {
     let mut set = changes.set.clone();
     set.extend(changes.device.iter().map(|d| format!("run.device={d}")));
     set.extend(changes.threads.iter().map(|t| format!("run.threads={t}")));
-    let config = Config::read(config, &set)?;
-    let context = context(&config, quiet)?;
-    Ok((config, context))
+    set
 }
 
 /// The context of a config: its device and threads, progress on stderr, signals that stop it.

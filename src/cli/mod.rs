@@ -1,15 +1,23 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
+mod arms;
 mod caption;
 mod captions;
 mod commands;
+mod completions;
+mod config;
 mod demo;
+mod doctor;
+mod explain;
 mod machine;
+mod man;
 mod methods;
 mod mllm;
 mod models;
 mod progress;
+mod report;
 mod split;
+mod voice;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -18,13 +26,15 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::CompleteEnv;
 
 use crate::config::foreign;
 use crate::error::{Class, Error, Result};
+use voice::say;
 
 /// Multimodal-LLM-assisted federated learning on long-tailed, non-IID data.
 #[derive(Parser)]
-#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER)]
+#[command(name = "fedllava", version, propagate_version = true, after_help = AFTER, styles = voice::STYLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,7 +70,7 @@ enum Command {
     Align(Configured),
     /// Judge a model file on the test set of a config.
     #[command(
-        after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/align/model.safetensors --json"
+        after_help = "Example: fedllava evaluate configs/demo.toml --model runs/demo/fedllava/seed-7/align/model.safetensors --json"
     )]
     Evaluate(commands::Evaluate),
     /// Compute and cache what the frozen CLIP sees in the pool and in the server set.
@@ -78,12 +88,17 @@ enum Command {
   fedllava methods
   fedllava methods configs/cifar10-lt/quick.toml --json")]
     Methods(methods::Methods),
-    /// Print finished runs as a Markdown table.
-    #[command(after_help = "Example: fedllava report runs/demo runs/first --json")]
-    Report(commands::Report),
-    /// Go on with a stopped run.
-    #[command(after_help = "Example: fedllava resume runs/demo")]
-    Resume(commands::Resume),
+    /// Finished runs as tables and figures.
+    #[command(after_help = report::REPORT_HELP)]
+    Report(report::Report),
+    /// One run, arm or folder of seeds over others, paired by seed, with a 95 % interval.
+    #[command(after_help = report::COMPARE_HELP)]
+    Compare(report::Compare),
+    /// Go on with a stopped run, or with all arms and seeds of an experiment.
+    #[command(after_help = "Examples:
+  fedllava resume runs/demo
+  fedllava resume runs/first/seed-7 --set federated.rounds=40")]
+    Resume(arms::Resume),
     /// Describe every image of an open pool with a multimodal LLM; resumable.
     #[command(after_help = "Example: fedllava caption CONFIG --out captions --set caption.captioner.path=FOLDER")]
     Caption(caption::Caption),
@@ -92,7 +107,22 @@ enum Command {
     /// Train the demo's CLIP and LLaVA on the procedural world.
     #[command(after_help = "Example: fedllava train-demo-models --out data/demo-clip")]
     TrainDemoModels(models::TrainDemoModels),
-    /// Print a shell's completions.
+    /// Look at this machine: kernels, memory, GPU, caches, data sets; what is missing, and how to get it.
+    #[command(after_help = "Example: fedllava doctor --json")]
+    Doctor(doctor::Doctor),
+    /// Write a manual page for each command.
+    #[command(after_help = "Example: fedllava man pages")]
+    Man(man::Man),
+    /// The keys of a config: list them, show a config's, check one.
+    Config(config::ConfigCommand),
+    /// What a key of a config means.
+    #[command(after_help = "Examples:
+  fedllava explain federated.cohort
+  fedllava explain fedprox
+  fedllava explain fraction-train")]
+    Explain(explain::Explain),
+    /// Print what a shell needs to complete commands, keys after --set, and config files.
+    #[command(after_help = "Example: source <(fedllava completions bash)")]
     Completions {
         /// Which shell.
         shell: clap_complete::Shell,
@@ -103,19 +133,19 @@ enum Command {
 #[derive(Args, Clone)]
 struct Configured {
     /// The experiment's TOML file.
+    #[arg(add = completions::configs())]
     config: PathBuf,
     #[command(flatten)]
     changes: Changes,
-    /// Print the final numbers as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: report::Output,
 }
 
 /// Changes to a config.
 #[derive(Args, Clone, Default)]
 struct Changes {
-    /// Change a key, as in --set federated.rounds=20; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    /// Change a key, as in --set federated.rounds=20; may be repeated. `fedllava config list` names all.
+    #[arg(long = "set", value_name = "KEY=VALUE", add = completions::set())]
     set: Vec<String>,
     /// Where candle computes: cpu, auto, cuda, cuda:1.
     #[arg(long)]
@@ -127,6 +157,14 @@ struct Changes {
 
 /// Runs the command line and gives the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let here = std::env::current_dir().ok();
+    let asked = CompleteEnv::with_factory(Cli::command).var(completions::ASKED);
+    match asked.try_complete(arguments.clone(), here.as_deref()) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(e) => return usage(&e),
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -134,11 +172,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            say(&match e.class() {
-                Class::Stopped => e.to_string(),
-                Class::Defect => format!("error: {e}\nThis is a mistake in fedllava. Please report it."),
-                _ => format!("error: {e}"),
-            });
+            voice::error(&e);
             ExitCode::from(e.class().exit_code())
         }
     }
@@ -146,6 +180,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<()> {
     let quiet = cli.quiet;
+    voice::hush(quiet);
     match cli.command {
         Command::Run(e) => commands::stages(&e, crate::pipeline::Stages::All, quiet),
         Command::Pretrain(e) => commands::stages(&e, crate::pipeline::Stages::Pretrain, quiet),
@@ -156,15 +191,17 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
         Command::Methods(m) => methods::methods(&m),
-        Command::Report(r) => commands::report(&r),
-        Command::Resume(r) => commands::resume(&r, quiet),
+        Command::Report(r) => report::report(&r),
+        Command::Compare(c) => report::compare(&c),
+        Command::Resume(r) => arms::resume(&r, quiet),
+        Command::Config(c) => config::config(&c),
+        Command::Explain(e) => explain::explain(&e),
         Command::Caption(c) => caption::caption(&c, quiet),
         Command::Mllm(m) => mllm::mllm(&m, quiet),
         Command::TrainDemoModels(t) => models::train(&t, demo::CONFIG, quiet),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "fedllava", &mut std::io::stdout());
-            Ok(())
-        }
+        Command::Doctor(d) => doctor::doctor(&d),
+        Command::Man(m) => man::man(&m, Cli::command()),
+        Command::Completions { shell } => completions::print(shell),
     }
 }
 
@@ -174,7 +211,7 @@ fn usage(e: &clap::Error) -> ExitCode {
     if let (ErrorKind::UnknownArgument, Some(name)) = (e.kind(), e.get(ContextKind::InvalidArg)) {
         let asked: String = std::env::args().find(|a| a.starts_with(&name.to_string())).unwrap_or(name.to_string());
         if let Some(ours) = foreign::translate(&asked).or_else(|| foreign::translate(&name.to_string())) {
-            say(&format!("hint: {ours}; set it in the config or with --set"));
+            voice::hint(&format!("{ours}; set it in the config or with --set"));
         }
     }
     ExitCode::from(if e.use_stderr() { Class::Input.exit_code() } else { 0 })
@@ -188,7 +225,96 @@ fn put(text: &str) -> Result<()> {
     }
 }
 
-/// A line of talk. A closed stderr must not end a run.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// The command lines that the help of a command and of those below it shows.
+    fn examples(command: &clap::Command, found: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let shown = help.split("Example").skip(1).flat_map(str::lines);
+        let lines = shown.filter_map(|l| l.find("fedllava ").map(|i| l[i..].trim().trim_end_matches(')').to_string()));
+        found.extend(lines);
+        command.get_subcommands().for_each(|c| examples(c, found));
+    }
+
+    #[test]
+    fn every_example_in_the_help_is_a_command_line_and_a_config_that_can_be_read() {
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for line in found {
+            let line = line.replace("CONFIG", "configs/demo.toml");
+            // What stands in quotes is one word.
+            let parts = line.split('"').enumerate();
+            let words: Vec<&str> = parts
+                .flat_map(|(i, part)| if i % 2 == 0 { part.split_whitespace().collect() } else { vec![part] })
+                .collect();
+            Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{line}: {e}"));
+            let sets = words.windows(2).filter(|w| w[0] == "--set").map(|w| w[1].to_string()).collect::<Vec<_>>();
+            for config in words.iter().filter(|w| w.ends_with(".toml")) {
+                Config::read(std::path::Path::new(config), &sets).unwrap_or_else(|e| panic!("{line}: {e}"));
+            }
+        }
+    }
+
+    /// The string literals of a source file, its tests left out.
+    fn strings(source: &str) -> Vec<String> {
+        let code = source.split("#[cfg(test)]").next().unwrap();
+        let lines: Vec<&str> = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+        let text: Vec<char> = lines.join("\n").replace("'\"'", "").chars().collect();
+        let (mut found, mut open, mut i) = (Vec::new(), None, 0);
+        while i < text.len() {
+            match (text[i], open) {
+                ('\\', Some(_)) => i += 1,
+                ('"', None) => open = Some(i + 1),
+                ('"', Some(start)) => {
+                    found.push(text[start..i].iter().collect());
+                    open = None;
+                }
+                _ => {}
+            }
+            i += 1;
+        }
+        found
+    }
+
+    fn sources(folder: &std::path::Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { sources(&path, found) } else { found.push(path) }
+        }
+    }
+
+    #[test]
+    fn every_key_and_every_command_that_a_message_names_exists() {
+        let (mut files, mut keys, mut commands) = (Vec::new(), 0, 0);
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+        let (leaves, sections) = (crate::config::tree::leaves(), crate::config::tree::sections());
+        let exists = |key: &str| leaves.iter().any(|l| l.path == key || l.path.starts_with(&format!("{key}.")));
+        let known = Cli::command();
+        // Tensors of published models begin with `model.`.
+        for file in files.into_iter().filter(|f| !f.to_string_lossy().contains("src/model/")) {
+            for text in strings(&std::fs::read_to_string(&file).unwrap()) {
+                let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "._".contains(c)));
+                for word in words.map(|w| w.trim_end_matches('.')) {
+                    let Some((section, rest)) = word.split_once('.') else { continue };
+                    // Names of files.
+                    let other =
+                        ["safetensors", "json", "jsonl", "toml", "txt", "rs", "svg"].iter().any(|e| rest.ends_with(e));
+                    if sections.iter().any(|k| k.name == section) && !rest.is_empty() && !other {
+                        assert!(exists(word), "{}: `{word}` in {text:?} is no key", file.display());
+                        keys += 1;
+                    }
+                }
+                for rest in text.split("`fedllava ").skip(1) {
+                    let name = rest.split([' ', '`']).next().unwrap();
+                    assert!(known.find_subcommand(name).is_some(), "{}: no command {name}: {text:?}", file.display());
+                    commands += 1;
+                }
+            }
+        }
+        assert!(keys > 60 && commands > 3, "{keys} keys, {commands} commands");
+    }
 }

@@ -38,6 +38,12 @@ pub fn translate(name: &str) -> Option<String> {
     Some(format!("`{}` ({tool}) is here {ours}", name.trim_start_matches('-')))
 }
 
+/// What other tools call one of our keys, each with the tool.
+pub fn others(key: &str) -> Vec<(&'static str, &'static str)> {
+    let ours = |text: &str| text.split([',', ' ']).next() == Some(key);
+    NAMES.iter().filter(|(_, _, text)| ours(text)).map(|(name, tool, _)| (*name, *tool)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

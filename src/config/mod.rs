@@ -1,41 +1,56 @@
-//! All sections composed; a file, overrides on top, read strictly and checked once.
+//! All sections composed; files and overrides laid on the defaults, read strictly and checked once.
+//!
+//! [`tree`] holds the keys, read off the structs' own docs; [`source`] a text with the place of every key; [`check`]
+//! finds mistakes, [`lay`] puts one table on another, [`resolve`] does all of it and remembers who said what.
 
+pub mod check;
 pub mod foreign;
-pub mod overrides;
+mod inputs;
+pub mod lay;
+pub mod resolve;
+mod sense;
+pub mod source;
+pub mod tree;
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
     Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, UnlabelledConfig,
     ValidationConfig,
 };
-use crate::error::{Error, Place, Result, closest};
+use crate::error::{Error, Place, Result};
 use crate::fl::align::AlignConfig;
-use crate::fl::alone::Alone;
-use crate::fl::{AlgorithmConfig, FederatedConfig, Mode};
-use crate::fsx;
+use crate::fl::{AlgorithmConfig, FederatedConfig};
+use crate::key::Key;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
 use crate::stage::caption::CaptionConfig;
 use crate::stage::embed::ClipConfig;
-use crate::stage::finetune::{FinetuneConfig, HeadInit};
-use crate::stage::pretrain::{Pretext, PretrainConfig};
+use crate::stage::finetune::FinetuneConfig;
+use crate::stage::pretrain::PretrainConfig;
 use crate::stage::teach::TeacherConfig;
+pub use inputs::Input;
+pub use resolve::Resolved;
 
 /// The `run` section: where, with what, from which seed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// The run's directory; empty means `runs/<name of the config file>`.
+    /// The run's directory, with arms the experiment's; empty means `runs/<config file>/seed-<seed>`, with arms
+    /// `runs/<config file>`.
     pub dir: String,
     /// The root of all randomness.
     pub seed: u64,
+    /// Draws the split, its long tail, the server's and validation sets and the procedural world; without it `seed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
     /// Worker threads; 0 takes every core. Results do not depend on it.
     pub threads: usize,
-    /// Where candle computes: `cpu`, `cuda`, `cuda:1`, `metal`.
+    /// Where candle computes: `cpu`, `auto`, `cuda`, `cuda:1`.
     pub device: String,
     /// Which interpreter runs compact networks.
     pub engine: Backend,
@@ -45,6 +60,8 @@ pub struct RunConfig {
     pub share: bool,
     /// Share of a source's images or records that may be unreadable or belong to nothing; more is an error.
     pub tolerate: f64,
+    /// Whether the records are written as TensorBoard's event file too.
+    pub tensorboard: bool,
 }
 
 impl Default for RunConfig {
@@ -52,18 +69,27 @@ impl Default for RunConfig {
         RunConfig {
             dir: String::new(),
             seed: 7,
+            split_seed: None,
             threads: 0,
             device: "cpu".into(),
             engine: Backend::default(),
             cache: "runs/cache".into(),
             share: false,
             tolerate: 0.01,
+            tensorboard: false,
         }
     }
 }
 
+impl RunConfig {
+    /// What the split and the procedural world are drawn from.
+    pub fn split_key(&self) -> Key {
+        Key::from_seed(self.split_seed.unwrap_or(self.seed))
+    }
+}
+
 /// The `evaluate` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateConfig {
     /// Which classes are many, medium, few: `strict`, `oltr`, or `rank:a/b/c`.
@@ -94,17 +120,18 @@ impl Default for EvaluateConfig {
 }
 
 /// A variant of the run: its own directory, some keys changed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Arm {
     /// The directory below the run's, and the row's name.
     pub name: String,
     /// The keys it changes, in sections.
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     pub set: toml::Table,
 }
 
 /// A difference that a table of several seeds shows, seed by seed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Contrast {
     /// The question it answers.
@@ -113,10 +140,14 @@ pub struct Contrast {
     pub of: String,
     /// `arm/stage` that is subtracted.
     pub over: String,
+    /// A sentence that reports say where the difference is above 0 and not noise; empty for none.
+    pub if_above: String,
+    /// The same for a difference below 0.
+    pub if_below: String,
 }
 
 /// A whole experiment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// File version.
@@ -168,7 +199,7 @@ pub struct Config {
 }
 
 /// The version of a config; a newer one is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Schema(pub u32);
 
@@ -181,129 +212,72 @@ impl Default for Schema {
 impl Config {
     /// Reads a file and lays `--set` overrides on top.
     pub fn read(path: &Path, overrides: &[String]) -> Result<Config> {
-        let mut table = read_table(path, 0)?;
-        for item in overrides {
-            overrides::apply(&mut table, item)?;
-        }
-        let mut config = Self::from_table(table).at(|| path.display().to_string())?;
-        if config.run.dir.is_empty() {
-            let stem = path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
-            config.run.dir = format!("runs/{stem}");
-        }
-        Ok(config)
+        Ok(Resolved::read(path, overrides)?.config)
     }
 
-    /// Reads a table strictly: an unknown key or name lists what is valid.
+    /// Reads a table strictly, on the defaults: an unknown key or name lists what is valid.
     pub fn from_table(table: toml::Table) -> Result<Config> {
-        let config: Config = serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|e| {
-            let path = e.path().to_string();
-            explain(if path == "." { "" } else { &path }, &e.into_inner().to_string())
-        })?;
+        let config = parse(resolve::on_defaults(&table)?).map_err(|(_, e)| e)?;
         config.check()?;
         Ok(config)
     }
 
     /// The resolved form, every default written out.
     pub fn to_table(&self) -> Result<toml::Table> {
-        toml::Table::try_from(self).map_err(|e| Error::defect(format!("config: {e}")))
+        let mut table = toml::Table::try_from(self).map_err(|e| Error::defect(format!("config: {e}")))?;
+        tree::tidy(tree::sections(), &mut table);
+        Ok(table)
     }
 
-    /// The configurations of the arms, or this one alone; each with its row's name.
+    /// Chooses the directory where the config names none: `runs/<file>`, with the seed where there are no arms.
+    fn place(&mut self, file: &Path) {
+        if self.run.dir.is_empty() {
+            let stem = file.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+            let seed = if self.arms.is_empty() { format!("/seed-{}", self.run.seed) } else { String::new() };
+            self.run.dir = format!("runs/{stem}{seed}");
+        }
+    }
+
+    /// The configurations of the arms, or this one alone; each with its row's name. An arm's directory is
+    /// `<run.dir>/<arm>/seed-<seed>`.
     pub fn expand(&self) -> Result<Vec<(String, Config)>> {
         if self.arms.is_empty() {
             return Ok(vec![(String::new(), self.clone())]);
         }
-        let mut base = self.to_table()?;
-        base.remove("arms");
-        base.remove("contrasts");
         self.arms
             .iter()
             .map(|arm| {
-                let mut table = base.clone();
-                overrides::merge(&mut table, &arm.set);
-                let mut config = Self::from_table(table).at(|| format!("arm {}", arm.name))?;
-                config.run.dir = format!("{}/{}", self.run.dir, arm.name);
+                let mut config = self.arm(arm).at(|| format!("arm {}", arm.name))?;
+                config.run.dir = format!("{}/{}/seed-{}", self.run.dir, arm.name, config.run.seed);
                 Ok((arm.name.clone(), config))
             })
             .collect()
     }
 
-    fn check(&self) -> Result<()> {
-        if self.schema.0 > SCHEMA {
-            return Err(Error::input(format!("schema = {}: this program knows {SCHEMA}", self.schema.0))
-                .hint("use a newer fedllava"));
-        }
-        let mut names: Vec<&str> = self.arms.iter().map(|a| a.name.as_str()).collect();
-        names.sort_unstable();
-        if names.iter().any(|n| n.is_empty() || n.contains(['/', '\\', '.'])) || names.windows(2).any(|w| w[0] == w[1])
-        {
-            return Err(Error::input("arms: each needs a name of its own, without '/' and '.'"));
-        }
-        if self.pretrain.enabled {
-            self.pretrain.check()?;
-            if self.pretrain.objective == Pretext::Llm && self.finetune.head_init == HeadInit::Text {
-                return Err(Error::input("finetune.head_init = \"text\" needs pretrain.objective = \"contrast\"")
-                    .hint(
-                        "the language model's objective trains no projection to the class texts; \"probe\" and \"random\" need none",
-                    ));
-            }
-        }
-        self.finetune.check()?;
-        self.unlabelled.check()?;
-        if self.finetune.head_init == HeadInit::Probe && !self.finetune.from.is_empty() {
-            return Err(Error::input(
-                "finetune.from starts the classifier too: head_init = \"probe\" would replace it",
-            ));
-        }
-        if self.align.enabled {
-            self.align.check()?;
-        }
-        if self.federated.mode == Mode::Local {
-            Alone(self.algorithm.algorithm()).check()?;
-        }
-        self.federated.check(self.partition.clients(), self.algorithm.algorithm())
+    /// What arms lie on: this config without them.
+    fn below_arms(&self) -> Result<toml::Table> {
+        let mut table = self.to_table()?;
+        table.remove("arms");
+        table.remove("contrasts");
+        Ok(table)
+    }
+
+    fn arm(&self, arm: &Arm) -> Result<Config> {
+        let mut table = self.below_arms()?;
+        lay::lay(tree::sections(), &mut table, &arm.set);
+        Self::from_table(table)
     }
 }
 
-/// Most files that may lie on one another.
-const BASES: usize = 4;
-
-/// A file's table; `base = "other.toml"` (beside this file) lays it on another one.
-fn read_table(path: &Path, depth: usize) -> Result<toml::Table> {
-    let text = fsx::read_text(path)?;
-    let mut table: toml::Table =
-        toml::from_str(&text).map_err(|e| Error::input(format!("{}: {}", path.display(), e.to_string().trim())))?;
-    let Some(base) = table.remove("base") else { return Ok(table) };
-    let (Some(base), true) = (base.as_str(), depth < BASES) else {
-        return Err(Error::input(format!("{}: base = {base}", path.display()))
-            .hint(format!("name one file beside it, at most {BASES} deep")));
-    };
-    let mut below = read_table(&path.with_file_name(base), depth + 1).at(|| path.display().to_string())?;
-    overrides::merge(&mut below, &table);
-    Ok(below)
-}
-
-/// Turns serde's message into one with the key, the valid names and the likely one.
-fn explain(path: &str, message: &str) -> Error {
-    // Later lines repeat where it is.
-    let message = message.lines().next().unwrap_or_default().trim().trim_end_matches('.');
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
-    let (Some((name, valid)), true) = (quoted.split_first(), unknown) else {
-        let place = if path.is_empty() { String::new() } else { format!("{path}: ") };
-        return Error::input(format!("{place}{message}"));
-    };
-    let (what, section) = match message.starts_with("unknown field") {
-        true => ("key", path.strip_suffix(name).unwrap_or(path).trim_end_matches('.')),
-        false => ("name", path),
-    };
-    let place = if section.is_empty() { String::new() } else { format!(" in {section}") };
-    let error = Error::input(format!("unknown {what} `{name}`{place}; valid: {}", valid.join(", ")));
-    match (closest(name, valid.iter().copied()), foreign::translate(name)) {
-        (Some(near), _) => error.hint(format!("did you mean `{near}`?")),
-        (None, Some(ours)) => error.hint(ours),
-        (None, None) => error,
-    }
+/// A resolved table as a config; an error with the key that it is about.
+fn parse(table: toml::Table) -> std::result::Result<Config, (String, Error)> {
+    serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|e| {
+        let path = e.path().to_string();
+        let message = e.into_inner().to_string();
+        let message = message.lines().next().unwrap_or_default().trim().trim_end_matches('.').to_string();
+        let error = Error::input(format!("{path}: {message}"));
+        (path, error)
+    })
 }
 
 #[cfg(test)]
@@ -321,22 +295,9 @@ mod tests {
     #[test]
     fn the_resolved_form_reads_back_to_itself() {
         let config = read("").unwrap();
-        assert_eq!(Config::from_table(config.to_table().unwrap()).unwrap(), config);
-    }
-
-    #[test]
-    fn a_typo_in_a_key_lists_the_valid_ones_and_the_likely_one() {
-        let text = message("[federated]\nround = 3");
-        assert!(text.contains("unknown key `round` in federated") && text.contains("local_epochs"), "{text}");
-        assert!(text.contains("did you mean `rounds`?") && !text.contains("checkpoints, federated"), "{text}");
-        assert!(message("[federatd]").contains("did you mean `federated`?"));
-    }
-
-    #[test]
-    fn a_typo_in_a_kind_lists_the_valid_names() {
-        let text = message("[algorithm]\nkind = \"fedprx\"");
-        assert!(AlgorithmConfig::all().iter().all(|(kind, _)| text.contains(kind)), "{text}");
-        assert!(text.contains("did you mean `fedprox`?"), "{text}");
+        let table = config.to_table().unwrap();
+        assert_eq!(table["federated"]["optimiser"]["lr"].to_string(), "0.1", "with the digits that were written");
+        assert_eq!(Config::from_table(table).unwrap(), config);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! deeper), Python pickles (`cifar-10-batches-py`, `cifar-100-python`), or the binary version
 //! (`cifar-10-batches-bin`, `cifar-100-binary`). The last two keep the original order, which is torchvision's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::census::Census;
@@ -16,7 +17,7 @@ use crate::exec::Context;
 use crate::fsx;
 
 /// `data.kind = "cifar10"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cifar10Config {
     /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
@@ -30,7 +31,7 @@ impl Default for Cifar10Config {
 }
 
 /// `data.kind = "cifar100"`: the hundred fine labels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cifar100Config {
     /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
@@ -121,23 +122,59 @@ pub fn load100(config: &Cifar100Config, cx: &Context) -> Result<Benchmark> {
     CIFAR100.load(&resolve(&config.path)?, cx)
 }
 
+/// How a copy of CIFAR-10 lies in `folder`, in words; none where none is there. No image is read.
+pub fn layout10(folder: &Path) -> Result<Option<&'static str>> {
+    Ok(CIFAR10.find(folder)?.map(|(kind, _)| kind.words()))
+}
+
+/// How a copy of CIFAR-100 lies in `folder`, likewise.
+pub fn layout100(folder: &Path) -> Result<Option<&'static str>> {
+    Ok(CIFAR100.find(folder)?.map(|(kind, _)| kind.words()))
+}
+
+/// The forms in which the data sets are published.
+#[derive(Clone, Copy)]
+enum Form {
+    Parquet,
+    Pickles,
+    Binary,
+}
+
+impl Form {
+    fn words(self) -> &'static str {
+        match self {
+            Form::Parquet => "Parquet",
+            Form::Pickles => "Python pickles",
+            Form::Binary => "the binary version",
+        }
+    }
+}
+
 impl Layout {
-    fn load(&self, folder: &Path, cx: &Context) -> Result<Benchmark> {
+    /// Which form lies in `folder`, and where in it.
+    fn find(&self, folder: &Path) -> Result<Option<(Form, PathBuf)>> {
         for inner in [""].iter().chain(self.parquet_folders) {
             let place = folder.join(inner);
             if place.is_dir() && !hf_parquet::shards(&place, "train")?.is_empty() {
-                return self.check(self.load_parquet(&place, cx)?);
+                return Ok(Some((Form::Parquet, place)));
             }
         }
-        for place in [folder.to_path_buf(), folder.join(self.pickles.folder)] {
-            if place.join(self.pickles.train[0]).is_file() && place.join(self.pickles.meta).is_file() {
-                return self.check(self.load_pickles(&place)?);
-            }
+        let Layout { pickles: p, binary: b, .. } = self;
+        let places = |inner: &str| [folder.to_path_buf(), folder.join(inner)];
+        let pickles = |at: &PathBuf| at.join(p.train[0]).is_file() && at.join(p.meta).is_file();
+        if let Some(place) = places(p.folder).into_iter().find(pickles) {
+            return Ok(Some((Form::Pickles, place)));
         }
-        for place in [folder.to_path_buf(), folder.join(self.binary.folder)] {
-            if place.join(self.binary.train[0]).is_file() {
-                return self.check(self.load_binary(&place)?);
-            }
+        let binary = places(b.folder).into_iter().find(|at| at.join(b.train[0]).is_file());
+        Ok(binary.map(|place| (Form::Binary, place)))
+    }
+
+    fn load(&self, folder: &Path, cx: &Context) -> Result<Benchmark> {
+        match self.find(folder)? {
+            Some((Form::Parquet, place)) => return self.check(self.load_parquet(&place, cx)?),
+            Some((Form::Pickles, place)) => return self.check(self.load_pickles(&place)?),
+            Some((Form::Binary, place)) => return self.check(self.load_binary(&place)?),
+            None => {}
         }
         Err(Error::data(format!("{}: no known layout of {}", folder.display(), self.name)).hint(format!(
             "expected train-*.parquet and test-*.parquet, or {}/{}, or {}/{}",

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::census::{Census, Why};
@@ -13,7 +14,7 @@ use crate::exec::Context;
 use crate::fsx;
 
 /// `data.kind = "folder"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FolderConfig {
     /// The folder that holds `train` and `test`; a relative one may lie below `$FEDLLAVA_DATA`.

@@ -1,5 +1,6 @@
 //! Batches: bytes to normalised floats, cropped and flipped.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{Dataset, Images};
@@ -11,7 +12,7 @@ use crate::nn::{Batch, View};
 /// Normalisation and augmentation of training images.
 ///
 /// Order as in the reference code: normalise, **then** pad with zeros, crop, flip; so the border is the mean colour.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
     /// Pixels of zeros on every side before a crop of the original size at a random place. 0: no crop.
@@ -27,7 +28,7 @@ pub struct Augment {
 }
 
 /// What shares one draw of the augmentation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Per {
     /// The batch (CReFF, CLIP2FL).

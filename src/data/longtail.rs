@@ -4,6 +4,7 @@
 //! keeps `n_i = int(n · factor^(i/(C−1)))` images, class 0 most; `factor` is one over the imbalance factor. The test
 //! set stays balanced.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::numpy_rng::RandomState;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::key::{Key, Purpose};
 
 /// The `longtail` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LongTailConfig {
     /// Shape of the tail.
@@ -30,7 +31,7 @@ impl Default for LongTailConfig {
 }
 
 /// The shape of the tail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LongTailKind {
     /// Exponential.

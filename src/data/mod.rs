@@ -20,11 +20,13 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
+use crate::shipped;
 
 pub mod autoaugment;
 pub mod captions;
@@ -70,7 +72,7 @@ pub use split::Split;
 pub use unlabelled::UnlabelledConfig;
 
 /// The `data` section: which benchmark.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DataConfig {
     /// CIFAR-10 from a folder: Parquet, Python pickles or the binary version.
@@ -109,7 +111,8 @@ pub fn import_split(path: &Path, benchmark: &Benchmark) -> Result<(Split, Census
     Split::import(path, &train.labels, train.classes.len())
 }
 
-/// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`.
+/// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`, or among what the binary
+/// carries.
 pub fn resolve(path: &str) -> Result<PathBuf> {
     resolve_below(path, std::env::var_os("FEDLLAVA_DATA").map(PathBuf::from).as_deref())
 }
@@ -122,12 +125,16 @@ fn resolve_below(path: &str, root: Option<&Path>) -> Result<PathBuf> {
     if direct.exists() {
         return Ok(direct);
     }
+    let below = root.filter(|_| direct.is_relative()).map(|root| root.join(&direct));
+    if let Some(below) = below.as_ref().filter(|b| b.exists()) {
+        return Ok(below.clone());
+    }
+    if let Some(copy) = shipped::unpacked(&direct)? {
+        return Ok(copy);
+    }
     let error = |looked: String| Err(Error::input(format!("{path} does not exist; looked for {looked}")));
-    match root {
-        Some(root) if direct.is_relative() => {
-            let below = root.join(&direct);
-            if below.exists() { Ok(below) } else { error(format!("{path} here and for {}", below.display())) }
-        }
+    match below {
+        Some(below) => error(format!("{path} here and for {}", below.display())),
         _ if direct.is_relative() => error(format!("{path} in the current folder"))
             .map_err(|e: Error| e.hint("FEDLLAVA_DATA may name the folder that holds the data sets")),
         _ => error(path.to_string()),

@@ -1,5 +1,6 @@
 //! Who holds which image: the `partition` section.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::creff;
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::key::{Key, Purpose};
 
 /// How the kept images are dealt to clients.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum PartitionConfig {
     /// CReFF's and CLIP2FL's, to the image: see [`creff`].
@@ -29,7 +30,7 @@ impl Default for PartitionConfig {
 }
 
 /// `partition.kind = "creff"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CreffConfig {
     /// Clients, at least 1. (The reference needs at least 10; fewer make one slice of so many workers.)
@@ -49,7 +50,7 @@ impl Default for CreffConfig {
 }
 
 /// `partition.kind = "dirichlet"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DirichletConfig {
     /// Clients, at least 1.
@@ -71,7 +72,7 @@ impl Default for DirichletConfig {
 }
 
 /// `partition.kind = "shards"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShardsConfig {
     /// Clients, at least 1.
@@ -89,7 +90,7 @@ impl Default for ShardsConfig {
 }
 
 /// `partition.kind = "iid"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IidConfig {
     /// Clients, at least 1.
@@ -105,7 +106,7 @@ impl Default for IidConfig {
 }
 
 /// `partition.kind = "file"`: long tail, server set and validation set come from the file too.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileConfig {
     /// The split's JSON file.

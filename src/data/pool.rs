@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::captions::{Captions, spelled};
@@ -19,7 +20,7 @@ use crate::fsx;
 pub use super::webdataset::WebDatasetConfig;
 
 /// The `pool` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum PoolConfig {
     /// Image files below a folder.
@@ -37,7 +38,7 @@ impl Default for PoolConfig {
 }
 
 /// `pool.kind = "world"`: its knobs are the world's.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorldPoolConfig {
     /// Control: each image's text is the name of its composition, without error or gap: supervised pretraining.
@@ -47,7 +48,7 @@ pub struct WorldPoolConfig {
 }
 
 /// `pool.kind = "folder"`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FolderPoolConfig {
     /// The folder, searched to any depth; a relative one may lie below `$FEDLLAVA_DATA`.

@@ -4,6 +4,7 @@
 //! the images that the long tail discards; where a class has too few of them (class 0 keeps all of its images) the
 //! rest is withdrawn from the clients that hold them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::Dataset;
@@ -13,7 +14,7 @@ use crate::exec::Context;
 use crate::key::{Key, Purpose};
 
 /// The `server_set` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerSetConfig {
     /// Where the images come from.
@@ -31,7 +32,7 @@ impl Default for ServerSetConfig {
 }
 
 /// Where the server's balanced set comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// Training images that the long tail discards, as the module says.
@@ -103,7 +104,7 @@ pub fn from_folder(config: &ServerSetConfig, train: &Dataset, cx: &Context) -> R
 }
 
 /// The `validation` section.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// Images of each class, reserved as the server's set is. 0: no validation set.

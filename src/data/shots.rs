@@ -1,11 +1,12 @@
 //! Many, medium and few: the groups of classes that long-tailed results are reported by.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// How classes are grouped: `strict`, `oltr` or `rank:a/b/c` in a config.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Shots {
     /// Many > 100, medium 20–100, few < 20 training images.

@@ -1,5 +1,6 @@
 //! The server's images without labels, which FedDF, FedBE and FEDIC distil on: another data set's or an open pool's.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DataConfig, PoolConfig};
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::key::{Key, Purpose};
 
 /// The `unlabelled` section. Its images' labels, where they have any, are never read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct UnlabelledConfig {
     /// Another data set's training images, as a `data` section names it; its images must have the benchmark's size.

@@ -10,6 +10,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::census::{Census, Why};
@@ -20,7 +21,7 @@ use crate::fsx;
 use sample::{Said, in_shard, samples};
 
 /// `pool.kind = "webdataset"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebDatasetConfig {
     /// A folder of `.tar` shards; a relative one may lie below `$FEDLLAVA_DATA`.

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::brief::{Bn, Feed, Length, Loss, Name, Train};
@@ -23,7 +24,7 @@ use crate::nn::weight::{Confidence, Weight};
 use crate::nn::{Backend, Net, OptimiserConfig, Params, Samples, Schedule, loss, optim::SgdConfig};
 
 /// When alignment runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum When {
     /// After every round.
@@ -33,7 +34,7 @@ pub enum When {
 }
 
 /// Which parameters alignment moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trainable {
     /// The whole network.
@@ -43,7 +44,7 @@ pub enum Trainable {
 }
 
 /// What happens to batch norm during alignment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BatchNorm {
     /// Running statistics are used and stay.
@@ -53,7 +54,7 @@ pub enum BatchNorm {
 }
 
 /// The `align` section: the objective and its optimisation. Who teaches is the `teacher` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlignConfig {
     /// Whether alignment runs.

@@ -1,12 +1,13 @@
 //! Which clients take part in a round.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ClientId;
 use crate::key::{Key, Purpose};
 
 /// Where cohorts come from (`federated.cohort_draw`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CohortDraw {
     /// From the key path: a uniform draw without replacement.

@@ -1,5 +1,6 @@
 //! The `federated` section: rounds, cohorts and local work.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::brief::Length;
@@ -11,7 +12,7 @@ use crate::nn::OptimiserConfig;
 pub const LAST: usize = 10;
 
 /// Who trains with whom.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Clients train, the server puts together.
@@ -24,7 +25,7 @@ pub enum Mode {
 }
 
 /// Which round's model a stage exports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Export {
     /// The last round's.
@@ -36,7 +37,7 @@ pub enum Export {
 }
 
 /// The `federated` section. The defaults are the reference protocol's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FederatedConfig {
     /// Communication rounds; 0 leaves the start model.

@@ -15,7 +15,7 @@ use super::brief::{Bn, Loss, Train};
 use super::feed::{Data, Stream};
 use super::objective::{Here, Objective, Seen, Tap};
 use crate::error::{Error, Place, Result};
-use crate::exec::Context;
+use crate::exec::{Context, Event};
 use crate::key::Key;
 use crate::nn::{Input, Mode, Named, Net, Node, Params, Session, loss};
 
@@ -92,11 +92,13 @@ pub fn fit(
         lanes.push(Lane::new(k, *plan, from, &net, session)?);
     }
     let mut work = Work::new(&net, plans)?;
+    let left = lanes.iter().map(|lane| lane.total.saturating_sub(lane.at)).max().unwrap_or(0);
     while lanes.iter().any(|lane| lane.at < lane.total) {
         cx.cancel.check()?;
         let (before, batches) = (lanes[0].at, lanes[0].batches.max(1));
         let place = || format!("local epoch {}, step {}", before / batches, before % batches);
         work.step(&mut lanes, session).at(place)?;
+        cx.events.on(Event::Part(1.0 / left as f64));
         if lanes[0].at > before && lanes[0].at.is_multiple_of(batches) {
             let done = lanes[0].at / batches;
             observer.epoch(done, &mut || lanes[0].standing(done, session))?;

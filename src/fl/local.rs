@@ -8,7 +8,7 @@ use super::fit::{self, Plan, Standing, fit};
 use super::objective::{Here, Tap};
 use super::reply::Outcome;
 use crate::error::{Error, Result};
-use crate::exec::Context;
+use crate::exec::{Context, Event};
 use crate::key::{Key, Purpose};
 use crate::nn::{Batch, Mode, Named, Node, Params, Session};
 
@@ -24,6 +24,9 @@ pub fn work(session: &mut dyn Session, job: &Job, data: &Data<'_>, cx: &Context)
         loss: None,
         multiply_adds: 0,
     };
+    // What the steps of one job are to its progress: equal parts.
+    let scaled = (job.brief.steps.len() > 1).then(|| cx.part(1.0 / job.brief.steps.len() as f64));
+    let cx = scaled.as_ref().unwrap_or(cx);
     for (i, step) in job.brief.steps.iter().enumerate() {
         let key = job.key.fold(Purpose::Step, i as u64);
         match step {
@@ -174,6 +177,7 @@ fn measure(
             step.what.add(&here, &mut sums)?;
         }
         outcome.multiply_adds += (ids.len() * step.at.len()) as u64 * net.multiply_adds();
+        cx.events.on(Event::Part(1.0 / (batches * step.repeats) as f64));
     }
     outcome.found.extend(step.what.close(sums)?);
     Ok(())

@@ -62,6 +62,8 @@ pub struct Needs {
     pub classifier: bool,
     /// Every reply is kept by itself, so no way that hides them can be taken.
     pub each: bool,
+    /// A round's work depends on whether the model is judged after it, and so on the number of rounds.
+    pub judged: bool,
 }
 
 /// What a method is, in words, for `fedllava methods`.

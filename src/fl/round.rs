@@ -156,11 +156,13 @@ impl Federation<'_> {
         let mut next = Server { round, ..server };
         let (mut tally, mut all) = (Tally::default(), Vec::new());
         let exchanges = self.algorithm.exchanges(&next.state, &self.now(round, classifier.as_ref(), &[], cx));
+        // For the person's bar every exchange and the alignment are equal parts of a round.
+        let part = 1.0 / (exchanges.len() + usize::from(self.align.is_some())) as f64;
         for (number, exchange) in exchanges.iter().enumerate() {
             let now = self.now(round, classifier.as_ref(), &all, cx);
             // 2. Briefs, 3. local work, 4. adding up.
             let jobs = self.jobs(&next, exchange, number, &now, &self.parties(exchange.who, &cohort))?;
-            let (got, kept) = self.exchange(&jobs, exchange, cx)?;
+            let (got, kept) = self.exchange(&jobs, exchange, &cx.part(part / jobs.len().max(1) as f64))?;
             // 5. The server's step.
             let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
             (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;
@@ -178,9 +180,9 @@ impl Federation<'_> {
         let place = || format!("round {round}, alignment");
         let aligned = match (self.align, self.feedback) {
             (None, _) => None,
-            (Some(step), false) => Some(step.apply(&deployed, round, cx).at(place)?),
+            (Some(step), false) => Some(step.apply(&deployed, round, &cx.part(part)).at(place)?),
             (Some(step), true) => {
-                next.model = step.apply(&next.model, round, cx).at(place)?;
+                next.model = step.apply(&next.model, round, &cx.part(part)).at(place)?;
                 Some(deploy(&next.model, &next.state)?)
             }
         };

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Place, Result};
@@ -26,7 +27,7 @@ pub use crate::model::llava::Sample;
 use crate::nn::params::{Layout, Params, Role};
 
 /// From the student's channels to the language model's width.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StudentProjection {
     /// One linear layer.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -18,7 +19,7 @@ use crate::model::llava::{Llava, Query, Turn};
 use crate::model::sample::Decoding;
 
 /// The `caption.captioner` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum CaptionerConfig {
     /// A LLaVA on this machine.
@@ -34,7 +35,7 @@ impl Default for CaptionerConfig {
 }
 
 /// `captioner.kind = "llava"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LlavaCaptionerConfig {
     /// A folder in Hugging Face layout, or an id.
@@ -50,7 +51,7 @@ impl Default for LlavaCaptionerConfig {
 }
 
 /// `captioner.kind = "file"`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileCaptionerConfig {
     /// A caption file (JSONL).

@@ -3,6 +3,7 @@
 //! conv 3×3 → 32, ReLU, conv 3×3 → 64, ReLU, max-pool 2, dropout ¼, fc 128, ReLU, dropout ½, fc; no padding. Its code
 //! numbers the layers of a `Sequential` (1, 3, 8, 11); here they are `conv1`, `conv2`, `fc1`, `fc2`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Head;
@@ -11,7 +12,7 @@ use crate::nn::net::Start;
 use crate::nn::{Net, NetBuilder};
 
 /// The network's settings; the defaults are the benchmark's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cnn {
     /// Dropout after the pooling, `[0, 1)`.

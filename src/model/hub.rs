@@ -50,7 +50,7 @@ fn env(name: &str) -> Option<String> {
 }
 
 /// `owner/name` of the characters the Hub allows, and not a path.
-fn is_id(text: &str) -> bool {
+pub fn is_id(text: &str) -> bool {
     let plain = |part: &str| {
         let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         !part.is_empty() && !part.starts_with('.') && part.chars().all(ok)
@@ -102,6 +102,18 @@ fn expanded(path: &str, env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
 fn offline(env: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
     let on = |name: &str| env(name).is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()));
     ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| on(name))
+}
+
+/// The Hub's cache folder, and the ids of the models that lie whole in it, sorted.
+pub fn in_cache() -> Result<(PathBuf, Vec<String>)> {
+    let folder = cache(&env)?;
+    let entries = if folder.is_dir() { crate::fsx::list(&folder)? } else { Vec::new() };
+    let id = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+        cached(&folder, &name).map(|_| name)
+    };
+    let ids = entries.iter().filter_map(id).collect();
+    Ok((folder, ids))
 }
 
 /// The snapshot of `main` in the cache, if it has a config and weights.

@@ -1,5 +1,6 @@
 //! A multilayer perceptron on the flattened image: `fc1`, ReLU, …, head `fc`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Head, finish};
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Net, NetBuilder};
 
 /// The network's settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Mlp {
     /// Widths of the hidden layers; none gives a linear classifier.

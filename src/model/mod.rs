@@ -14,6 +14,7 @@ pub mod sample;
 pub mod view;
 pub mod weights;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -47,7 +48,7 @@ impl Head {
 }
 
 /// Which compact network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum ModelConfig {
     /// CReFF's and CLIP2FL's ResNet-8, any width.

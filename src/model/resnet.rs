@@ -6,6 +6,7 @@
 //!   `pytorch_resnet_cifar10` (`layer1.0.conv1`, …, `linear`).
 //! - [`resnet18`], [`resnet50`]: as in torchvision (`fc`; the stride of a bottleneck on its 3×3).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Head, finish};
@@ -14,12 +15,12 @@ use crate::nn::net::Start;
 use crate::nn::{Net, NetBuilder, Node};
 
 /// A network without settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plain {}
 
 /// ResNet-8: a 3×3 stem and three stages of one basic block, projection shortcuts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Resnet8 {
     /// Channels of the first stage; the others have twice and four times as many. CReFF: 64.

@@ -1,12 +1,13 @@
 //! Choosing the next token.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::key::{Key, Purpose};
 
 /// How text is written; transformers' meanings and order: temperature, then `top_k`, then `top_p`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Decoding {
     /// Most tokens of an answer.

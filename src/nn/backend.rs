@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::engine::candle::Candle;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::exec::Context;
 
 /// The interpreter of compact networks (`run.engine`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// On a CPU our engine, each convolution by what is fastest: Intel's matrix unit where there is one and the

@@ -1,4 +1,18 @@
 //! What is differentiable: parameters, networks as operation lists, their interpreters, losses, optimisers.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`params`] | parameters are values, and flat: names, shapes, roles, one slice of f32 |
+//! | [`net`] | a compact network: one list of operations, run by every interpreter |
+//! | [`interpreter`], [`backend`] | the seam between training loops and kernels; which one a config names |
+//! | [`engine`] | the interpreters: `candle` by autograd, `cpu` by our kernels |
+//! | [`kernels`] | products, convolutions and attention by the machine's instruction sets |
+//! | [`session`] | parameters at work, several clients side by side |
+//! | [`batch`], [`samples`] | a batch, and what fills it |
+//! | [`loss`], [`optim`], [`weight`] | losses in closed form; PyTorch's update rules; the dynamic weight |
+//! | [`classifier`] | the last linear layer by itself |
+//! | [`dropout`], [`sum`] | masks that every interpreter shares; weighted sums in f64 |
+//! | [`tap`] | between an operation list and ordinary candle code |
 
 pub mod backend;
 pub mod batch;

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::params::{Layout, Params, Role};
 use crate::error::{Error, Result};
 
 /// Which optimiser, with its constants.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum OptimiserConfig {
     /// Stochastic gradient descent.
@@ -27,7 +28,7 @@ impl Default for OptimiserConfig {
 }
 
 /// `torch.optim.SGD`. The defaults are CReFF's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SgdConfig {
     /// Learning rate.
@@ -47,7 +48,7 @@ impl Default for SgdConfig {
 }
 
 /// `torch.optim.AdamW`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamwConfig {
     /// Learning rate.
@@ -69,7 +70,7 @@ impl Default for AdamwConfig {
 }
 
 /// `torch.optim.Adam`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamConfig {
     /// Learning rate.

@@ -1,11 +1,12 @@
 //! The dynamic weight of both server stages: `a(t)` of pretraining, `w` of alignment.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// How a weight moves with progress `t` in `[0, 1]`, or with the teacher's confidence.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Weight {
     /// Always the same.
@@ -21,7 +22,7 @@ pub enum Weight {
 }
 
 /// A constant weight.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Constant {
     /// The value.
@@ -35,7 +36,7 @@ impl Default for Constant {
 }
 
 /// A monotone way from one value to another.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ramp {
     /// Value at the start.
@@ -60,7 +61,7 @@ impl Ramp {
 }
 
 /// Two values and the moment between them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jump {
     /// Value before.
@@ -78,7 +79,7 @@ impl Default for Jump {
 }
 
 /// No knobs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Confidence {}
 

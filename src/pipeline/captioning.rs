@@ -23,7 +23,7 @@ pub fn captioning(config: &Config, folder: &Path, cx: &Context) -> Result<Captio
         enter(&pool.match_up(&Captions::read(&data::resolve(&file.path)?)?).0)?;
     }
     let benchmark = match section.filter.test {
-        true => Some(data::load(&config.data, Key::from_seed(config.run.seed), cx)?),
+        true => Some(data::load(&config.data, config.run.split_key(), cx)?),
         false => None,
     };
     let embedder = Embedder::new(&config.clip, &config.run.cache);

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{Value, json};
 
 use super::Library;
+use super::outlook::memory;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{
@@ -14,15 +15,18 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 use crate::fl::estimate::{Estimate, available_memory};
-use crate::fl::{ClientId, LEAF, cohort};
+use crate::fl::{ClientId, cohort};
 use crate::key::{Key, Purpose};
 use crate::model::Head;
 use crate::nn::Net;
 use crate::nn::kernels::Isa;
-use crate::run::{RunDir, directory};
+use crate::run::{RunDir, directory, program};
 use crate::stage::Loaded;
 use crate::stage::embed::Embedder;
 use crate::stage::evaluate::Judge;
+
+/// The commit that the program was built from, `-changed` where the checkout differed from it; `unknown` outside one.
+pub const COMMIT: &str = env!("FEDLLAVA_COMMIT");
 
 /// The inputs of a run, read and checked.
 pub struct Experiment {
@@ -58,14 +62,14 @@ impl Experiment {
 
     /// Takes the benchmark from a library and draws the split.
     pub fn open_with(config: Config, library: &Library, cx: &Context) -> Result<Self> {
-        let key = Key::from_seed(config.run.seed);
-        let benchmark = library.benchmark(&config, key, cx)?;
+        let (key, split_key) = (Key::from_seed(config.run.seed), config.run.split_key());
+        let benchmark = library.benchmark(&config, split_key, cx)?;
         let ledger = Ledger::default();
         let enter = |census: &Census| ledger.enter(census, config.run.tolerate, cx);
         enter(&benchmark.train.census)?;
         enter(&benchmark.test.census)?;
         say_absent(&benchmark, cx);
-        let (split, census) = draw(&config, &benchmark, key)?;
+        let (split, census) = draw(&config, &benchmark, split_key)?;
         enter(&census)?;
         let groups = config.evaluate.shots.group(&split.global_counts())?;
         let shape = benchmark.train.images.shape();
@@ -74,6 +78,13 @@ impl Experiment {
         let embedder = Embedder::new(&config.clip, &config.run.cache);
         let server = reserve::from_folder(&config.server_set, &benchmark.train, cx)?;
         server.iter().try_for_each(|s| enter(&s.census))?;
+        if let PartitionConfig::File(file) = &config.partition {
+            let text = format!(
+                "{} says who holds what: longtail, server_set.per_class and validation have no part in it",
+                file.path
+            );
+            cx.events.on(Event::Note(&text));
+        }
         let seeded = matches!(config.partition, PartitionConfig::Creff(_)) || config.longtail.seed.is_some();
         if seeded && benchmark.train.order == Order::Unknown {
             cx.events.on(Event::Warning(
@@ -154,19 +165,9 @@ impl Experiment {
 
     /// Bytes the run will take, refused when they cannot be had.
     pub fn estimate(&self, cx: &Context) -> Result<Estimate> {
-        let parameters = 4 * self.net.layout.len() as u64;
         let (train, test) = (&self.benchmark.train, &self.benchmark.test);
-        let activations: u64 = self.net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
-        let pretrain = if self.config.pretrain.enabled { self.config.pretrain.batch_size } else { 1 };
-        let batch = self.config.federated.batch_size.max(pretrain) as u64;
-        let mut estimate = Estimate::default();
-        estimate.add("images", (train.images.pixels().len() + test.images.pixels().len()) as u64);
-        let replies = (2 * LEAF).min(self.config.federated.cohort) as u64;
-        estimate.add(format!("{replies} replies and the sums"), parameters * (replies + 4));
-        estimate.add(format!("{} workers", cx.threads), cx.threads as u64 * (4 * parameters + 3 * batch * activations));
-        if self.config.algorithm.algorithm().needs().kept {
-            estimate.add("what clients keep", parameters * 2 * self.split.clients.len() as u64);
-        }
+        let pixels = (train.images.pixels().len() + test.images.pixels().len()) as u64;
+        let estimate = memory(&self.config, &self.net, pixels, cx.threads);
         estimate.check(available_memory())?;
         Ok(estimate)
     }
@@ -224,11 +225,14 @@ impl Experiment {
     }
 
     /// What the manifest says of this run.
-    pub fn facts(&self, cx: &Context) -> BTreeMap<&'static str, Value> {
+    pub fn facts(&self, cx: &Context) -> Result<BTreeMap<&'static str, Value>> {
         let (train, test) = (&self.benchmark.train, &self.benchmark.test);
-        BTreeMap::from([
+        Ok(BTreeMap::from([
+            ("commit", json!(COMMIT)),
+            ("program", json!(program()?)),
             ("version", json!(env!("CARGO_PKG_VERSION"))),
             ("seed", json!(self.config.run.seed)),
+            ("split_seed", json!(self.config.run.split_seed.unwrap_or(self.config.run.seed))),
             ("device", json!(format!("{:?}", cx.device.location()))),
             ("engine", json!(self.config.run.engine)),
             ("instruction_set", json!(instruction_set())),
@@ -238,7 +242,7 @@ impl Experiment {
             ("sources", self.ledger.to_json()),
             ("parameters", json!(self.net.layout.weights())),
             ("multiply_adds", json!(self.net.multiply_adds())),
-        ])
+        ]))
     }
 }
 

@@ -1,16 +1,33 @@
 //! A whole run: configuration → data → stages → numbers on disk.
+//!
+//! | file | what |
+//! |---|---|
+//! | `run` | [`run()`]: the stages in order, each from what the one before left on disk |
+//! | `experiment` | [`Experiment`]: what every stage shares, the benchmark, who holds what, the network |
+//! | `pretraining`, `through_llm` | stage 1: the pool and its features; the LLaVA, its captions and features |
+//! | `head` | where stage 2 starts |
+//! | `supplies` | what a method may ask for besides clients' images |
+//! | `personal` | what clients would use themselves |
+//! | `sharing` | [`Library`]: what the runs of one process and of one cache share |
+//! | `captioning` | [`captioning()`]: a pool becomes annotations |
+//!
+//! Ctrl-C, SIGTERM and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
+//! bytes, for any number of threads.
 
 mod captioning;
 mod experiment;
 mod head;
+mod outlook;
 mod pretraining;
 mod run;
 mod personal;
+mod said;
 mod sharing;
 mod supplies;
 mod through_llm;
 
 pub use captioning::captioning;
-pub use experiment::Experiment;
+pub use experiment::{COMMIT, Experiment};
+pub use outlook::{Outlook, Speeds, outlook};
 pub use run::{Stages, run};
 pub use sharing::Library;

@@ -14,11 +14,13 @@ use crate::exec::{Context, Event};
 use crate::fl::Mode;
 use crate::fl::align::{Aligner, When};
 use crate::fl::alone::Alone;
+use crate::fl::config::Export;
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
-use crate::run::{RunDir, directory};
+use crate::run::tensorboard::Board;
+use crate::run::{RunDir, csv, directory};
 use crate::stage::evaluate::Judge;
 use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
@@ -38,23 +40,31 @@ pub enum Stages {
     Align,
 }
 
-type Entries = BTreeMap<String, Map<String, Value>>;
+pub(super) type Entries = BTreeMap<String, Map<String, Value>>;
 
 /// Runs the stages of one configuration in its directory; what is done is not done again. Runs of one library read
 /// the same benchmark once.
 pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> Result<()> {
-    let dir = RunDir::open(Path::new(&config.run.dir), &config.to_table()?)?;
-    if stages == Stages::All && finished(&dir)? {
+    let whole = |old| Config::from_table(old)?.to_table();
+    let mut dir = RunDir::open_with(Path::new(&config.run.dir), &config.to_table()?, &whole)?;
+    if stages == Stages::All && !dir.longer() && finished(&dir)? {
         return Ok(());
     }
-    dir.update_manifest(&[("state", json!("running"))].into())?;
-    let outcome = stages_of(config, stages, &dir, library, cx);
+    let outcome = stages_of(config, stages, &mut dir, library, cx);
+    if dir.longer() {
+        return outcome; // It stays the shorter run that it was.
+    }
     let state = match &outcome {
         Ok(()) => "done".to_string(),
         Err(e) if e.class() == crate::error::Class::Stopped => "stopped".to_string(),
         Err(e) => format!("failed: {}", e.message()),
     };
     dir.update_manifest(&[("state", json!(state))].into())?;
+    if outcome.as_ref().is_err_and(|e| e.class() != crate::error::Class::Stopped) && !dir.begun() {
+        dir.abandon()?;
+        return outcome;
+    }
+    csv::write(dir.path())?;
     outcome
 }
 
@@ -66,25 +76,64 @@ fn finished(dir: &RunDir) -> Result<bool> {
         && directory::read_json(&manifest)?["complete"].as_bool() == Some(true))
 }
 
-fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, cx: &Context) -> Result<()> {
+/// Goes on with more rounds, unless something was done by the number of rounds that can not be taken back.
+fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
+    let rounds = &config.federated;
+    let sparse = rounds.eval_every > 1 || rounds.mode == Mode::Local;
+    let reader = match rounds.export {
+        Export::Best if sparse => Some("federated.export = \"best\" may have chosen one of its last ten rounds"),
+        _ if config.algorithm.algorithm().needs().judged && sparse => {
+            Some("algorithm.kind works more in its last ten rounds")
+        }
+        _ => None,
+    };
+    if let Some(reader) = reader {
+        let at = dir.path().display();
+        return Err(Error::input(format!(
+            "{at}: federated.rounds cannot grow: {reader}, which a longer run judges less often"
+        ))
+        .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
+    }
+    // The last ten rounds were judged; of a longer run they are not the last. Alignment at the end is done again.
+    let keep = |record: &Value| match record["stage"].as_str() {
+        Some("align") if config.align.when == When::End => false,
+        Some("finetune" | "align") if record["split"] != "train" => {
+            record["round"].as_u64().is_some_and(|round| rounds.judged(round as usize))
+        }
+        _ => true,
+    };
+    dir.extend(&config.to_table()?, keep)
+}
+
+fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Library, cx: &Context) -> Result<()> {
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
     if stages != Stages::Pretrain {
         experiment.refuse_single()?;
     }
-    experiment.record_split(dir, cx)?;
     let estimate = experiment.estimate(cx)?;
+    if dir.longer() {
+        extend(config, dir)?;
+    }
+    dir.update_manifest(&[("state", json!("running"))].into())?;
+    if config.run.tensorboard {
+        Board::begin(dir.path())?;
+    }
+    let dir = &*dir;
+    experiment.record_split(dir, cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
-    dir.update_manifest(&experiment.facts(cx))?;
+    dir.update_manifest(&experiment.facts(cx)?)?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
     if let Some(p) = &pretrained
         && let Some(figures) = &p.evaluation
     {
-        entries.insert("pretrain".into(), evaluate::entry(figures, &p.params.digest(), None));
+        let entry = evaluate::entry(figures, &p.params.digest(), None);
+        entries.insert("pretrain".into(), entry);
     }
     let mut extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
     if stages == Stages::Pretrain {
+        experiment.say(&mut entries, &extras);
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
     let teacher = experiment.teach(&mut entries, cx)?;
@@ -125,6 +174,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &RunDir, library: &Library, c
         let (logits, labels) = experiment.judge().logits(&experiment.net, &model, cx)?;
         evaluate::write_logits(dir, "logits.safetensors", &logits, &labels, experiment.net.outputs())?;
     }
+    experiment.say(&mut entries, &extras);
     evaluate::write(dir, &entries, stage, extras)?;
     let sources = experiment.ledger.to_json();
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", sources)].into())
@@ -163,7 +213,9 @@ impl Experiment {
         }
         for teacher in &config.evaluate.teachers {
             let name = format!("teacher {}", teacher.label());
-            entries.insert(name, self.alone(teacher, cx)?);
+            let again = (2..).map(|n| format!("{name} {n}"));
+            let free = std::iter::once(name.clone()).chain(again).find(|n| !entries.contains_key(n));
+            entries.insert(free.unwrap_or(name), self.alone(teacher, cx)?);
         }
         let (data, set) = self.server_set();
         if config.evaluate.probe {
@@ -267,7 +319,9 @@ impl Experiment {
             "shots": config.evaluate.shots.rule(),
             "supervised": matches!(&config.pool, PoolConfig::World(w) if w.labels),
             "test_images": self.benchmark.test.len(),
+            "test": self.benchmark.test.digest,
             "classes": self.benchmark.test.classes,
+            "groups": self.group_names(),
             "class_counts": counts,
             "held": { "clients": self.split.counts(), "server": self.split.count(&self.split.server) },
             "split": self.split.digest(),

@@ -25,7 +25,7 @@ pub struct Library(Mutex<Option<(Value, Benchmark)>>);
 impl Library {
     /// The benchmark of a config.
     pub fn benchmark(&self, config: &Config, key: Key, cx: &Context) -> Result<Benchmark> {
-        let name = json!({ "data": config.data, "seed": config.run.seed });
+        let name = json!({ "data": config.data, "seed": config.run.split_seed.unwrap_or(config.run.seed) });
         let mut last = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((known, benchmark)) = last.as_ref()
             && *known == name

@@ -39,7 +39,15 @@ impl Experiment {
             return Err(Error::input("federated.export = \"best\": there is no validation set to choose by")
                 .hint("set validation.per_class; the test set never chooses"));
         }
-        Ok(())
+        match &self.split.cohorts {
+            Some(cohorts) if cohorts.len() < self.config.federated.rounds => Err(Error::input(format!(
+                "federated.rounds = {}: the split's file has cohorts for {} rounds",
+                self.config.federated.rounds,
+                cohorts.len()
+            ))
+            .hint(format!("set federated.rounds={}, or export the split with more rounds", cohorts.len()))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses, before any stage runs, a client that would be drawn and train on a single image where batch norm needs
@@ -81,7 +89,7 @@ impl Experiment {
         let config = &self.config.unlabelled;
         let shape = self.benchmark.train.images.shape();
         let found = if let Some(section) = &config.data {
-            let train = data::load(section, self.key, cx)?.train;
+            let train = data::load(section, self.config.run.split_key(), cx)?.train;
             self.enter(&train.census, cx)?;
             train
         } else if let Some(section) = &config.pool {
@@ -101,7 +109,7 @@ impl Experiment {
             return Err(Error::input("these are the benchmark's own training images")
                 .hint("name another data set: what clients hold must not lie on the server"));
         }
-        let chosen = config.choose(found.len(), self.key);
+        let chosen = config.choose(found.len(), self.config.run.split_key());
         cx.events.on(Event::Note(&format!("unlabelled: {} of {} images of {}", chosen.len(), found.len(), found.name)));
         Ok(Some((found, chosen)))
     }

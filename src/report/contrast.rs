@@ -1,14 +1,13 @@
-//! Differences between arms, seed by seed, with 95 % intervals; and the regime that makes them worth reading.
+//! The questions of an experiment: differences between its arms, seed by seed, with 95 % intervals.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
-use super::{EXPERIMENT, children, name_of};
+use super::group::{Report, TestSets, test_sets};
+use super::numbers::Spread;
+use super::table::{Column, Room, Table};
 use crate::error::{Error, Result};
-use crate::run::directory::read_json;
 
 /// A question and its two sides, `arm/stage` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +18,10 @@ pub struct Question {
     pub of: String,
     /// What is subtracted.
     pub over: String,
+    /// What it means when the difference is above 0; empty for nothing.
+    pub if_above: String,
+    /// What it means when it is below.
+    pub if_below: String,
 }
 
 /// The answer: differences in points of accuracy.
@@ -26,184 +29,195 @@ pub struct Question {
 pub struct Answer {
     /// The question.
     pub question: Question,
-    /// One difference a seed, in points, by seed.
-    pub differences: Vec<f64>,
+    /// The experiment's folder.
+    pub below: PathBuf,
+    /// The seeds that both sides have.
+    pub seeds: Vec<u64>,
+    /// One difference a seed, in points.
+    pub differences: Spread,
+    /// Test images of each run; 0 where it does not say.
+    pub test_images: u64,
+    /// What they were judged on.
+    pub sets: TestSets,
 }
 
-/// What several arms and seeds did: `arm/stage` → seed → accuracy in `[0, 1]`.
-#[derive(Debug, Default)]
-pub struct Outcomes {
-    accuracy: BTreeMap<String, BTreeMap<u64, f64>>,
-    questions: Vec<Question>,
-    test_images: u64,
+/// All answers of some runs' experiments.
+#[derive(Clone, Debug, Default)]
+pub struct Contrasts {
+    /// In the experiments' order.
+    pub answers: Vec<Answer>,
+    /// Questions that cannot be answered, and why.
+    pub refused: Vec<String>,
 }
 
-impl Outcomes {
-    /// Of all arms and seeds below these folders.
-    pub fn read(paths: &[PathBuf]) -> Result<Self> {
-        let mut outcomes = Outcomes::default();
-        for path in paths {
-            outcomes.walk(path, 0)?;
-        }
-        Ok(outcomes)
-    }
-
-    fn walk(&mut self, path: &Path, depth: usize) -> Result<()> {
-        let eval = path.join("eval.json");
-        if eval.exists() {
-            let eval = read_json(&eval)?;
-            let Some(seed) = eval["facts"]["seed"].as_u64() else { return Ok(()) };
-            self.test_images = eval["facts"]["test_images"].as_u64().unwrap_or(0);
-            for (stage, entry) in eval["stages"].as_object().into_iter().flatten() {
-                let name = format!("{}/{stage}", name_of(path));
-                if let Some(accuracy) = entry["overall"].as_f64() {
-                    self.accuracy.entry(name).or_default().insert(seed, accuracy);
-                }
-            }
-            return Ok(());
-        }
-        let file = path.join(EXPERIMENT);
-        if file.exists() {
-            for question in questions(&read_json(&file)?, &file)? {
-                if !self.questions.contains(&question) {
-                    self.questions.push(question);
+impl Contrasts {
+    /// The questions of all experiments that the report's runs belong to; an arm is looked up below its own experiment.
+    pub fn of(report: &Report) -> Result<Contrasts> {
+        let mut contrasts = Contrasts::default();
+        let mut asked: Vec<(PathBuf, Question)> = Vec::new();
+        for (file, experiment) in &report.found.experiments {
+            let folder = file.parent().unwrap_or(Path::new("."));
+            let seeded = folder.file_name().is_some_and(|n| n.to_string_lossy().starts_with("seed-"));
+            let below = folder.parent().filter(|_| seeded).unwrap_or(folder).to_path_buf();
+            for question in questions(experiment, file)? {
+                let this = (below.clone(), question);
+                if !asked.contains(&this) {
+                    asked.push(this);
                 }
             }
         }
-        if depth < 3 && path.is_dir() {
-            children(path)?.iter().try_for_each(|child| self.walk(child, depth + 1))?;
-        }
-        Ok(())
-    }
-
-    /// The answers to all questions whose two sides have a seed in common.
-    pub fn answers(&self) -> Vec<Answer> {
-        let answer = |q: &Question| {
-            let (of, over) = (self.accuracy.get(&q.of)?, self.accuracy.get(&q.over)?);
-            let pairs = of.iter().filter_map(|(seed, a)| Some(100.0 * (a - over.get(seed)?)));
-            let differences: Vec<f64> = pairs.collect();
-            (!differences.is_empty()).then(|| Answer { question: q.clone(), differences })
-        };
-        self.questions.iter().filter_map(answer).collect()
-    }
-
-    fn mean(&self, name: &str) -> Option<f64> {
-        let seeds = self.accuracy.get(name)?;
-        Some(100.0 * seeds.values().sum::<f64>() / seeds.len().max(1) as f64)
-    }
-
-    /// The regime in words: what the teacher, the server, the federation and a central machine do by themselves.
-    pub fn regime(&self) -> String {
-        let sides = [
-            ("teacher alone", "fedllava/teacher"),
-            ("linear probe", "fedllava/probe"),
-            ("server only", "server-only/align"),
-            ("FedAvg", "scratch/finetune"),
-            ("all three stages", "fedllava/align"),
-            ("centralised", "centralised/finetune"),
-            ("all three stages, centralised", "centralised-from-p/align"),
-        ];
-        let known = sides.iter().filter_map(|(name, key)| Some(format!("{name} {:.1} %", self.mean(key)?)));
-        let known: Vec<String> = known.collect();
-        if known.len() < 2 {
-            return String::new();
-        }
-        let mut text = format!("Regime: {}.\n", known.join(" · "));
-        let (Some(teacher), Some(all)) = (self.mean("fedllava/teacher"), self.mean("fedllava/align")) else {
-            return text;
-        };
-        let useful = (55.0..=80.0).contains(&teacher);
-        text += &format!(
-            "The teacher is {}the useful range of 55 to 80 %, and {} the aligned model: {}\n",
-            if useful { "in " } else { "outside " },
-            if teacher > all { "better than" } else { "not better than" },
-            if teacher > all {
-                "who can run CLIP on every test image is better served by CLIP."
-            } else {
-                "the compact model has passed it."
+        for (below, question) in asked {
+            match answer(report, &below, &question) {
+                Ok(Some(answer)) => contrasts.answers.push(answer),
+                Ok(None) => (),
+                Err(why) => contrasts.refused.push(format!("{}: {why}.", question.name)),
             }
-        );
-        text
-    }
-
-    /// The answers as a Markdown table with what their error is made of; empty where no question was asked.
-    pub fn markdown(&self) -> String {
-        let answers = self.answers();
-        let Some(first) = answers.first() else { return String::new() };
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN);
-        table.set_header(["question", "difference", "95 % interval", "seeds above 0"]);
-        for a in &answers {
-            let interval = a.interval().map_or("–".into(), |(low, high)| format!("{low:+.1} to {high:+.1}"));
-            let above = a.differences.iter().filter(|d| **d > 0.0).count();
-            let seeds = format!("{above} of {}", a.differences.len());
-            table.add_row([a.question.name.clone(), format!("{:+.2}", a.mean()), interval, seeds]);
         }
-        (1..4).filter_map(|c| table.column_mut(c).map(|c| c.set_cell_alignment(CellAlignment::Right))).for_each(drop);
-        let seeds = answers.iter().map(|a| a.differences.len()).max().unwrap_or(first.differences.len());
-        format!("{table}\n\n{}{}", self.error(seeds), self.regime())
+        Ok(contrasts)
     }
 
-    fn error(&self, seeds: usize) -> String {
-        let (n, worst) = (self.test_images.max(1) as f64, 50.0);
-        let one = worst / n.sqrt();
-        if seeds < 2 {
-            return format!(
-                "Differences in points of accuracy, of one seed: no interval. Each accuracy is of {} test images, whose \
-                 binomial standard error is at most {one:.1} points; run more seeds before believing any.\n",
-                self.test_images
-            );
+    /// A table an experiment.
+    pub fn tables(&self, room: Room) -> Vec<Table> {
+        let mut folders: Vec<&Path> = self.answers.iter().map(|a| a.below.as_path()).collect();
+        folders.dedup();
+        let several = folders.len() > 1;
+        let table = |folder: &Path| {
+            let answers: Vec<&Answer> = self.answers.iter().filter(|a| a.below == folder).collect();
+            let columns = vec![
+                Column::words("question"),
+                Column::numbers("difference"),
+                Column::numbers("95 % interval").quiet(),
+                Column::numbers("above 0").rank(1),
+            ];
+            let mut table = Table { columns, rows: answers.iter().map(|a| a.cells()).collect(), ..Table::default() };
+            if several {
+                table.title = format!("{}:", folder.display());
+            }
+            table.notes = answers.iter().map(|a| a.seeds.len()).max().map(|n| error(&answers, n)).into_iter().collect();
+            table.fitted(room)
+        };
+        folders.into_iter().map(table).collect()
+    }
+
+    /// What the experiments say of their answers, where those can be told from nothing; and questions without one.
+    pub fn sentences(&self) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        for said in self.answers.iter().filter_map(Answer::meaning).chain(self.refused.iter().cloned()) {
+            if !all.contains(&said) {
+                all.push(said);
+            }
         }
-        format!(
-            "Differences in points of accuracy, by seed; the interval is Student's t over {seeds} seeds. It holds the \
-             test sets' error too: each seed draws {} test images of its own, whose binomial standard error is at most \
-             {one:.1} points for one accuracy of one seed, {:.1} for a mean of {seeds}.\n",
-            self.test_images,
-            one / (seeds.max(1) as f64).sqrt()
-        )
+        all
     }
 
-    /// The answers as JSON.
-    pub fn to_json(&self) -> Value {
+    /// As JSON: differences in points.
+    pub fn json(&self) -> Value {
         let row = |a: &Answer| {
             let q = &a.question;
-            json!({ "question": q.name, "of": q.of, "over": q.over, "differences": a.differences,
-                "mean": a.mean(), "interval": a.interval().map(|(low, high)| [low, high]) })
+            json!({ "name": q.name, "of": q.of, "over": q.over, "below": a.below, "seeds": a.seeds,
+                "differences": a.differences.values, "mean": a.differences.mean(),
+                "interval": a.differences.interval().map(|(low, high)| [low, high]) })
         };
-        self.answers().iter().map(row).collect()
+        self.answers.iter().map(row).collect()
     }
 }
 
 impl Answer {
-    /// Mean difference in points.
-    pub fn mean(&self) -> f64 {
-        self.differences.iter().sum::<f64>() / self.differences.len().max(1) as f64
+    fn cells(&self) -> Vec<String> {
+        let interval =
+            self.differences.interval().map_or("–".into(), |(low, high)| format!("{low:+.1} to {high:+.1}"));
+        let above = self.differences.values.iter().filter(|d| **d > 0.0).count();
+        let mean = self.differences.mean().unwrap_or(0.0);
+        vec![self.question.name.clone(), format!("{mean:+.2}"), interval, format!("{above} of {}", self.seeds.len())]
     }
 
-    /// The 95 % interval of the mean by Student's t; `None` for one seed.
-    pub fn interval(&self) -> Option<(f64, f64)> {
-        let (n, mean) = (self.differences.len(), self.mean());
-        if n < 2 {
-            return None;
-        }
-        let squares: f64 = self.differences.iter().map(|d| (d - mean).powi(2)).sum();
-        let error = (squares / (n - 1) as f64 / n as f64).sqrt();
-        let half = student(n - 1) * error;
-        Some((mean - half, mean + half))
+    /// The side of 0 on which the difference lies: by the interval, of one seed by the test sets' binomial error; `None`
+    /// where it may be nothing.
+    fn side(&self) -> Option<bool> {
+        let mean = self.differences.mean()?;
+        let least = 1.96 * 50.0 * (2.0 / self.test_images.max(1) as f64).sqrt();
+        let (low, high) = self.differences.interval().unwrap_or((mean - least, mean + least));
+        (low > 0.0 || high < 0.0).then_some(low > 0.0)
+    }
+
+    fn meaning(&self) -> Option<String> {
+        let text = if self.side()? { &self.question.if_above } else { &self.question.if_below };
+        let seeds = if self.seeds.len() == 1 { "By one seed: " } else { "" };
+        (!text.is_empty()).then(|| format!("{seeds}{text}"))
     }
 }
 
-/// The 97.5 % quantile of Student's t with so many degrees of freedom, at least 1: tabulated to 10, beyond by the
-/// expansion of Cornish and Fisher in 1/ν (Abramowitz and Stegun 26.7.5), whose error there is below 0.001.
-pub fn student(freedom: usize) -> f64 {
-    const TABLE: [f64; 10] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281];
-    if let Some(value) = TABLE.get(freedom.max(1) - 1) {
-        return *value;
+/// What the differences' error is made of.
+fn error(answers: &[&Answer], seeds: usize) -> String {
+    let images = answers.iter().map(|a| a.test_images).max().unwrap_or(0);
+    let one = 50.0 / (images.max(1) as f64).sqrt();
+    let of = match images {
+        0 => "how many test images is not recorded".to_string(),
+        n => format!("each accuracy is of {n} test images, whose binomial standard error is at most {one:.1} points"),
+    };
+    if seeds < 2 {
+        return format!(
+            "Differences in points of accuracy, of one seed: no interval; {of}. Run more seeds before believing any."
+        );
     }
-    let (z, v) = (1.959_964_f64, freedom as f64);
-    let (g1, g2) = ((z.powi(3) + z) / 4.0, (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / 96.0);
-    let g3 = (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / 384.0;
-    z + g1 / v + g2 / v.powi(2) + g3 / v.powi(3)
+    let sets = answers.iter().map(|a| a.sets).fold(answers[0].sets, |a, b| if a == b { a } else { TestSets::Mixed });
+    format!(
+        "Differences in points of accuracy, by seed; the interval is Student's t over {seeds} seeds; {}; {of}.",
+        in_words(sets)
+    )
+}
+
+/// What an interval holds of the test images' chance.
+pub fn in_words(sets: TestSets) -> &'static str {
+    match sets {
+        TestSets::Fixed => "all seeds are judged on one fixed test set, whose own error the interval does not hold",
+        TestSets::Own => "each seed is judged on test images of its own, whose error the interval holds",
+        TestSets::Mixed => "some seeds share their test images and some do not",
+        TestSets::Unknown => "some run does not record its test images",
+    }
+}
+
+fn answer(report: &Report, below: &Path, question: &Question) -> std::result::Result<Option<Answer>, String> {
+    let (of, over) = (side(report, below, &question.of)?, side(report, below, &question.over)?);
+    let mut answer = Answer {
+        question: question.clone(),
+        below: below.to_path_buf(),
+        seeds: Vec::new(),
+        differences: Spread::default(),
+        test_images: 0,
+        sets: TestSets::Unknown,
+    };
+    let mut runs = Vec::new();
+    for (seed, i, a) in &of {
+        let Some((_, j, b)) = over.iter().find(|(s, ..)| s == seed) else { continue };
+        answer.seeds.push(*seed);
+        answer.differences.values.push(100.0 * (a - b));
+        answer.test_images = report.run(*i).eval["facts"]["test_images"].as_u64().unwrap_or(0);
+        runs.extend([report.run(*i), report.run(*j)]);
+    }
+    answer.sets = test_sets(&runs);
+    Ok((!answer.seeds.is_empty()).then_some(answer))
+}
+
+type Side = Vec<(u64, usize, f64)>;
+
+/// Seed, run and accuracy of `arm/stage` below a folder, by seed.
+fn side(report: &Report, below: &Path, name: &str) -> std::result::Result<Side, String> {
+    let Some((arm, stage)) = name.rsplit_once('/') else { return Err(format!("{name} is not arm/stage")) };
+    let mut side: Side = Vec::new();
+    for (i, run) in report.found.runs.iter().enumerate() {
+        let accuracy = run.stage(stage).and_then(|s| s.figure("overall"));
+        let Some(accuracy) = accuracy.filter(|_| run.name == arm && run.dir.starts_with(below)) else { continue };
+        if side.iter().any(|(_, j, _)| report.run(*j).keys != run.keys) {
+            return Err(format!("{arm} has several configurations below {}", below.display()));
+        }
+        if side.iter().any(|(seed, ..)| *seed == run.seed) {
+            return Err(format!("{arm} has seed {} twice below {}", run.seed, below.display()));
+        }
+        side.push((run.seed, i, accuracy));
+    }
+    side.sort_by_key(|(seed, ..)| *seed);
+    Ok(side)
 }
 
 fn questions(experiment: &Value, file: &Path) -> Result<Vec<Question>> {
@@ -212,7 +226,9 @@ fn questions(experiment: &Value, file: &Path) -> Result<Vec<Question>> {
             let missing = || Error::data(format!("{}: a contrast without {key}", file.display()));
             c[key].as_str().map(String::from).ok_or_else(missing)
         };
-        Ok(Question { name: text("name")?, of: text("of")?, over: text("over")? })
+        let said = |key: &str| c[key].as_str().unwrap_or("").to_string();
+        let (if_above, if_below) = (said("if_above"), said("if_below"));
+        Ok(Question { name: text("name")?, of: text("of")?, over: text("over")?, if_above, if_below })
     };
     experiment["contrasts"].as_array().into_iter().flatten().map(read).collect()
 }
@@ -222,42 +238,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_of_student_are_the_tabulated_ones() {
-        // R: qt(0.975, c(1, 9, 11, 20, 29, 100))
-        for (v, want) in [(1, 12.7062), (9, 2.2622), (11, 2.2010), (20, 2.0860), (29, 2.0452), (100, 1.9840)] {
-            assert!((student(v) - want).abs() < 1e-3, "{v}: {} {want}", student(v));
-        }
-    }
-
-    #[test]
-    fn differences_are_paired_by_seed_and_the_interval_is_students() {
+    fn differences_are_paired_by_seed_below_their_own_experiment_and_mean_what_it_says() {
         let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, value: Value| {
+        let write = |path: String, text: String| {
             let path = root.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, value.to_string()).unwrap();
+            std::fs::write(path, text).unwrap();
         };
-        // Accuracies a, b by seed; seed 4 has no b and must not count.
+        let run = |dir: String, seed: u64, arm: &str, overall: f64| {
+            let facts = json!({ "test_images": 100, "test": format!("t{seed}") });
+            let eval = json!({ "facts": facts, "stages": { "align": { "overall": overall } } });
+            write(format!("{dir}/eval.json"), eval.to_string());
+            write(format!("{dir}/config.toml"), format!("arm = \"{arm}\"\n[run]\nseed = {seed}"));
+        };
+        // Accuracies a, b by seed; seed 4 has no b and must not count; another experiment has an arm of the same name.
         for (seed, a, b) in [(1, 0.60, Some(0.50)), (2, 0.72, Some(0.60)), (3, 0.55, Some(0.47)), (4, 0.99, None)] {
-            let eval = |x: f64| {
-                json!({ "facts": { "seed": seed, "test_images": 100 },
-                "stages": { "align": { "overall": x } } })
-            };
-            write(&format!("seed-{seed}/a/eval.json"), eval(a));
-            b.iter().for_each(|b| write(&format!("seed-{seed}/b/eval.json"), eval(*b)));
-            let contrast = json!({ "name": "a over b", "of": "a/align", "over": "b/align" });
-            write(&format!("seed-{seed}/experiment.json"), json!({ "arms": ["a", "b"], "contrasts": [contrast] }));
+            run(format!("x/seed-{seed}/a"), seed, "a", a);
+            b.iter().for_each(|b| run(format!("x/seed-{seed}/b"), seed, "b", *b));
+            run(format!("y/b/seed-{seed}"), seed, "c", 0.0);
+            let contrast = json!({ "name": "a over b", "of": "a/align", "over": "b/align", "if_above": "a helps", "if_below": "no" });
+            let text = json!({ "arms": ["a", "b"], "contrasts": [contrast] }).to_string();
+            write(format!("x/seed-{seed}/experiment.json"), text);
         }
-        let outcomes = Outcomes::read(&[root.path().to_path_buf()]).unwrap();
-        let answers = outcomes.answers();
-        assert_eq!((answers.len(), answers[0].differences.len()), (1, 3));
-        // 10, 12, 8: mean 10, deviation 2, half-width 4.3027 · 2 / √3.
-        let (low, high) = answers[0].interval().unwrap();
-        assert!((answers[0].mean() - 10.0).abs() < 1e-9 && (high - low - 2.0 * 4.96834).abs() < 1e-4);
-        let text = outcomes.markdown();
-        assert!(
-            text.contains("+5.0 to +15.0") && text.contains("3 of 3") && text.contains("100 test images"),
-            "{text}"
-        );
+        let report = Report::read(&[root.path().to_path_buf()]).unwrap();
+        let contrasts = Contrasts::of(&report).unwrap();
+        let [answer] = &contrasts.answers[..] else { panic!("{contrasts:?}") };
+        assert_eq!((answer.seeds.clone(), answer.sets), (vec![1, 2, 3], TestSets::Own));
+        let (low, high) = answer.differences.interval().unwrap();
+        assert!((low + high - 20.0).abs() < 1e-9 && (high - low - 2.0 * 4.96834).abs() < 1e-4);
+        let view = report.summary(&contrasts, Room::default()).markdown();
+        for part in ["+5.0 to +15.0", "3 of 3", "100 test images", "test images of its own", "a helps"] {
+            assert!(view.contains(part), "{part} in {view}");
+        }
     }
 }

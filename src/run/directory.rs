@@ -5,18 +5,31 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use toml::Table;
 
-use super::SCHEMA;
-use crate::error::{Error, Result};
+use super::{Records, SCHEMA};
+use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.name", "run.tolerate"];
+const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard", "run.tolerate"];
+/// The key that may grow: a run goes on with more rounds.
+const ROUNDS: &str = "federated.rounds";
+/// What a run writes before it computes anything.
+const FIRST: [&str; 6] =
+    ["config.toml", "manifest.json", "split.json", "overlaps.json", super::tensorboard::FILE, ".lock"];
+/// What says that the rounds are over.
+const LAST: [&str; 5] = ["finetune/done.json", "align/done.json", "eval.json", "personal.json", "logits.safetensors"];
 
 /// An open run directory, locked against other processes.
 pub struct RunDir {
     path: PathBuf,
+    /// The highest folder that was made for it.
+    made: Option<PathBuf>,
+    /// Whether its config was written now.
+    fresh: bool,
+    longer: bool,
     _lock: fsx::Lock,
 }
 
@@ -32,21 +45,76 @@ pub struct Done {
 }
 
 impl RunDir {
-    /// Creates the directory, or opens it to go on. Another configuration in it is refused with the difference shown.
-    pub fn open(path: &Path, config: &toml::Table) -> Result<Self> {
+    /// Creates the directory, or opens it to go on. Another configuration in it is refused with the difference shown;
+    /// more rounds alone are none ([`RunDir::longer`]).
+    pub fn open(path: &Path, config: &Table) -> Result<Self> {
+        Self::open_with(path, config, &Ok)
+    }
+
+    /// As [`RunDir::open`]; `whole` writes out the defaults of the config that is there: an earlier version may have
+    /// known fewer keys.
+    pub fn open_with(path: &Path, config: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Self> {
+        refuse_inside(path)?;
+        let made =
+            path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
         let lock = fsx::Lock::take(path)?;
         let file = path.join("config.toml");
-        if file.exists() {
+        let fresh = !file.exists();
+        let mut longer = false;
+        if fresh {
+            write_config(&file, config)?;
+        } else {
             let text = fsx::read_text(&file)?;
-            let old: toml::Table =
+            let old: Table =
                 toml::from_str(&text).map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
             refuse_newer(old.get("schema").and_then(toml::Value::as_integer), &file)?;
-            refuse_difference(&old, config, path)?;
-        } else {
-            let text = toml::to_string_pretty(config).map_err(|e| Error::defect(format!("config.toml: {e}")))?;
-            fsx::write_atomic(&file, text.as_bytes())?;
+            longer = refuse_difference(&whole(old).at(|| file.display().to_string())?, config, path)?;
         }
-        Ok(RunDir { path: path.to_path_buf(), _lock: lock })
+        Ok(RunDir { path: path.to_path_buf(), made, fresh, longer, _lock: lock })
+    }
+
+    /// Whether more rounds are asked than the directory's config has, and nothing else differs.
+    pub fn longer(&self) -> bool {
+        self.longer
+    }
+
+    /// Takes back what says that the rounds are over, and the records that `keep` does not want.
+    pub fn extend(&mut self, config: &Table, keep: impl Fn(&Value) -> bool) -> Result<()> {
+        for name in LAST {
+            remove(&self.file(name))?;
+        }
+        if self.file("metrics.jsonl").exists() {
+            Records::open(&self.file("metrics.jsonl"))?.retain(keep)?;
+        }
+        self.update_manifest(&[("complete", json!(false))].into())?;
+        write_config(&self.file("config.toml"), config)?;
+        self.longer = false;
+        Ok(())
+    }
+
+    /// Whether something was computed here, or the run was there before.
+    pub fn begun(&self) -> bool {
+        !self.fresh
+            || ["checkpoints", "pretrain", "finetune", "align"].iter().any(|n| self.file(n).exists())
+            || std::fs::metadata(self.file("metrics.jsonl")).is_ok_and(|m| m.len() > 0)
+    }
+
+    /// Leaves nothing behind of a run that failed before it computed anything; one that has begun stays.
+    pub fn abandon(self) -> Result<()> {
+        if self.begun() {
+            return Ok(());
+        }
+        let Some(top) = &self.made else {
+            return FIRST.iter().try_for_each(|name| remove(&self.file(name)));
+        };
+        std::fs::remove_dir_all(&self.path).map_err(|e| Error::io("remove", &self.path, e))?;
+        // Folders above it stay where something else is in them.
+        for folder in self.path.ancestors().skip(1).take_while(|p| p.starts_with(top)) {
+            if std::fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// The directory.
@@ -120,7 +188,33 @@ pub fn refuse_newer(schema: Option<i64>, path: &Path) -> Result<()> {
     }
 }
 
-fn refuse_difference(old: &toml::Table, new: &toml::Table, path: &Path) -> Result<()> {
+/// Refuses a directory inside another run's: an earlier version put runs where seeds lie now, and reports would miss it.
+fn refuse_inside(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(above) if ["config.toml", "manifest.json"].iter().all(|n| above.join(n).exists()) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            Err(Error::input(format!("{} is a run itself: {name} cannot lie in it", above.display()))
+                .hint("an earlier version of fedllava may have put it there: move it elsewhere, or delete it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_config(file: &Path, config: &Table) -> Result<()> {
+    let text = toml::to_string_pretty(config).map_err(|e| Error::defect(format!("config.toml: {e}")))?;
+    fsx::write_atomic(file, text.as_bytes())
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses another configuration; gives whether the only difference are more rounds.
+fn refuse_difference(old: &Table, new: &Table, path: &Path) -> Result<bool> {
     let (old, new) = (flat(old), flat(new));
     let mut lines = Vec::new();
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -128,18 +222,23 @@ fn refuse_difference(old: &toml::Table, new: &toml::Table, path: &Path) -> Resul
         let (was, is) = (old.get(key), new.get(key));
         if was != is {
             let show = |v: Option<&String>| v.cloned().unwrap_or_else(|| "absent".to_string());
-            lines.push(format!("  {key}: {} there, {} asked", show(was), show(is)));
+            lines.push((key, format!("  {key}: {} there, {} asked", show(was), show(is))));
         }
     }
+    let number = |all: &BTreeMap<String, String>| all.get(ROUNDS).and_then(|n| n.parse::<u64>().ok());
     if lines.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
+    if lines.iter().all(|(key, _)| *key == ROUNDS) && number(&new) > number(&old) {
+        return Ok(true);
+    }
+    let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
     Err(Error::input(format!("{} holds a run of another configuration:\n{}", path.display(), lines.join("\n")))
-        .hint("choose another directory with --set run.dir=…, or delete this one"))
+        .hint("choose another directory, as in --set run.dir=runs/another, or delete this one"))
 }
 
 /// `section.key` → value as text.
-fn flat(table: &toml::Table) -> BTreeMap<String, String> {
+fn flat(table: &Table) -> BTreeMap<String, String> {
     fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
         match value {
             toml::Value::Table(table) => {
@@ -166,27 +265,70 @@ mod tests {
         toml::from_str(text).unwrap()
     }
 
+    fn open(dir: &Path, text: &str) -> Result<RunDir> {
+        RunDir::open(dir, &table(text))
+    }
+
     #[test]
     fn another_configuration_is_refused_with_the_difference() {
         let dir = tempfile::tempdir().unwrap();
-        drop(RunDir::open(dir.path(), &table("[run]\nseed = 1\nthreads = 2")).unwrap());
-        assert!(RunDir::open(dir.path(), &table("[run]\nseed = 1\nthreads = 8")).is_ok(), "threads are free");
-        let e = RunDir::open(dir.path(), &table("[run]\nseed = 2\nthreads = 2")).err().unwrap().to_string();
+        drop(open(dir.path(), "[run]\nseed = 1\nthreads = 2").unwrap());
+        assert!(open(dir.path(), "[run]\nseed = 1\nthreads = 8").is_ok(), "threads are free");
+        let e = open(dir.path(), "[run]\nseed = 2\nthreads = 2").err().unwrap().to_string();
         assert!(e.contains("run.seed: 1 there, 2 asked"), "{e}");
+    }
+
+    #[test]
+    fn a_run_inside_another_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), "schema = 1").unwrap().update_manifest(&BTreeMap::new()).unwrap();
+        let e = open(&dir.path().join("seed-7"), "schema = 1").err().unwrap().to_string();
+        assert!(e.contains("is a run itself") && !dir.path().join("seed-7").exists(), "{e}");
+    }
+
+    #[test]
+    fn more_rounds_are_no_other_configuration_and_fewer_are() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), "[federated]\nrounds = 20").unwrap());
+        let mut run = open(dir.path(), "[federated]\nrounds = 40").unwrap();
+        assert!(run.longer());
+        run.write_json("eval.json", &json!({})).unwrap();
+        run.extend(&table("[federated]\nrounds = 40"), |_| true).unwrap();
+        assert!(!run.longer() && !run.file("eval.json").exists());
+        drop(run);
+        assert!(open(dir.path(), "[federated]\nrounds = 20").is_err());
+        assert!(open(dir.path(), "[federated]\nrounds = 60\ncohort = 3").is_err());
+    }
+
+    #[test]
+    fn a_failed_start_leaves_nothing_and_a_begun_run_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("runs/a/seed-7");
+        open(&path, "schema = 1").unwrap().abandon().unwrap();
+        assert!(!dir.path().join("runs").exists() && dir.path().exists());
+        std::fs::create_dir_all(dir.path().join("runs/other")).unwrap();
+        open(&path, "schema = 1").unwrap().abandon().unwrap();
+        assert!(dir.path().join("runs/other").exists() && !dir.path().join("runs/a").exists());
+        let run = open(&path, "schema = 1").unwrap();
+        std::fs::create_dir(run.file("pretrain")).unwrap();
+        run.abandon().unwrap();
+        assert!(path.join("config.toml").exists());
+        open(&path, "schema = 1").unwrap().abandon().unwrap();
+        assert!(path.join("config.toml").exists(), "it was there before");
     }
 
     #[test]
     fn a_newer_schema_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.toml"), "schema = 99\n").unwrap();
-        let e = RunDir::open(dir.path(), &table("schema = 1")).err().unwrap();
+        let e = open(dir.path(), "schema = 1").err().unwrap();
         assert!(e.to_string().contains("schema 99"), "{e}");
     }
 
     #[test]
     fn a_finished_stage_is_read_back_and_a_changed_model_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(dir.path(), &table("schema = 1")).unwrap();
+        let run = open(dir.path(), "schema = 1").unwrap();
         let mut layout = Layout::default();
         layout.push("w", &[3], crate::nn::Role::Weight).unwrap();
         let layout = std::sync::Arc::new(layout);

@@ -7,19 +7,29 @@
 //!   <stage>/         model.safetensors and done.json, when the stage is done
 //!   checkpoints/     round-000120/{model,server}.safetensors, meta.json
 //!   clients/         000017/round-000118.safetensors, what a client keeps
-//!   eval.json        final numbers               times.jsonl    seconds a round: what may differ between equal runs
+//!   eval.json        final numbers               metrics.csv    the same records as a table
+//!   times.jsonl      seconds, time of day, peak memory: what may differ between equal runs
+//!   events.out.tfevents.fedllava                 TensorBoard's file, with run.tensorboard
 //! ```
+//!
+//! `metrics.jsonl` has a line per stage, round and split; `eval.json` the final numbers: `overall`, `many`, `medium`,
+//! `few`, `per_class`, `confusion`, and `last10`, the mean of the last ten rounds, which is the number to quote; under
+//! `facts.burden` what a client sent, received and computed in a round. Accuracies in files are shares, in tables percent.
 
 pub mod checkpoint;
 pub mod clients;
+pub mod csv;
 pub mod directory;
 pub mod records;
 pub mod shelf;
 pub mod state;
+pub mod tensorboard;
+pub mod times;
 
 pub use directory::RunDir;
 pub use records::Records;
-pub use shelf::Shelf;
+pub use shelf::{Shelf, program};
+pub use times::Times;
 
 /// Version of every file that a run writes; a newer one is refused.
 pub const SCHEMA: u32 = 1;

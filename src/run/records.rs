@@ -1,10 +1,12 @@
-//! `metrics.jsonl`: one record a line, written as it happens, cut back exactly when a run resumes.
+//! `metrics.jsonl`: one record a line, written as it happens, cut back exactly when a run resumes. TensorBoard's event
+//! file beside it, where there is one, follows.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::tensorboard::Board;
 use crate::error::{Error, Result};
 use crate::fsx;
 
@@ -12,6 +14,7 @@ use crate::fsx;
 pub struct Records {
     path: PathBuf,
     file: File,
+    board: Option<Board>,
 }
 
 impl Records {
@@ -20,16 +23,23 @@ impl Records {
         if path.exists() {
             rewrite(path, |_| true)?;
         }
-        Ok(Records { path: path.to_path_buf(), file: append(path)? })
+        let file = append(path)?;
+        Ok(Records { path: path.to_path_buf(), file, board: board(path)? })
     }
 
     /// Drops the records of `stage` from round `from` on: what a stopped run wrote past its last checkpoint.
     pub fn cut(&mut self, stage: &str, from: usize) -> Result<()> {
-        rewrite(&self.path, |record| {
+        self.retain(|record| {
             record.get("stage").and_then(Value::as_str) != Some(stage)
                 || record.get("round").and_then(Value::as_u64).is_none_or(|r| r < from as u64)
-        })?;
+        })
+    }
+
+    /// Drops the records that `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&Value) -> bool) -> Result<()> {
+        rewrite(&self.path, keep)?;
         self.file = append(&self.path)?;
+        self.board = board(&self.path)?;
         Ok(())
     }
 
@@ -42,12 +52,13 @@ impl Records {
         for (name, value) in figures {
             record.insert((*name).into(), serde_json::Number::from_f64(*value).map_or(Value::Null, Value::Number));
         }
-        fsx::append_line(&mut self.file, &self.path, &Value::Object(record).to_string())
+        self.append(&Value::Object(record))
     }
 
     /// Appends a record as it is.
     pub fn append(&mut self, record: &Value) -> Result<()> {
-        fsx::append_line(&mut self.file, &self.path, &record.to_string())
+        fsx::append_line(&mut self.file, &self.path, &record.to_string())?;
+        self.board.as_mut().map_or(Ok(()), |board| board.add(record))
     }
 
     /// All records, in order.
@@ -60,6 +71,11 @@ impl Records {
             })
             .collect()
     }
+}
+
+/// The event file beside the records, holding what they hold.
+fn board(path: &Path) -> Result<Option<Board>> {
+    Board::beside(path, || Records::read(path))
 }
 
 fn append(path: &Path) -> Result<File> {

@@ -106,7 +106,7 @@ impl Shelf {
 }
 
 /// SHA-256 of the running program, computed once.
-fn program() -> Result<&'static str> {
+pub fn program() -> Result<&'static str> {
     static DIGEST: OnceLock<String> = OnceLock::new();
     if let Some(digest) = DIGEST.get() {
         return Ok(digest);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Embedder;
@@ -16,7 +17,7 @@ use crate::mllm::filter::{self, Dropped, Evidence, FilterConfig};
 use crate::mllm::{Captioning, Instruction, Report, journal};
 
 /// The `caption` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CaptionConfig {
     /// Who answers.

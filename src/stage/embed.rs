@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::features::{Features as Cache, Rows};
@@ -18,7 +19,7 @@ use crate::model::clip::{Clip, Picture, Preprocess, Tokenizer};
 use crate::model::hub;
 
 /// The `clip` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum ClipConfig {
     /// A CLIP in Hugging Face layout.
@@ -34,7 +35,7 @@ impl Default for ClipConfig {
 }
 
 /// A CLIP by folder or by id.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipModel {
     /// A folder, or an id such as `openai/clip-vit-base-patch32`.
@@ -50,7 +51,7 @@ impl Default for ClipModel {
 }
 
 /// Files of text features; texts are looked up by name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipTexts {
     /// Each a `.npy` of `(rows, width)` and a JSON that names the rows.
@@ -58,7 +59,7 @@ pub struct ClipTexts {
 }
 
 /// One file of text features.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextFile {
     /// `.npy`, f32, `(rows, width)`.

@@ -67,20 +67,58 @@ impl Judge<'_> {
     }
 }
 
-/// Mean and deviation of a figure over the last ten recorded rounds of a stage on a split; `None` without rounds.
-pub fn last_ten(records: &[Value], stage: &str, split: &str, figure: &str) -> Option<(f64, f64)> {
-    let of = |r: &&Value| r["stage"] == stage && r["split"] == split && r["round"].as_u64() > Some(0);
-    let values: Vec<f64> = records.iter().filter(of).filter_map(|r| r[figure].as_f64()).collect();
-    mean_and_deviation(&values[values.len().saturating_sub(LAST)..])
+/// A figure over the last recorded rounds of a stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Last {
+    /// Its mean.
+    pub mean: f64,
+    /// Its deviation over these rounds.
+    pub deviation: f64,
+    /// How many rounds: ten, or as many as there are.
+    pub rounds: usize,
 }
 
-/// One stage's entry in `eval.json`: figures of its model, and the mean of its last ten rounds.
-pub fn entry(evaluation: &Evaluation, digest: &str, last: Option<(f64, f64)>) -> Map<String, Value> {
+/// A figure over the last ten recorded rounds of a stage on a split; `None` without rounds.
+pub fn last_ten(records: &[Value], stage: &str, split: &str, figure: &str) -> Option<Last> {
+    let of = |r: &&Value| r["stage"] == stage && r["split"] == split && r["round"].as_u64() > Some(0);
+    let values: Vec<f64> = records.iter().filter(of).filter_map(|r| r[figure].as_f64()).collect();
+    let last = &values[values.len().saturating_sub(LAST)..];
+    mean_and_deviation(last).map(|(mean, deviation)| Last { mean, deviation, rounds: last.len() })
+}
+
+/// What a stage says of itself, for tables that know no stage by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said {
+    /// How a table calls it.
+    pub label: String,
+    /// Its place among a run's stages, ascending.
+    pub order: i64,
+    /// Whether a teacher saw the benchmark's own labels.
+    pub oracle: bool,
+    /// What it had that a plain baseline lacks.
+    pub extras: Vec<String>,
+    /// Images trained on up to here, each as often as it was seen.
+    pub image_steps: u64,
+    /// Sections and keys of the config that reach its numbers.
+    pub reads: Vec<String>,
+}
+
+/// One stage's entry in `eval.json`: figures of its model, and the mean of its last rounds.
+pub fn entry(evaluation: &Evaluation, digest: &str, last: Option<Last>) -> Map<String, Value> {
     let mut entry = evaluation.to_json();
     entry.insert("digest".into(), digest.into());
-    entry.insert("last10".into(), json!(last.map(|l| l.0)));
-    entry.insert("last10_deviation".into(), json!(last.map(|l| l.1)));
+    entry.insert("last10".into(), json!(last.map(|l| l.mean)));
+    entry.insert("last10_deviation".into(), json!(last.map(|l| l.deviation)));
+    entry.insert("last10_rounds".into(), json!(last.map_or(0, |l| l.rounds)));
     entry
+}
+
+/// Adds to an entry what its stage says of itself.
+pub fn say(entry: &mut Map<String, Value>, said: &Said) {
+    let Said { label, order, oracle, extras, image_steps, reads } = said;
+    let facts = json!({ "label": label, "order": order, "oracle": oracle, "extras": extras,
+        "image_steps": image_steps, "reads": reads });
+    entry.extend(facts.as_object().cloned().unwrap_or_default());
 }
 
 /// Writes `eval.json`: the final stage's figures at the top, every stage's below `stages`.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -17,10 +18,10 @@ use crate::fl::{ClientId, Named};
 use crate::nn::{Net, Params};
 use crate::run::checkpoint::{self, Files};
 use crate::run::clients::{Clients, Index};
-use crate::run::{Records, RunDir};
+use crate::run::{Records, RunDir, Times, csv};
 
 /// What a fresh classifier on a pretrained body starts as.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadInit {
     /// As any fresh layer.
@@ -34,7 +35,7 @@ pub enum HeadInit {
 }
 
 /// The `finetune` section: where the federated stage starts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FinetuneConfig {
     /// How the classifier starts; `text` needs pretraining, and without one is `random`.
@@ -114,8 +115,7 @@ impl Finetune<'_> {
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
         let mut selection = Selection::resume(self.federation.config.export, best, &self.dir.file("metrics.jsonl"))?;
-        let mut times = Records::open(&self.dir.file("times.jsonl"))?;
-        times.cut("finetune", server.round + 1)?;
+        let mut times = Times::open(self.dir.path(), "finetune", server.round + 1)?;
         let mut began = Instant::now();
         let rounds = self.federation.config.rounds as u64;
         cx.events.on(Event::Begin { name: "finetune", unit: "round", done: server.round as u64, total: rounds });
@@ -125,12 +125,13 @@ impl Finetune<'_> {
             self.record(&finished, &mut records, &mut selection, cx)?;
             let (round, config) = (finished.server.round, self.federation.config);
             let judged = began.elapsed().as_secs_f64() - trained;
-            times.add("finetune", round, "time", &[("seconds", trained), ("evaluation", judged)])?;
+            times.add("finetune", round, &[("seconds", trained), ("evaluation", judged)])?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || round == config.rounds {
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
                 checkpoint::save_with(&folder, round, &files(&finished, &selection), kept, config.keep_checkpoints)?;
+                csv::write(self.dir.path())?;
             }
             began = Instant::now();
             Ok(())

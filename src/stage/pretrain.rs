@@ -10,8 +10,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use candle_core::{D, Device, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -29,13 +31,13 @@ use crate::nn::tap::tap_gradient;
 use crate::nn::weight::Ramp;
 use crate::nn::{Backend, Batch, Mode, Net, OptimiserConfig, Params, Samples, Schedule, View, Weight};
 use crate::run::checkpoint::{self, Files};
-use crate::run::{Records, RunDir};
+use crate::run::{Records, RunDir, Times};
 
 /// Pool images whose projected features' length is averaged.
 const NORM_IMAGES: usize = 256;
 
 /// What the compact model learns from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pretext {
     /// The contrast with CLIP's text space, this module's.
@@ -46,7 +48,7 @@ pub enum Pretext {
 }
 
 /// The `pretrain` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PretrainConfig {
     /// Whether the stage runs.
@@ -170,13 +172,14 @@ impl Pretrain<'_> {
             None => Standing::default(),
         };
         records.cut("pretrain", standing.epochs + 1)?;
+        let times = Times::open(self.dir.path(), "pretrain", standing.epochs + 1)?;
         let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
         cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done, total });
         let means = Arc::new(Mutex::new(Means::default()));
         let mut session = self.backend.session(self.net, cx, cx.threads, 1)?;
         let params = {
-            let mut log = Log { folder, records, means: means.clone(), cx };
-            self.fit(&mut session, standing, means, &mut log, cx)?
+            let mut log = Log { folder, records, times, began: Instant::now(), means: means.clone(), cx };
+            self.fit(&mut session, standing, means, &mut log, &cx.part((total - done) as f64))?
         };
         cx.events.on(Event::End);
         let norm = self.norm(&params, &mut session)?;
@@ -295,6 +298,9 @@ impl Objective for FadingTeacher<'_> {
 struct Log<'a> {
     folder: PathBuf,
     records: Records,
+    times: Times,
+    /// When the epoch at hand began.
+    began: Instant,
     means: Arc<Mutex<Means>>,
     cx: &'a Context,
 }
@@ -306,6 +312,8 @@ impl Observer for Log<'_> {
         let figures =
             [("loss", means.loss / n), ("student_loss", means.student / n), ("image_cosine", means.cosine / n)];
         self.records.add("pretrain", done, "pool", &figures)?;
+        let seconds = std::mem::replace(&mut self.began, Instant::now()).elapsed().as_secs_f64();
+        self.times.add("pretrain", done, &[("seconds", seconds)])?;
         checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
         self.cx.events.on(Event::Advance { done: done as u64, figures: &figures[..2] });
         Ok(())

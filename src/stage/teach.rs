@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Loaded;
@@ -19,7 +20,7 @@ use crate::model::{Head, ModelConfig};
 use crate::nn::Backend;
 
 /// The `teacher` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TeacherConfig {
     /// The frozen CLIP of the `clip` section, zero-shot over the class names.
@@ -39,7 +40,7 @@ impl Default for TeacherConfig {
 }
 
 /// Zero-shot CLIP.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipTeacher {
     /// Divides `scale · cosine` before the softmax.
@@ -56,7 +57,7 @@ impl Default for ClipTeacher {
 }
 
 /// Features from files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FeatureTeacher {
     /// `.npy` of image features `(rows, width)`.
@@ -74,7 +75,7 @@ impl Default for FeatureTeacher {
 }
 
 /// A trained compact classifier.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClassifierTeacher {
     /// `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`, by PyTorch's names.

@@ -1,5 +1,6 @@
 //! A multimodal LLM as teacher: how likely it finds each class's name as its answer about an image.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Embedder;
@@ -14,7 +15,7 @@ use crate::model::hub;
 use crate::model::llava::{Likelihood, Llava, Turn, revision_of};
 
 /// `teacher.kind = "mllm"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MllmTeacher {
     /// A LLaVA: a folder in Hugging Face layout, or an id.

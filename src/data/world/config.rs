@@ -1,12 +1,13 @@
 //! The knobs of the world.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attributes::Composition;
 use crate::error::{Error, Result};
 
 /// What the pool shows of the benchmark's compositions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// A share of the pool shows them.
@@ -16,7 +17,7 @@ pub enum Mode {
 }
 
 /// The procedural world: how many images, how they are captioned, how hard they are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorldConfig {
     /// What the pool shows of the benchmark's compositions.
@@ -46,7 +47,7 @@ pub struct WorldConfig {
 }
 
 /// How the pool differs from the benchmark; images for CLIP's training are spread evenly between the two.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shift {
     /// Degrees by which the pool's object colours are turned.
@@ -60,7 +61,7 @@ pub struct Shift {
 }
 
 /// How hard an image is.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Difficulty {
     /// Mean standard deviation of pixel noise, in `[0, 1]` of full scale.

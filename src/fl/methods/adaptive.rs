@@ -11,6 +11,7 @@
 
 use std::marker::PhantomData;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ const FIRST: &str = "m";
 const SECOND: &str = "v";
 
 /// What a client counts in the mean.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
     /// Its images.
@@ -33,7 +34,7 @@ pub enum Weighting {
 }
 
 /// What the second moment is of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecondMoment {
     /// The clients' mean step, as the paper writes.
@@ -96,8 +97,9 @@ pub type FedYogi = Adaptive<Yogi>;
 pub type FedAdagrad = Adaptive<Adagrad>;
 
 /// The knobs of all three.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, bound = "R: Rule")]
+#[schemars(bound = "R: Rule", rename = "Adaptive")]
 pub struct Adaptive<R> {
     /// The server's rate η > 0.
     pub lr: f64,

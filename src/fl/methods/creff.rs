@@ -16,6 +16,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::matching::{self, Linear, Term, residuals};
@@ -43,7 +44,7 @@ const GRADIENT: &str = "gradient/";
 const RETRAIN: Exchange = Exchange { name: "retrain", who: Who::Server { jobs: 1 }, collect: Collect::Sum };
 
 /// CReFF's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CReFF {
     /// Federated features of a class.

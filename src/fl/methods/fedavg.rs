@@ -4,12 +4,13 @@
 //! As the reference code of CReFF does it: every entry of the state is averaged, batch-norm statistics included. The
 //! body of this method is the default of every other.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fl::{About, Algorithm};
 
 /// FedAvg has no knobs of its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FedAvg {}
 

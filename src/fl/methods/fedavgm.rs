@@ -7,6 +7,7 @@
 //! steady direction, so it wants a smaller client rate. The momentum covers the weights; batch-norm statistics are
 //! FedAvg's. β = 0 is FedAvg, byte for byte. Nothing but the model leaves a client.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::nn::{Params, Role};
 const VELOCITY: &str = "v";
 
 /// How a fresh step enters the velocity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Form {
     /// Whole: `v ← β v + (w − w̄)`.
@@ -28,7 +29,7 @@ pub enum Form {
 }
 
 /// FedAvgM's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedAvgM {
     /// Momentum β, in [0, 1).

@@ -12,6 +12,7 @@
 //! Its student uses batch statistics (`bn = "update"`). Teachers are asked once, in evaluation mode and without
 //! augmentation, so the student sees plain images too. Nothing leaves a client but its model.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::distillation::{self, Average, EXCHANGES, Ensemble};
@@ -25,7 +26,7 @@ use crate::nn::optim::{AdamwConfig, Schedule};
 use crate::nn::{OptimiserConfig, Params, View};
 
 /// FedDF's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedDf {
     /// What of the clients is averaged.
@@ -47,7 +48,7 @@ pub struct FedDf {
 }
 
 /// How the learning rate goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
     /// Half a cosine to 0.

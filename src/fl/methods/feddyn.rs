@@ -9,6 +9,7 @@
 //! statistics, of which the paper says nothing, are averaged uniformly. A client keeps a vector as large as the model;
 //! nothing but the model leaves it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -24,7 +25,7 @@ const SERVER: &str = "h";
 const SIZES: &str = "sizes";
 
 /// What a client's α is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AlphaScale {
     /// α for everybody, as the paper writes.
@@ -35,7 +36,7 @@ pub enum AlphaScale {
 }
 
 /// FedDyn's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedDyn {
     /// Strength α > 0 of the regularisation.

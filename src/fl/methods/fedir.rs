@@ -7,6 +7,7 @@
 //! the batch's sum of weights (self-normalised importance sampling) in place of its rows. A class that the client does
 //! not hold never divides: it has no image to weigh. Where p = q_k it is cross-entropy, byte for byte.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::prior;
@@ -18,7 +19,7 @@ use crate::fl::{
 use crate::nn::{Params, loss};
 
 /// Which class shares clients should train as if they had.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// Those of all clients together.
@@ -29,7 +30,7 @@ pub enum Target {
 }
 
 /// FedIR's knobs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedIr {
     /// The target's class shares.

@@ -6,6 +6,7 @@
 //! C numbers come with every brief. Equal counts, or τ = 0, are cross-entropy, byte for byte; unlike with logit
 //! adjustment, counts and shares are *not* alike.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::prior::{self, Prior};
@@ -18,7 +19,7 @@ use crate::fl::{
 use crate::nn::Params;
 
 /// FedLC's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedLc {
     /// Strength τ ≥ 0 of the calibration; 0 is cross-entropy.

@@ -9,6 +9,7 @@
 //! For clients of equal steps it is FedAvg up to rounding, whatever their sizes. A client sends the norm of `a_k` beside
 //! its model: one number.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::nn::{OptimiserConfig, Params, Role};
 const NORM: &str = "norm";
 
 /// FedNova has no knobs of its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FedNova {}
 

@@ -3,6 +3,7 @@
 //!
 //! The term covers the weights, not batch-norm statistics. μ = 0 is FedAvg, byte for byte.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::fl::{About, Algorithm, Brief, ClientId, Exchange, Named, Now};
 use crate::nn::{Params, Pull};
 
 /// FedProx's knob.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedProx {
     /// Strength of the proximal term, ≥ 0 (0.01 in CReFF's options).

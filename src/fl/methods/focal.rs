@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::fl::{About, Algorithm, Brief, ClientId, Exchange, Here, Loss, Named, 
 use crate::nn::{Params, loss};
 
 /// The focal loss's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Focal {
     /// How much less a well-classified image counts, γ ≥ 0.

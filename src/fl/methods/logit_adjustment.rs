@@ -11,6 +11,7 @@
 //! Counts or shares alike: the loss does not change by a common shift. An even prior, or τ = 0, is cross-entropy, byte
 //! for byte.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::prior::{self, Prior};
@@ -23,7 +24,7 @@ use crate::fl::{
 use crate::nn::Params;
 
 /// What a class without images is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Absent {
     /// One of one image.
@@ -36,7 +37,7 @@ pub enum Absent {
 }
 
 /// Logit adjustment's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogitAdjustment {
     /// Strength τ ≥ 0; 0 is cross-entropy.

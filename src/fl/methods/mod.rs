@@ -1,5 +1,6 @@
 //! The methods, one file each: config, objective, state, both sides, laws. A new one is a file and a line here.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
@@ -16,7 +17,7 @@ macro_rules! methods {
         $(pub mod $module;)*
 
         /// Which algorithm, with its knobs (`algorithm` section).
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(tag = "kind")]
         pub enum AlgorithmConfig {
             $($(#[doc = $doc])* #[serde(rename = $kind)] $name($module::$name),)*

@@ -14,6 +14,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ pub const PREVIOUS: &str = "previous";
 const SHORT: f64 = 1e-8;
 
 /// MOON's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Moon {
     /// Weight of the contrastive term, ≥ 0.

@@ -6,6 +6,7 @@
 //! in the paper, so with zero variates it is FedAvg only for clients of equal size. Control variates cover the
 //! weights; batch-norm statistics are averaged uniformly.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -20,7 +21,7 @@ use crate::nn::{Params, Pull, Role};
 const CONTROL: &str = "control";
 
 /// SCAFFOLD's knob.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scaffold {
     /// The server's learning rate η_g.

@@ -508,3 +508,51 @@ fn transformers_reads_what_is_saved_and_gives_equal_embeddings() {
     let pixels = preprocess.batch(&pictures, &Device::Cpu).unwrap();
     assert!(largest_difference(&clip.image_features(&pixels).unwrap(), &saved["image_embeds"]) < 1e-5);
 }
+
+/// candle-transformers' own CLIP on the same weights: pictures and texts that no golden file has.
+#[test]
+fn a_second_clip_of_another_hand_says_the_same() {
+    use candle_transformers::models::clip::{ClipConfig, ClipModel, text_model, vision_model};
+    let folder = golden().join("legacy");
+    let ours = Clip::open(&folder, DType::F32, &Device::Cpu).unwrap();
+    let text_config = text_model::ClipTextConfig {
+        vocab_size: 574,
+        embed_dim: 16,
+        activation: text_model::Activation::QuickGelu,
+        intermediate_size: 24,
+        max_position_embeddings: 16,
+        pad_with: None,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        projection_dim: 12,
+    };
+    let vision_config = vision_model::ClipVisionConfig {
+        embed_dim: 20,
+        activation: text_model::Activation::QuickGelu,
+        intermediate_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        projection_dim: 12,
+        num_channels: 3,
+        image_size: 8,
+        patch_size: 4,
+    };
+    let config = ClipConfig { text_config, vision_config, logit_scale_init_value: 2.6592, image_size: 8 };
+    let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+    let builder = candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let theirs = ClipModel::new(builder, &config).unwrap();
+    let pixels = Tensor::randn(0f32, 1.0, (7, 3, 8, 8), &Device::Cpu).unwrap();
+    let (a, b) = (ours.image_features(&pixels).unwrap(), theirs.get_image_features(&pixels).unwrap());
+    assert!(largest_difference(&a, &b) < 1e-5, "{}", largest_difference(&a, &b));
+    // The end of text is the largest id; a text may stop early.
+    let mut rng = Key::from_seed(5).fold(Purpose::Item, 0).rng();
+    let mut text = |n: usize| -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..n).map(|_| rng.below(572) as u32).collect();
+        ids.resize(16, 573);
+        ids
+    };
+    let texts: Vec<Vec<u32>> = [1, 5, 10, 15].map(&mut text).to_vec();
+    let ids = Tensor::new(texts.clone(), &Device::Cpu).unwrap();
+    let (a, b) = (ours.text_features(&texts).unwrap(), theirs.get_text_features(&ids).unwrap());
+    assert!(largest_difference(&a, &b) < 1e-5, "{}", largest_difference(&a, &b));
+}

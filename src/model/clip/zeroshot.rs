@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Features;
@@ -12,9 +13,10 @@ use super::{Clip, Tokenizer, normalise};
 use crate::error::{Error, Place, Result, closest};
 use crate::exec::{Context, ordered};
 use crate::fsx;
+use crate::shipped;
 
 /// How a class becomes texts.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Prompts {
     /// Templates in the config.
@@ -26,7 +28,7 @@ pub enum Prompts {
 }
 
 /// Templates; `{c}` or `{}` stands for the class name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Templates {
     /// At least one.
@@ -40,7 +42,7 @@ impl Default for Templates {
 }
 
 /// A file that holds prompts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptFile {
     /// Where it is.
@@ -59,7 +61,7 @@ impl Prompts {
         match self {
             Prompts::Templates(t) => filled(&t.list, classes),
             Prompts::TemplateFile(file) => {
-                let text = fsx::read_text(&file.path)?;
+                let text = shipped::read_text(&file.path)?;
                 let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
                 let list: Vec<String> = lines.map(String::from).collect();
                 filled(&list, classes).at(|| file.path.display().to_string())

@@ -195,3 +195,27 @@ fn a_model_saved_by_its_names_is_the_model_that_was_read() {
         assert!(tensors.iter().all(|(n, t)| apart(t, &saved[n]) == 0.0));
     }
 }
+
+/// candle-transformers' own Llama on the same weights, token by token through its cache.
+#[test]
+fn a_second_llama_of_another_hand_says_the_same() {
+    use candle_transformers::models::llama as other;
+    let (ours, _) = load("plain", DType::F32);
+    let json = std::fs::read(folder("plain").join("config.json")).unwrap();
+    let config: other::LlamaConfig = serde_json::from_slice(&json).unwrap();
+    let config = config.into_config(false);
+    let weights = candle_core::safetensors::load(folder("plain").join("model.safetensors"), &Device::Cpu).unwrap();
+    let builder = candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let theirs = other::Llama::load(builder, &config).unwrap();
+    let mut cache = other::Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
+    let mut rng = Key::from_seed(3).fold(crate::key::Purpose::Item, 0).rng();
+    let ids: Vec<u32> = (0..40).map(|_| rng.below(61) as u32).collect();
+    let hidden = ours.hidden(&ours.embed(std::slice::from_ref(&ids)).unwrap(), None).unwrap();
+    let all = ours.logits(&hidden).unwrap();
+    for (at, &id) in ids.iter().enumerate() {
+        let token = Tensor::new(&[[id]], &Device::Cpu).unwrap();
+        let want = theirs.forward(&token, at, &mut cache).unwrap();
+        let got = all.narrow(1, at, 1).unwrap().squeeze(1).unwrap();
+        assert!(apart(&got, &want) <= 1e-4, "token {at}: {}", apart(&got, &want));
+    }
+}

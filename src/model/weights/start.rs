@@ -1,6 +1,7 @@
 //! A network's parameters from a file that others wrote: safetensors, PyTorch's or numpy's, also under a prefix.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use candle_core::{DType, Device};
 
 use super::Weights;
 use crate::error::{Error, Place, Result};
+use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Parameters, and what of them a file gave.
@@ -155,12 +157,14 @@ impl Tensors {
 
 /// The arrays of an `.npz`, but for counters and other integers.
 fn arrays(path: &Path) -> Result<Arrays> {
-    let broken = |_: std::io::Error| Error::data(format!("{}: not a whole .npz file", path.display()));
-    let mut archive = npyz::npz::NpzArchive::open(path).map_err(broken)?;
-    let names: Vec<String> = archive.array_names().map(str::to_string).collect();
+    let broken = || Error::data(format!("{}: not a whole .npz file", path.display()));
+    let mut archive = zip::ZipArchive::new(BufReader::new(fsx::open(path)?)).map_err(|_| broken())?;
     let mut arrays = BTreeMap::new();
-    for name in names {
-        let Some(array) = archive.by_name(&name).map_err(broken)? else { continue };
+    for i in 0..archive.len() {
+        let file = archive.by_index(i).map_err(|_| broken())?;
+        let full = file.name().map_err(|_| broken())?.into_owned();
+        let Some(name) = full.strip_suffix(".npy").map(str::to_string) else { continue };
+        let array = npyz::NpyFile::new(file).map_err(|_| broken())?;
         let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
         if array.order() != npyz::Order::C && shape.len() > 1 {
             return Err(Error::data(format!("{}: {name}: in Fortran order", path.display()))
@@ -168,8 +172,8 @@ fn arrays(path: &Path) -> Result<Arrays> {
         }
         let kind = array.dtype().descr();
         let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
-            "f4" => array.into_vec().map_err(broken)?,
-            "f8" => array.into_vec::<f64>().map_err(broken)?.into_iter().map(|v| v as f32).collect(),
+            "f4" => array.into_vec().map_err(|_| broken())?,
+            "f8" => array.into_vec::<f64>().map_err(|_| broken())?.into_iter().map(|v| v as f32).collect(),
             _ => continue,
         };
         arrays.insert(name, (shape, values));
@@ -248,5 +252,45 @@ mod tests {
         let (_dir, path) = file("b.safetensors", &[("conv.weight", vec![3, 2]), ("bn.weight", vec![2])]);
         let e = Start::read(&path, &start).err().unwrap().to_string();
         assert!(e.contains("conv.weight: expected shape [2, 3], found [3, 2]"), "{e}");
+    }
+
+    /// An archive as numpy's `savez` (stored) or `savez_compressed` writes it.
+    fn npz(path: &Path, arrays: &[(&str, &[u64], &[f32])], method: zip::CompressionMethod) {
+        use npyz::WriterBuilder;
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+        for (name, shape, values) in arrays {
+            let options = zip::write::SimpleFileOptions::default().compression_method(method);
+            archive.start_file(format!("{name}.npy"), options).unwrap();
+            let mut bytes = Vec::new();
+            let mut writer =
+                npyz::WriteOptions::new().default_dtype().shape(shape).writer(&mut bytes).begin_nd().unwrap();
+            writer.extend(values.iter().copied()).unwrap();
+            writer.finish().unwrap();
+            std::io::Write::write_all(&mut archive, &bytes).unwrap();
+        }
+        archive.finish().unwrap();
+    }
+
+    #[test]
+    fn an_archive_of_arrays_is_read_by_name_compressed_or_not() {
+        use zip::CompressionMethod::{Deflated, Stored};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npz");
+        let mut layout = Layout::default();
+        layout.push("fc.weight", &[2, 3], Role::Weight).unwrap();
+        layout.push("fc.bias", &[2], Role::Weight).unwrap();
+        let layout = Arc::new(layout);
+        let (w, b): (&[f32], &[f32]) = (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[7.0, 8.0]);
+        for method in [Stored, Deflated] {
+            npz(&path, &[("fc.bias", &[2], b), ("fc.weight", &[2, 3], w)], method);
+            assert_eq!(Start::whole(&path, &layout).unwrap().data(), [w, b].concat());
+        }
+        npz(&path, &[("fc.bias", &[2], b), ("fc.weight", &[3, 2], w)], Stored);
+        let e = Start::whole(&path, &layout).unwrap_err().to_string();
+        assert!(e.contains("fc.weight: expected shape [2, 3]"), "{e}");
+        npz(&path, &[("fc.bias", &[2], b)], Stored);
+        assert!(Start::whole(&path, &layout).unwrap_err().to_string().contains("fc.weight"));
+        std::fs::write(&path, b"junk").unwrap();
+        assert!(Start::whole(&path, &layout).is_err());
     }
 }

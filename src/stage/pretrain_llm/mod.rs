@@ -12,8 +12,10 @@ mod tokens;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use candle_core::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -33,10 +35,10 @@ use crate::nn::optim::AdamwConfig;
 use crate::nn::weight::Ramp;
 use crate::nn::{Backend, Net, Node, OptimiserConfig, Params, Samples, Schedule, Weight};
 use crate::run::checkpoint::{self, Files};
-use crate::run::{Records, RunDir};
+use crate::run::{Records, RunDir, Times};
 
 /// The `pretrain.llm` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LlmPretrainConfig {
     /// The LLaVA: a folder in Hugging Face layout, or an id.
@@ -45,7 +47,7 @@ pub struct LlmPretrainConfig {
     pub prompts: Vec<String>,
     /// The dynamic weight a(t).
     pub weight: Weight,
-    /// W_s.
+    /// W_s, from the student's channels to the language model's width.
     pub student: StudentProjection,
     /// Whether W_c is trained too; otherwise it is LLaVA's own projector.
     pub train_tower_projection: bool,
@@ -160,11 +162,12 @@ impl LlmPretrain<'_> {
             None => Standing::default(),
         };
         records.cut("pretrain", standing.epochs + 1)?;
+        let times = Times::open(self.dir.path(), "pretrain", standing.epochs + 1)?;
         let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
         cx.events.on(Event::Begin { name: "pretrain", unit: "epoch", done, total });
         let means = Arc::new(Mutex::new(Means::default()));
-        let mut log = Log { folder, records, means: means.clone(), cx };
-        let params = self.fit(standing, means, &mut log, cx)?;
+        let mut log = Log { folder, records, times, began: Instant::now(), means: means.clone(), cx };
+        let params = self.fit(standing, means, &mut log, &cx.part((total - done) as f64))?;
         cx.events.on(Event::End);
         let facts = json!({ "epochs": self.config.epochs, "images": self.annotations.len(), "objective": "llm" });
         self.dir.finish("pretrain", &params, facts)?;
@@ -272,6 +275,9 @@ impl Objective for Spoken<'_> {
 struct Log<'a> {
     folder: PathBuf,
     records: Records,
+    times: Times,
+    /// When the epoch at hand began.
+    began: Instant,
     means: Arc<Mutex<Means>>,
     cx: &'a Context,
 }
@@ -287,6 +293,8 @@ impl Observer for Log<'_> {
             ("gap", others - own),
         ];
         self.records.add("pretrain", done, "pool", &figures)?;
+        let seconds = std::mem::replace(&mut self.began, Instant::now()).elapsed().as_secs_f64();
+        self.times.add("pretrain", done, &[("seconds", seconds)])?;
         checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
         self.cx.events.on(Event::Advance { done: done as u64, figures: &figures });
         Ok(())

@@ -20,6 +20,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ use terms::Balance;
 const NOISE: &str = "noise";
 
 /// Which classes count as present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Present {
     /// Those that the client holds.
@@ -49,7 +50,7 @@ pub enum Present {
 }
 
 /// What becomes of the entropies of a batch's rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Entropy {
     /// They are added.
@@ -60,7 +61,7 @@ pub enum Entropy {
 }
 
 /// What batch norm of the received model does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TeacherBn {
     /// Running statistics.
@@ -80,7 +81,7 @@ impl TeacherBn {
 }
 
 /// BalanceFL's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalanceFl {
     /// Weight λ of the distillation over absent classes, ≥ 0.

@@ -24,6 +24,7 @@ mod moments;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::moments::{Gaussian, pooled};
@@ -48,7 +49,7 @@ const HEAD: &str = "head";
 const LOOK: usize = 128;
 
 /// CCVR's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ccvr {
     /// Features drawn for each class.
@@ -115,7 +116,7 @@ impl Algorithm for Ccvr {
     }
 
     fn needs(&self) -> Needs {
-        Needs { classifier: true, ..Needs::default() }
+        Needs { classifier: true, judged: true, ..Needs::default() }
     }
 
     fn check(&self) -> Result<()> {

@@ -19,6 +19,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use contrast::Contrast;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::creff::CReFF;
@@ -30,7 +31,7 @@ use crate::fl::{
 use crate::nn::{Params, loss};
 
 /// CLIP2FL's knobs: its own, then CReFF's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Clip2Fl {
     /// Weight α of the teacher on clients; 0 needs no teacher.

@@ -22,6 +22,7 @@
 
 mod posterior;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::posterior::{deviation, gaussian, mixture, shares};
@@ -38,7 +39,7 @@ use crate::nn::optim::{Schedule, SgdConfig};
 use crate::nn::{OptimiserConfig, Params};
 
 /// FedBE's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedBe {
     /// The distribution of models.
@@ -72,7 +73,7 @@ pub struct FedBe {
 }
 
 /// A distribution of models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Posterior {
     /// Every weight by itself.

@@ -19,6 +19,7 @@ mod gate;
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::gate::{Gate, Student, TrainGate};
@@ -47,7 +48,7 @@ const GATE_FOUND: usize = 3;
 const CLIENTS: usize = 4;
 
 /// FEDIC's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fedic {
     /// Adam steps of each of the server's three stages; 0 leaves FedAvg.

@@ -21,6 +21,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -42,7 +43,7 @@ pub const LOCAL: &str = "local-head";
 const INITIAL: &str = "initial-head";
 
 /// Which classifier is judged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Deploy {
     /// The global head with rows of one length: the paper's.
@@ -53,7 +54,7 @@ pub enum Deploy {
 }
 
 /// A client's first local head.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LocalHead {
     /// The global head as received.
@@ -64,7 +65,7 @@ pub enum LocalHead {
 }
 
 /// FedLoGe's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedLoge {
     /// Share of the frame's entries that are 0, in `[0, 1)`.

@@ -19,6 +19,7 @@ mod prior;
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::objective::Bootstrap;
@@ -35,7 +36,7 @@ const ESTIMATE: &str = "estimate";
 const PRIOR: &str = "prior";
 
 /// FedYoYo's knobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FedYoYo {
     /// λ, weight of the weak view's teaching, ≥ 0.

@@ -1,0 +1,178 @@
+//! The files that a config names, looked for before anything is written.
+
+use super::{Config, Resolved};
+use crate::data::{self, DataConfig, Origin, PartitionConfig, PoolConfig};
+use crate::error::Result;
+use crate::fl::Mode;
+use crate::model::hub;
+use crate::stage::embed::ClipConfig;
+use crate::stage::pretrain::Pretext;
+use crate::stage::teach::TeacherConfig;
+
+/// A file or folder that a run reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The key that names it.
+    pub key: String,
+    /// What it says.
+    pub path: String,
+    /// Whether it may be a Hugging Face id instead.
+    pub id: bool,
+}
+
+impl Input {
+    fn new(key: impl Into<String>, path: &str, id: bool) -> Self {
+        Input { key: key.into(), path: path.into(), id }
+    }
+
+    /// Refuses one that is not there; an id is looked up when it is needed.
+    pub fn check(&self) -> Result<()> {
+        match data::resolve(&self.path) {
+            Err(e) if !(self.id && hub::is_id(&self.path)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Config {
+    /// All files that the stages which are switched on will read.
+    pub fn inputs(&self) -> Vec<Input> {
+        let mut found = Vec::new();
+        found.extend(data_input("data", &self.data));
+        let needs = self.algorithm.algorithm().needs();
+        if let PartitionConfig::File(c) = &self.partition {
+            found.push(Input::new("partition.path", &c.path, false));
+        }
+        if self.server_set.origin == Origin::Folder {
+            found.push(Input::new("server_set.path", &self.server_set.path, false));
+        }
+        if !self.finetune.from.is_empty() {
+            found.push(Input::new("finetune.from", &self.finetune.from, false));
+        }
+        if needs.unlabelled && self.federated.mode == Mode::Federated {
+            found.extend(self.unlabelled.data.as_ref().and_then(|d| data_input("unlabelled.data", d)));
+            found.extend(self.unlabelled.pool.iter().flat_map(|p| pool_inputs("unlabelled.pool", p)));
+        }
+        let mut clip = needs.texts || (self.align.enabled && self.evaluate.probe);
+        if self.pretrain.enabled {
+            found.extend(pool_inputs("pool", &self.pool));
+            clip |= self.pretrain.objective == Pretext::Contrast;
+            if self.pretrain.objective == Pretext::Llm {
+                found.push(Input::new("pretrain.llm.llava", &self.pretrain.llm.llava, true));
+            }
+        }
+        for (key, teacher) in self.teachers() {
+            clip |= matches!(teacher, TeacherConfig::Clip(_) | TeacherConfig::Features(_));
+            found.extend(teacher_inputs(&key, teacher));
+        }
+        if clip {
+            found.extend(self.clip_inputs());
+        }
+        found
+    }
+
+    /// The teachers that are asked.
+    fn teachers(&self) -> Vec<(String, &TeacherConfig)> {
+        let aligned = self.align.enabled;
+        let asked =
+            self.algorithm.algorithm().needs().teacher || (aligned && (self.align.beta > 0.0 || self.evaluate.teacher));
+        let mut all: Vec<(String, &TeacherConfig)> = Vec::new();
+        if asked {
+            all.push(("teacher".into(), &self.teacher));
+        }
+        if aligned {
+            let others = self.evaluate.teachers.iter().enumerate();
+            all.extend(others.map(|(i, t)| (format!("evaluate.teachers[{i}]"), t)));
+        }
+        all
+    }
+
+    fn clip_inputs(&self) -> Vec<Input> {
+        match &self.clip {
+            ClipConfig::Model(c) => vec![Input::new("clip.path", &c.path, true)],
+            ClipConfig::Texts(c) => {
+                let files = c.files.iter().enumerate();
+                files
+                    .flat_map(|(i, f)| {
+                        let key = |name: &str| format!("clip.files[{i}].{name}");
+                        [Input::new(key("features"), &f.features, false), Input::new(key("rows"), &f.rows, false)]
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+fn data_input(section: &str, data: &DataConfig) -> Option<Input> {
+    let path = match data {
+        DataConfig::Cifar10(c) => &c.path,
+        DataConfig::Cifar100(c) => &c.path,
+        DataConfig::Folder(c) => &c.path,
+        DataConfig::World(_) => return None,
+    };
+    Some(Input::new(format!("{section}.path"), path, false))
+}
+
+fn pool_inputs(section: &str, pool: &PoolConfig) -> Vec<Input> {
+    let (path, captions) = match pool {
+        PoolConfig::Folder(c) => (Some(&c.path), &c.captions),
+        PoolConfig::Webdataset(c) => (Some(&c.path), &c.captions),
+        PoolConfig::World(c) => (None, &c.captions),
+    };
+    let captions = Some(captions).filter(|c| !c.is_empty());
+    let both = [("path", path), ("captions", captions)];
+    both.into_iter().filter_map(|(k, p)| Some(Input::new(format!("{section}.{k}"), p?, false))).collect()
+}
+
+fn teacher_inputs(key: &str, teacher: &TeacherConfig) -> Vec<Input> {
+    match teacher {
+        TeacherConfig::Clip(_) => Vec::new(),
+        TeacherConfig::Mllm(c) => vec![Input::new(format!("{key}.path"), &c.path, true)],
+        TeacherConfig::Features(c) => {
+            let rows = Some(&c.rows).filter(|r| !r.is_empty());
+            let rows = rows.map(|rows| Input::new(format!("{key}.rows"), rows, false));
+            [Some(Input::new(format!("{key}.images"), &c.images, false)), rows].into_iter().flatten().collect()
+        }
+        TeacherConfig::Classifier(c) => vec![Input::new(format!("{key}.path"), &c.path, false)],
+    }
+}
+
+impl Resolved {
+    /// Refuses a file that is not there, of this config or of one of its arms, with the line that names it.
+    pub fn check_inputs(&self) -> Result<()> {
+        for (name, config) in self.config.expand()? {
+            for input in config.inputs() {
+                if let Err(e) = input.check() {
+                    let e = self.placed(e.context(input.key.clone()), &self.written(&name, &input.key));
+                    return Err(if name.is_empty() { e } else { e.context(format!("arm {name}")) });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str) -> Vec<String> {
+        let config = Config::from_table(toml::from_str(text).unwrap()).unwrap();
+        config.inputs().into_iter().map(|i| i.key).collect()
+    }
+
+    #[test]
+    fn only_what_is_switched_on_is_looked_for() {
+        assert_eq!(keys("pretrain.enabled = false\nalign.enabled = false"), ["data.path"]);
+        assert_eq!(keys("pretrain.enabled = false"), ["data.path", "clip.path"]);
+        assert_eq!(keys("align.enabled = false"), ["data.path", "pool.path", "clip.path"]);
+        let text = "pretrain.enabled = false\nteacher = { kind = \"classifier\", path = \"x\" }";
+        assert_eq!(keys(text), ["data.path", "teacher.path"]);
+    }
+
+    #[test]
+    fn an_id_of_the_hub_is_no_missing_file() {
+        assert!(Input::new("clip.path", "openai/clip-vit-base-patch32", true).check().is_ok());
+        assert!(Input::new("data.path", "no/such-folder", false).check().is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! What a run will take, before any data is read: memory from the sizes, time from a look at this machine's speed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::data::world::SIDE;
+use crate::data::{DataConfig, Dataset, Images, Loader, Order, PoolConfig};
+use crate::error::Result;
+use crate::exec::Context;
+use crate::fl::LEAF;
+use crate::fl::align::When;
+use crate::fl::estimate::Estimate;
+use crate::fl::predict::predict;
+use crate::key::{Key, Purpose};
+use crate::model::{Head, ModelConfig};
+use crate::nn::{Backend, Net};
+use crate::stage::Loaded;
+
+/// Seconds that the look at the machine's speed takes at least.
+const LOOK: f64 = 0.3;
+/// Images in it.
+const IMAGES: usize = 128;
+
+/// The sizes of a benchmark that are known without reading it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// Training images before any long tail.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// Classes.
+    pub classes: usize,
+    /// `(C, H, W)`.
+    pub shape: [usize; 3],
+}
+
+/// What a run will take.
+pub struct Outlook {
+    /// The benchmark's sizes.
+    pub known: Known,
+    /// Parameters of the network.
+    pub parameters: usize,
+    /// Bytes.
+    pub memory: Estimate,
+    /// Seconds of each stage on this machine, evaluation included: those that can be told.
+    pub seconds: Vec<(&'static str, f64)>,
+    /// Stages whose time cannot be told, and why.
+    pub untold: Vec<(&'static str, &'static str)>,
+}
+
+/// Bytes that a run needs: `pixels` of the benchmark, models, workers, what clients keep.
+pub(super) fn memory(config: &Config, net: &Net, pixels: u64, threads: usize) -> Estimate {
+    let parameters = 4 * net.layout.len() as u64;
+    let activations: u64 = net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
+    let pretrain = if config.pretrain.enabled { config.pretrain.batch_size } else { 1 };
+    let batch = config.federated.batch_size.max(pretrain) as u64;
+    let mut estimate = Estimate::default();
+    estimate.add("images", pixels);
+    let replies = (2 * LEAF).min(config.federated.cohort) as u64;
+    estimate.add(format!("{replies} replies and the sums"), parameters * (replies + 4));
+    estimate.add(format!("{threads} workers"), threads as u64 * (4 * parameters + 3 * batch * activations));
+    if config.algorithm.algorithm().needs().kept {
+        estimate.add("what clients keep", parameters * 2 * config.partition.clients() as u64);
+    }
+    estimate
+}
+
+/// The sizes of a config's benchmark; a folder's are known only when it is read.
+pub fn known(data: &DataConfig) -> Option<Known> {
+    let cifar = |classes| Some(Known { train: 50_000, test: 10_000, classes, shape: [3, 32, 32] });
+    match data {
+        DataConfig::Cifar10(_) => cifar(10),
+        DataConfig::Cifar100(_) => cifar(100),
+        DataConfig::World(w) => {
+            let n = w.classes.len();
+            let (train, test) = (w.train_per_class * n, w.test_per_class * n);
+            Some(Known { train, test, classes: n, shape: [3, SIDE, SIDE] })
+        }
+        DataConfig::Folder(_) => None,
+    }
+}
+
+/// Networks whose speed was looked at, with images a second, so that arms of one network look once.
+pub type Speeds = Vec<(ModelConfig, Backend, Known, f64)>;
+
+/// The outlook of a config; none where the benchmark's sizes are not known.
+pub fn outlook(config: &Config, speeds: &mut Speeds, cx: &Context) -> Result<Option<Outlook>> {
+    let Some(known) = known(&config.data) else { return Ok(None) };
+    let net = Arc::new(config.model.build(known.shape, Head::Classes(known.classes))?);
+    let pixels = ((known.train + known.test) * known.shape.iter().product::<usize>()) as u64;
+    let memory = memory(config, &net, pixels, cx.threads);
+    let same = |s: &&(ModelConfig, Backend, Known, f64)| {
+        (&s.0, s.1, s.2.shape) == (&config.model, config.run.engine, known.shape)
+    };
+    let speed = match speeds.iter().find(same) {
+        Some((.., speed)) => *speed,
+        None => {
+            let speed = forward_images_per_second(config, &net, known, cx)?;
+            speeds.push((config.model.clone(), config.run.engine, known, speed));
+            speed
+        }
+    };
+    let (mut seconds, mut untold) = (Vec::new(), Vec::new());
+    if config.pretrain.enabled {
+        match (&config.pool, &config.data) {
+            (PoolConfig::World(_), DataConfig::World(w)) => {
+                // Three forward passes an image-step: a backward pass is two.
+                let seen = config.pretrain.epochs * w.pool_images;
+                seconds.push(("pretrain, CLIP's features aside", (3 * seen + known.test) as f64 / speed));
+            }
+            _ => untold.push(("pretrain", "the pool's size is known when it is read")),
+        }
+    }
+    seconds.push(("finetune", rounds(config, known)? / speed));
+    if config.align.enabled {
+        let steps = (config.align.steps * config.align.batch_size) as f64;
+        let times = if config.align.when == When::EveryRound { config.federated.rounds.max(1) } else { 1 };
+        seconds.push(("align", times as f64 * (3.0 * steps + known.test as f64) / speed));
+    }
+    if !config.algorithm.algorithm().about().leaves.is_empty() || config.algorithm.algorithm().needs().each {
+        untold.push(("finetune", "what this algorithm computes beyond FedAvg's work"));
+    }
+    Ok(Some(Outlook { known, parameters: net.layout.weights(), memory, seconds, untold }))
+}
+
+/// Forward passes of all rounds, training counted as three.
+fn rounds(config: &Config, known: Known) -> Result<f64> {
+    let most = known.train / known.classes.max(1);
+    let held: usize = config.longtail.class_counts(most, known.classes)?.iter().sum();
+    let federated = &config.federated;
+    let share = federated.cohort as f64 / config.partition.clients().max(1) as f64;
+    let trained = held as f64 * share * (federated.local_epochs * federated.rounds) as f64;
+    let judged = (1..=federated.rounds).filter(|&r| federated.judged(r)).count();
+    Ok(3.0 * trained + (judged * known.test) as f64)
+}
+
+/// How many images a second the network sees on this machine, by a look at blank ones.
+fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: &Context) -> Result<f64> {
+    let images = Images::new(known.shape, vec![0; IMAGES * known.shape.iter().product::<usize>()])?;
+    let classes = (0..known.classes).map(|c| c.to_string()).collect();
+    let data = Dataset::new("blank", images, vec![0; IMAGES], classes, Order::Original)?;
+    let loader = Loader::new(&config.augment, known.shape)?;
+    let ids: Vec<u32> = (0..IMAGES as u32).collect();
+    let params = net.init(Key::from_seed(0).fold(Purpose::Init, 0));
+    let look =
+        || predict(net, config.run.engine, &params, net.logits, &Loaded { data: &data, loader: &loader }, &ids, cx);
+    look()?;
+    let (began, mut seen) = (Instant::now(), 0);
+    while began.elapsed().as_secs_f64() < LOOK {
+        look()?;
+        seen += IMAGES;
+    }
+    Ok(seen as f64 / began.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_rounds_take_longer_and_a_folder_is_unknown() {
+        let config = Config::default();
+        let known = known(&config.data).unwrap();
+        let mut longer = config.clone();
+        longer.federated.rounds *= 2;
+        let (a, b) = (rounds(&config, known).unwrap(), rounds(&longer, known).unwrap());
+        assert!((b / a - 2.0).abs() < 1e-6, "{a} {b}");
+        assert_eq!(super::known(&DataConfig::Folder(Default::default())), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! Accuracy over the values of one key: what the figure shows, as numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::super::group::{Report, shown};
+use super::super::keys::Keys;
+use super::super::numbers::Spread;
+use super::super::runs::{Run, Stage};
+use super::data::{Chart, Mark, Point, Series, seeds, spread_note, titled};
+use crate::error::{Error, Result, closest};
+
+/// A line in the making: a stage of one configuration that varies in the key and the seed alone.
+struct Family<'r> {
+    /// The config but for the key.
+    rest: Keys,
+    stage: &'r Stage,
+    /// Which of several runs of one config and seed it has.
+    copy: usize,
+    /// Place → its values.
+    points: BTreeMap<u64, Vec<Value>>,
+}
+
+struct Value {
+    seed: u64,
+    run: usize,
+    percent: f64,
+}
+
+/// Final accuracy over the values of one key: a line for each stage of each configuration that differs in this key and
+/// the seed alone.
+pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
+    let (mut families, mut without): (Vec<Family<'_>>, Vec<PathBuf>) = (Vec::new(), Vec::new());
+    for (i, run) in report.found.runs.iter().enumerate() {
+        let Some(x) = place(run, key) else {
+            without.push(run.dir.clone());
+            continue;
+        };
+        for stage in &run.stages {
+            let Some(accuracy) = stage.figure("overall") else { continue };
+            let value = Value { seed: run.seed, run: i, percent: 100.0 * accuracy };
+            let mut rest = run.keys.clone();
+            rest.remove(key);
+            add(&mut families, rest, stage, x, value);
+        }
+    }
+    let values: BTreeSet<u64> = families.iter().flat_map(|f| f.points.keys().copied()).collect();
+    if values.len() < 2 {
+        return Err(unknown(report, key, values.len()));
+    }
+    let series: Vec<Series> = families.iter().map(|f| f.line(report, &families)).collect();
+    let mut notes = vec![spread_note(&series, "Whiskers")];
+    let names: Vec<String> = without.iter().map(|p| p.display().to_string()).collect();
+    notes.extend((!names.is_empty()).then(|| format!("Without a number for {key}, not drawn: {}.", names.join(", "))));
+    // Seeds are no quantity: nothing joins them.
+    let mark = if key == "run.seed" { Mark::Stems } else { Mark::Whiskers };
+    let title = titled(report, &format!("Accuracy against {key}"), &series);
+    Ok(Chart { title, x: key.into(), log, mark, series, notes })
+}
+
+/// The number that a run's config has under a key.
+fn place(run: &Run, key: &str) -> Option<f64> {
+    if key == "run.seed" {
+        return Some(run.seed as f64);
+    }
+    let value = run.keys.get(key)?;
+    value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+fn add<'r>(families: &mut Vec<Family<'r>>, rest: Keys, stage: &'r Stage, x: f64, value: Value) {
+    let mut copies = 0;
+    for family in families.iter_mut().filter(|f| f.stage.name == stage.name && f.rest == rest) {
+        copies += 1;
+        let place = family.points.entry(x.to_bits()).or_default();
+        // The same config and seed again is a copy: a line of its own.
+        if place.iter().all(|v| v.seed != value.seed) {
+            place.push(value);
+            return;
+        }
+    }
+    families.push(Family { rest, stage, copy: copies, points: BTreeMap::from([(x.to_bits(), vec![value])]) });
+}
+
+impl Family<'_> {
+    /// Named by the stage and what tells it from the others.
+    fn line(&self, report: &Report, all: &[Family<'_>]) -> Series {
+        let values = || self.points.values().flatten();
+        let runs: Vec<usize> = values().map(|v| v.run).collect();
+        let mut parts = vec![self.stage.label.clone()];
+        let keys: BTreeSet<&String> = all.iter().flat_map(|f| f.rest.keys()).collect();
+        for key in keys.into_iter().filter(|k| self.stage.reads(k)) {
+            if all.iter().any(|f| f.rest.get(key) != self.rest.get(key)) {
+                parts.push(format!("{key} = {}", self.rest.get(key).map_or_else(|| "–".into(), shown)));
+            }
+        }
+        parts.extend((self.copy > 0).then(|| format!("copy {}", self.copy + 1)));
+        let name = format!("{}, {}", parts.join(" · "), seeds(report, &runs));
+        let point = |(x, values): (&u64, &Vec<Value>)| Point {
+            x: f64::from_bits(*x),
+            of: Spread::of(values.iter().map(|v| v.percent)),
+        };
+        let mut points: Vec<Point> = self.points.iter().map(point).collect();
+        points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        Series { name, stage: self.stage.name.clone(), runs, points }
+    }
+}
+
+fn unknown(report: &Report, key: &str, values: usize) -> Error {
+    let keys: BTreeSet<&str> = report.found.runs.iter().flat_map(|r| r.keys.keys().map(String::as_str)).collect();
+    let differ = if report.differing.is_empty() { "none".into() } else { report.differing.join(", ") };
+    let error =
+        Error::input(format!("--curve {key}: it needs two values, these runs have {values}; what differs: {differ}"));
+    match closest(key, keys.iter().copied()).filter(|_| !keys.contains(key)) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error,
+    }
+}

@@ -1,0 +1,164 @@
+//! What the binary carries with it: the configs, the demo's models and captions, the prompts. A copied binary runs the
+//! demo in an empty folder; where the same path is on disk, the disk wins.
+
+use std::path::{Component, Path, PathBuf};
+
+use include_dir::{Dir, include_dir};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::fsx;
+
+static FOLDERS: [(&str, Dir<'_>); 4] = [
+    ("configs", include_dir!("$CARGO_MANIFEST_DIR/configs")),
+    ("data/demo-clip", include_dir!("$CARGO_MANIFEST_DIR/data/demo-clip")),
+    ("data/demo-llava", include_dir!("$CARGO_MANIFEST_DIR/data/demo-llava")),
+    ("data/prompts", include_dir!("$CARGO_MANIFEST_DIR/data/prompts")),
+];
+const CAPTIONS: (&str, &[u8]) = ("data/demo-captions.jsonl", include_bytes!("../data/demo-captions.jsonl"));
+
+/// The path itself where it is on disk; else, where the binary carries it, a copy in the person's cache folder.
+pub fn found(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        return Ok(path.to_path_buf());
+    }
+    Ok(unpacked(path)?.unwrap_or_else(|| path.to_path_buf()))
+}
+
+/// A copy, in the person's cache folder, of a file or folder that the binary carries; none of what it does not carry.
+/// A copy that is there is compared byte by byte, and written anew where it differs.
+pub fn unpacked(path: &Path) -> Result<Option<PathBuf>> {
+    let name = plain(path);
+    let files = files(&name);
+    if files.is_empty() {
+        return Ok(None);
+    }
+    unpack_below(&cache()?, &name, &files).map(Some)
+}
+
+/// A text file from disk, or the one that the binary carries under this name.
+pub fn read_text(path: &Path) -> Result<String> {
+    if !path.exists()
+        && let [(_, bytes)] = files(&plain(path)).as_slice()
+    {
+        return Ok(String::from_utf8_lossy(bytes).into_owned());
+    }
+    fsx::read_text(path)
+}
+
+/// All names that the binary carries, in order.
+pub fn names() -> Vec<String> {
+    let mut all: Vec<String> = files("").into_iter().map(|(name, _)| name).collect();
+    all.sort();
+    all
+}
+
+/// What the binary carries at `name` or below it (everything, where it is empty): names and contents.
+fn files(name: &str) -> Vec<(String, &'static [u8])> {
+    fn walk(dir: &'static Dir<'static>, root: &str, out: &mut Vec<(String, &'static [u8])>) {
+        for file in dir.files() {
+            out.push((format!("{root}/{}", slashed(file.path())), file.contents()));
+        }
+        dir.dirs().for_each(|d| walk(d, root, out));
+    }
+    let mut all = vec![(CAPTIONS.0.to_string(), CAPTIONS.1)];
+    FOLDERS.iter().for_each(|(root, dir)| walk(dir, root, &mut all));
+    let below =
+        |file: &str| name.is_empty() || file.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+    all.retain(|(file, _)| below(file));
+    all
+}
+
+/// Writes what is missing or differs below a folder that names the contents, so that versions do not meet.
+fn unpack_below(cache: &Path, name: &str, files: &[(String, &'static [u8])]) -> Result<PathBuf> {
+    let mut hasher = Sha256::new();
+    for (file, bytes) in files {
+        hasher.update(file.as_bytes());
+        hasher.update(Sha256::digest(bytes));
+    }
+    let root = cache.join(&fsx::hex(hasher.finalize())[..16]);
+    for (file, bytes) in files {
+        let path = root.join(file);
+        if !path.exists() || fsx::read(&path)? != *bytes {
+            fsx::write_atomic(&path, bytes)?;
+        }
+    }
+    Ok(root.join(name))
+}
+
+/// `fedllava/shipped` in the person's cache folder: where copies lie.
+pub fn cache() -> Result<PathBuf> {
+    let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = || env("HOME").or_else(|| env("USERPROFILE")).map(|home| home.join(".cache"));
+    let cache = env("XDG_CACHE_HOME").or_else(home);
+    let cache = cache.ok_or_else(|| {
+        Error::environment("no folder is known for a copy of the demo's files").hint("set XDG_CACHE_HOME")
+    })?;
+    Ok(cache.join("fedllava").join("shipped"))
+}
+
+/// `configs/curves/../demo.toml` as `configs/demo.toml`; nothing where it is absolute or leaves its root.
+fn plain(path: &Path) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => parts.push(name.to_string_lossy().into_owned()),
+            Component::CurDir => {}
+            Component::ParentDir if parts.pop().is_some() => {}
+            _ => return ABSENT.into(),
+        }
+    }
+    if parts.is_empty() { ABSENT.into() } else { parts.join("/") }
+}
+
+/// A name that nothing has.
+const ABSENT: &str = "/";
+
+fn slashed(path: &Path) -> String {
+    path.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_carries_what_the_checkout_has() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let carried = names();
+        for name in ["configs/demo.toml", "configs/curves/alpha.toml", "data/demo-clip/model.safetensors"] {
+            assert!(carried.contains(&name.to_string()), "{name}: {carried:?}");
+        }
+        for (name, bytes) in files("") {
+            assert_eq!(fsx::read(&root.join(&name)).unwrap(), bytes, "{name}: build again");
+        }
+        for folder in ["configs", "data/demo-clip", "data/demo-llava", "data/prompts"] {
+            for path in fsx::list(&root.join(folder)).unwrap() {
+                let name = slashed(path.strip_prefix(root).unwrap());
+                assert!(!files(&name).is_empty(), "{name} is not carried");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_whole_and_a_changed_one_is_written_anew() {
+        let cache = tempfile::tempdir().unwrap();
+        let carried = files("data/prompts");
+        let folder = unpack_below(cache.path(), "data/prompts", &carried).unwrap();
+        assert!(folder.ends_with("data/prompts") && fsx::list(&folder).unwrap().len() == carried.len());
+        let short = folder.join("short.txt");
+        std::fs::write(&short, "something else").unwrap();
+        assert_eq!(unpack_below(cache.path(), "data/prompts", &carried).unwrap(), folder);
+        assert_eq!(fsx::read(&short).unwrap(), include_bytes!("../data/prompts/short.txt"));
+    }
+
+    #[test]
+    fn a_name_is_found_by_its_parts_and_no_other_is() {
+        assert_eq!(plain(Path::new("configs/curves/../demo.toml")), "configs/demo.toml");
+        assert_eq!(files(&plain(Path::new("./data/demo-captions.jsonl"))).len(), 1);
+        assert!(read_text(Path::new("configs/curves/../demo.toml")).unwrap().contains("[federated]"));
+        for other in ["data/demo", "data/demo-clip-2", "/data/demo-clip", "../data/demo-clip", "", ".", "nowhere"] {
+            assert!(files(&plain(Path::new(other))).is_empty(), "{other}");
+        }
+    }
+}

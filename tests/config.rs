@@ -1,0 +1,175 @@
+//! Keys of a config: each can be changed on every shipped config, and a mistake is answered in a config's own words.
+
+use std::path::{Path, PathBuf};
+
+use fedllava::config::tree::{Form, Node, leaves};
+use fedllava::config::{Config, Resolved};
+
+fn configs() -> Vec<PathBuf> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("configs"), &mut found);
+    found.sort();
+    assert!(found.len() > 20, "{found:?}");
+    found
+}
+
+fn set(path: &Path, items: &[&str]) -> Config {
+    let items: Vec<String> = items.iter().map(|i| i.to_string()).collect();
+    Config::read(path, &items).unwrap_or_else(|e| panic!("{} {items:?}: {e}", path.display()))
+}
+
+/// `key = value` of every key in force, as TOML.
+fn in_force(path: &Path) -> Vec<(String, String)> {
+    let all = Resolved::read(path, &[]).unwrap().values();
+    let own = |(key, value, _): (String, toml::Value, String)| (key, value.to_string());
+    let whole = |(key, _): &(String, String)| !["arms", "contrasts"].contains(&key.as_str());
+    all.into_iter().map(own).filter(whole).collect()
+}
+
+#[test]
+fn every_key_in_force_can_be_set_to_its_own_value_on_every_config_and_nothing_changes() {
+    for path in configs() {
+        let (config, keys) = (set(&path, &[]), in_force(&path));
+        assert!(keys.len() > 80, "{}: {}", path.display(), keys.len());
+        for (key, value) in keys {
+            assert_eq!(set(&path, &[&format!("{key}={value}")]), config, "{} {key}={value}", path.display());
+        }
+    }
+}
+
+#[test]
+fn arms_and_files_on_a_base_may_name_every_key_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/cifar10-lt/quick.toml");
+    std::fs::copy(&base, dir.path().join("base.toml")).unwrap();
+    let path = dir.path().join("c.toml");
+    let mut plain = set(&dir.path().join("base.toml"), &["run.dir=x"]);
+    for (key, value) in in_force(&base).into_iter().filter(|(key, _)| key != "run.dir") {
+        let text = format!("base = \"base.toml\"\nrun.dir = \"x\"\n[[arms]]\nname = \"a\"\nset.{key} = {value}\n");
+        std::fs::write(&path, text).unwrap();
+        let arm = set(&path, &[]).expand().unwrap().remove(0).1;
+        plain.run.dir = "x/a/seed-7".into();
+        assert_eq!(arm, plain, "arm: {key} = {value}");
+        std::fs::write(&path, format!("base = \"base.toml\"\n{key} = {value}\n")).unwrap();
+        plain.run.dir = "x".into();
+        assert_eq!(set(&path, &["run.dir=x"]), plain, "on a base: {key} = {value}");
+    }
+}
+
+#[test]
+fn rates_and_knobs_can_be_set_where_the_file_leaves_the_section_out() {
+    for path in configs() {
+        let config =
+            set(&path, &["federated.optimiser.lr=0.03", "align.optimiser.lr=0.04", "pretrain.optimiser.lr=0.05"]);
+        assert_eq!((config.federated.optimiser.lr(), config.align.optimiser.lr()), (0.03, 0.04));
+        assert_eq!(config.pretrain.optimiser.lr(), 0.05);
+        let either = ["algorithm.mu=0.3", "algorithm.kind=fedprox"];
+        assert_eq!(set(&path, &either), set(&path, &["algorithm.kind=fedprox", "algorithm.mu=0.3"]), "in any order");
+    }
+}
+
+/// Words of this program's source that no person wrote in a config.
+const FOREIGN: [&str; 12] = [
+    "usize",
+    "u64",
+    "f32",
+    "expected a ",
+    "expected in",
+    "expected one of",
+    "expected struct",
+    "Config",
+    "tagged",
+    "enum",
+    "invalid type",
+    "missing field",
+];
+
+#[test]
+fn a_value_of_the_wrong_kind_is_answered_in_words_of_a_config_whatever_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    std::fs::write(&path, "").unwrap();
+    for leaf in leaves().iter().filter(|l| !l.path.contains("arms") && !l.path.contains("contrasts")) {
+        let mut items: Vec<String> = leaf.of[0].chain.iter().map(|(s, k)| format!("{s}.kind={k}")).collect();
+        items.push(format!("{}={{ a = 1 }}", leaf.path));
+        let Err(e) = Config::read(&path, &items) else {
+            let text = matches!(leaf.of[0].key.node, Node::Value(Form::Text | Form::Names(_)));
+            assert!(text, "{items:?} was taken");
+            continue;
+        };
+        let text = e.to_string();
+        assert!(text.contains(leaf.path.rsplit('.').next().unwrap()), "{items:?}: {text}");
+        assert!(FOREIGN.iter().all(|w| !text.contains(w)), "{items:?}: {text}");
+    }
+}
+
+/// A mistake, and what its answer holds.
+const MISTAKES: [(&str, &[&str]); 17] = [
+    ("rounds = 3", &["c.toml:1", "1 | rounds = 3", "^^^^^^", "federated.rounds"]),
+    ("[federated]\nround = 3", &["c.toml:2", "^^^^^", "valid: ", "did you mean `rounds`?"]),
+    ("[federated]\nrounds = \"many\"", &["needs a whole number", "2 | rounds = \"many\"", "         ^^^^^^"]),
+    ("[federated]\ncohort = 0", &["federated.cohort = 0", "2 | cohort = 0", "^"]),
+    ("[federated]\nlocal_epochs = 0", &["federated.local_epochs = 0", "c.toml:2", "smallest is 1"]),
+    ("[pretrain]\nepochs = 0", &["pretrain.epochs = 0", "c.toml:2", "pretrain.enabled=false"]),
+    ("[align]\nsteps = 0", &["align.steps = 0", "c.toml:2", "align.enabled=false"]),
+    ("[federated.optimiser]\nlr = 0", &["federated.optimiser.lr = 0", "c.toml:2"]),
+    ("[align]\noptimiser.lr = -0.1", &["align.optimiser.lr = -0.1", "c.toml:2"]),
+    ("[federated]\nrounds = 99999999999", &["federated.rounds = 99999999999", "the most is"]),
+    ("[run]\nthreads = 4294967295", &["run.threads = 4294967295", "c.toml:2", "0 takes every core"]),
+    ("[algorithm]\nkind = \"FedAvg\"", &["unknown name `FedAvg`", "2 | kind = \"FedAvg\"", "`fedavg`? Case matters"]),
+    ("[algorithm]\nmu = 0.1", &["belongs to fedprox", "c.toml:2", "set algorithm.kind=fedprox"]),
+    ("[evaluate]\nshots = \"rank\"", &["evaluate.shots", "c.toml:2", "^^^^^^"]),
+    ("[run\n", &["this is not TOML", "c.toml:1"]),
+    ("[[arms]]\nname = \"a\"\nset = { federated.round = 3 }", &["arm a", "c.toml:3", "did you mean `rounds`?"]),
+    ("[[arms]]\nname = \"a\"\nset = { federated.cohort = 99 }", &["arm a", "federated.cohort = 99", "c.toml:3"]),
+];
+
+#[test]
+fn a_mistake_shows_its_line_with_the_text_underlined() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.toml");
+    for (text, parts) in MISTAKES {
+        std::fs::write(&path, text).unwrap();
+        let e = Config::read(&path, &[]).err().unwrap_or_else(|| panic!("{text:?} was taken")).to_string();
+        assert!(parts.iter().all(|p| e.contains(p)), "{text:?} is answered by\n{e}");
+        assert!(FOREIGN.iter().all(|w| !e.contains(w)), "{text:?} is answered by\n{e}");
+    }
+}
+
+#[test]
+fn a_mistake_in_a_base_is_shown_there_and_one_in_a_set_in_the_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let (below, path) = (dir.path().join("below.toml"), dir.path().join("c.toml"));
+    std::fs::write(&path, "base = \"below.toml\"\n").unwrap();
+    std::fs::write(&below, "[run]\nsed = 3").unwrap();
+    let e = Config::read(&path, &[]).unwrap_err().to_string();
+    assert!(e.contains("below.toml:2") && e.contains("did you mean `seed`?"), "{e}");
+    std::fs::write(&below, "").unwrap();
+    let e = Config::read(&path, &["federated.round=3".into()]).unwrap_err().to_string();
+    assert!(e.contains("  --set federated.round=3\n        ^^^^^^^^^^^^^^^"), "{e}");
+    let e = Config::read(&path, &["federated.cohort=99".into()]).unwrap_err().to_string();
+    assert!(e.contains("  --set federated.cohort=99\n                         ^^"), "{e}");
+}
+
+#[test]
+fn a_config_says_where_every_value_came_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let (below, path) = (dir.path().join("below.toml"), dir.path().join("c.toml"));
+    std::fs::write(&below, "[federated]\ncohort = 4\nrounds = 9\n[algorithm]\nkind = \"fedprox\"\nmu = 0.5").unwrap();
+    std::fs::write(&path, "base = \"below.toml\"\n[federated]\ncohort = 5").unwrap();
+    let resolved = Resolved::read(&path, &["federated.eval_every=3".into(), "algorithm.kind=moon".into()]).unwrap();
+    let origin = |key: &str| resolved.values().into_iter().find(|(k, ..)| k == key).unwrap().2;
+    assert!(origin("federated.cohort").ends_with("c.toml:3") && origin("federated.rounds").ends_with("below.toml:3"));
+    assert_eq!(origin("federated.eval_every"), "--set federated.eval_every=3");
+    assert_eq!((origin("algorithm.mu").as_str(), origin("federated.lr_decay").as_str()), ("default", "default"));
+}
