@@ -144,7 +144,7 @@ fn a_source_is_said_in_one_line_and_kept_in_the_manifest() {
     let desk = Desk::with_pool();
     desk.write("bench/train/apple/._0.png", b"Mac OS X");
     desk.write("bench/train/notes.txt", b"no class");
-    let said = desk.says(0, &["pretrain", "c.toml"], &[ON]);
+    let said = desk.says(0, &["pretrain", "c.toml"], &[ON, "run.dir=runs/c"]);
     assert!(
         said.contains("bench/train: 12 images; left out: 1 no images (notes.txt), 1 hidden (apple/._0.png)"),
         "{said}"
@@ -187,7 +187,7 @@ fn a_class_without_test_images_is_null_and_said() {
         desk.write(&format!("bench/train/cup/{i}.png"), &png(300 + i));
     }
     std::fs::create_dir(desk.path("bench/test/cup")).unwrap();
-    let said = desk.says(0, &["finetune", "c.toml"], &[]);
+    let said = desk.says(0, &["finetune", "c.toml"], &["run.dir=runs/c"]);
     assert!(said.contains("no image of 1 of 3 classes (cup)"), "{said}");
     let eval = desk.json("runs/c/eval.json");
     assert_eq!(eval["per_class"][2], Value::Null);
@@ -303,14 +303,14 @@ fn a_batch_of_one_under_batch_norm_is_known_before_the_first_round() {
     // 11 images at two clients, 6 and 5, in batches of 4: 4 + 1 at the second.
     let config = fsx::read_text(&desk.path("c.toml")).unwrap();
     desk.write("c.toml", config.replace("kind = \"resnet8\"\nwidth = 4", "kind = \"resnet18\"").as_bytes());
-    let deep = ["data.size=32"];
+    let deep = ["data.size=32", "run.dir=runs/c"];
     let said = desk.says(2, &["finetune", "c.toml"], &deep);
     assert!(
         said.contains("1 of 2 clients train on a batch of one image") && said.contains("federated.drop_last = true"),
         "{said}"
     );
     assert!(!desk.path("runs/c/metrics.jsonl").exists());
-    desk.says(0, &["finetune", "c.toml"], &[&deep[..], &["federated.drop_last=true", "run.dir=dropped"]].concat());
+    desk.says(0, &["finetune", "c.toml"], &["data.size=32", "federated.drop_last=true", "run.dir=dropped"]);
 }
 
 /// The tiny LLaVA of `tests/golden/llava`, to be changed.

@@ -256,7 +256,8 @@ fn a_run_through_the_language_model_with_a_multimodal_teacher_is_repeated_from_i
         let out = run(&["run", "c.toml", "--json", "--threads", threads, "--set", &into], dir.path());
         assert!(out.status.success(), "{}", text(&out.stderr));
         let model = std::fs::read(dir.path().join(name).join("pretrain/model.safetensors")).unwrap();
-        (model, serde_json::from_str::<Value>(&text(&out.stdout)).unwrap())
+        let eval = std::fs::read(dir.path().join(name).join("eval.json")).unwrap();
+        (model, serde_json::from_slice::<Value>(&eval).unwrap())
     };
     let cached = || {
         let list = std::fs::read_dir(dir.path().join("cache")).unwrap();
