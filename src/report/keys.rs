@@ -11,7 +11,7 @@ use crate::fsx;
 const FREE: [&str; 14] = [
     "run.seed",
     "run.dir",
-    "run.name",
+    "run.tolerate",
     "run.threads",
     "run.device",
     "run.cache",
