@@ -1,4 +1,6 @@
-//! Files: whole or not at all, digests, locks.
+//! Files: whole or not at all, texts and JSON, digests, locks.
+
+mod json;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -6,16 +8,34 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
+
+pub use json::{json, json_line, read_json};
 
 /// Reads a file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::io("read", path, e))
 }
 
-/// Reads a UTF-8 text file.
+/// Reads a UTF-8 text file; a byte order mark before it is taken off.
 pub fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
+    text(read(path)?).at(|| path.display().to_string())
+}
+
+/// The text that a file's bytes are: UTF-8, a byte order mark taken off. What is none is named by its line.
+pub fn text(mut bytes: Vec<u8>) -> Result<String> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::data("UTF-16, expected UTF-8").hint("save it as UTF-8: iconv -f UTF-16 -t UTF-8"));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let (at, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
+        let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
+        Error::data(format!("line {line}: byte {:#04x} is not UTF-8", bytes[at]))
+            .hint("a text in Windows-1252? iconv -f WINDOWS-1252 -t UTF-8")
+    })
 }
 
 /// Opens a file for reading.
@@ -152,6 +172,14 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("disk full"));
         assert_eq!(read(&path).unwrap(), b"old");
         assert_eq!(list(dir.path()).unwrap(), vec![path]);
+    }
+
+    #[test]
+    fn a_mark_before_a_text_is_taken_off_and_other_encodings_are_named_by_line() {
+        assert_eq!(text(b"\xef\xbb\xbfa\nb".to_vec()).unwrap(), "a\nb");
+        let e = text(b"fine\na dog\x92s ball".to_vec()).unwrap_err().to_string();
+        assert!(e.contains("line 2: byte 0x92 is not UTF-8") && e.contains("WINDOWS-1252"), "{e}");
+        assert!(text(b"\xff\xfea\0".to_vec()).unwrap_err().to_string().contains("UTF-16"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`error`] [`key`] [`fsx`] [`shipped`] [`exec`] | one typed error · randomness as a key path (Philox) · atomic files, digests, locks · what the binary carries · workers, cancellation, events |
+//! | [`error`] [`key`] [`fsx`] [`pickle`] [`shipped`] [`exec`] | one typed error · randomness as a key path (Philox) · atomic files, texts, digests, locks · Python's pickles, read and never run · what the binary carries · workers, cancellation, events |
 //! | [`nn`] | flat parameters; a network as a list of operations; its interpreters in [`nn::engine`]: `candle` (autograd) and `cpu` (our engine); [`nn::kernels`], which the engine and the language models share; losses, optimisers, the dynamic weight |
 //! | [`data`] | benchmarks, long tail, partitions, splits, batches, pools, captions, cached features, duplicates, the demo's world |
 //! | [`model`] | ResNets, CNN, MLP as operation lists; CLIP, Llama, LLaVA on candle, by their published names |
@@ -105,6 +105,7 @@
 pub mod error;
 pub mod key;
 pub mod fsx;
+pub mod pickle;
 pub mod shipped;
 pub mod exec;
 pub mod nn;

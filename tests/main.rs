@@ -1,5 +1,6 @@
 //! What is checked from outside, as one binary.
 
+mod cases;
 mod cli;
 mod config;
 mod demo_clip;

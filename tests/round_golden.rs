@@ -33,7 +33,7 @@ impl Samples for Noise {
 fn a_round_of_fedavg_from_an_exported_split_equals_pytorch() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/round");
     let labels: Vec<u32> = (0..24).map(|i| i % 10).collect();
-    let split = Split::import(&folder.join("split.json"), &labels, 10).unwrap();
+    let split = Split::import(&folder.join("split.json"), &labels, 10).unwrap().0;
     let model: ModelConfig = toml::from_str("kind = \"resnet8\"\nwidth = 4").unwrap();
     let net = Arc::new(model.build([3, 32, 32], Head::Classes(10)).unwrap());
     let want = Params::load(&folder.join("round.safetensors"), &net.layout).unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use super::{Changes, machine, put, say, voice};
+use super::{Changes, machine, put, say};
 use crate::error::{Class, Result};
 use crate::pipeline;
 
@@ -31,9 +31,6 @@ pub fn caption(c: &Caption, quiet: bool) -> Result<()> {
         Class::Stopped => e.hint("the same command goes on; no answer is repeated or lost"),
         _ => e,
     })?;
-    for (id, why) in done.report.undecodable.iter().take(5) {
-        voice::warn(&format!("{id}: {why}"));
-    }
     let kept = c.out.join("kept.jsonl");
     if c.json {
         return put(&json!({

@@ -9,7 +9,7 @@ use super::arms::arms;
 use super::report::show;
 use super::{Changes, Configured, machine, put, say};
 use crate::error::Result;
-use crate::nn::Params;
+use crate::model::weights::Start;
 use crate::pipeline::{self, Stages};
 
 /// `run`, `pretrain`, `finetune`, `align`.
@@ -28,7 +28,7 @@ pub fn stages(e: &Configured, stages: Stages, quiet: bool) -> Result<()> {
 pub struct Evaluate {
     /// The experiment's TOML file.
     config: PathBuf,
-    /// A model by PyTorch's names (safetensors).
+    /// A model by PyTorch's names: .safetensors, .pt, .pth, .bin or .npz.
     #[arg(long)]
     model: PathBuf,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct Evaluate {
 pub fn evaluate(e: &Evaluate, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(&e.config, &e.changes, quiet)?;
     let experiment = pipeline::Experiment::open(config, &cx)?;
-    let params = Params::load(&e.model, &experiment.net.layout)?;
+    let params = Start::whole(&e.model, &experiment.net.layout)?;
     let figures = experiment.judge().classifier(&experiment.net, &params, &cx)?;
     if e.json {
         let mut all = figures.to_json();

@@ -111,7 +111,8 @@ fn answer(a: &Ask, cx: &Context) -> Result<()> {
     let picture = Picture { height, width, pixels: planes.into() };
     let question = Question { picture, text: &a.question, raw: a.raw_prompt };
     if a.max_new_tokens.is_none() {
-        let room = llava.llm().config().max_position_embeddings.saturating_sub(llava.tokens(&question.prompt())?.len());
+        let context = llava.llm().config().max_position_embeddings;
+        let room = context.saturating_sub(llava.tokens(&question.prompt(&llava)?)?.len());
         decoding.max_new_tokens = decoding.max_new_tokens.min(room).max(1);
     }
     let heard = |piece: &str| if a.json { Ok(()) } else { write(piece) };

@@ -137,7 +137,8 @@ fn export(config: &Path, file: &Path, changes: &Changes, quiet: bool) -> Result<
 fn import(config: &Path, file: &Path, changes: &Changes, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(config, changes, quiet)?;
     let e = Experiment::open(config, &cx)?;
-    let split = data::Split::import(file, &e.benchmark.train.labels, e.benchmark.train.classes.len())?;
+    let (split, census) = data::import_split(file, &e.benchmark)?;
+    e.enter(&census, &cx)?;
     say(&format!("{} fits: {} clients, {} server images", file.display(), split.clients.len(), split.server.len()));
     say("use it in a config, or by --set:");
     put(&format!(

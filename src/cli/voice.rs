@@ -42,13 +42,6 @@ pub fn warning(text: &str) -> Option<String> {
     lock(&WARNED).insert(text.to_string()).then(|| format!("{} {text}", painted(STYLES.get_invalid(), "warning:")))
 }
 
-/// Says a warning, once.
-pub fn warn(text: &str) {
-    if let Some(text) = warning(text) {
-        line(&text);
-    }
-}
-
 /// A hint on a line of its own.
 pub fn hint(text: &str) {
     line(&format!("{} {text}", painted(STYLES.get_valid(), "hint:")));

@@ -1,7 +1,7 @@
 //! Names that users bring from other tools, and ours for them.
 
 /// (their name, where it comes from, our key and how to convert)
-const NAMES: [(&str, &str, &str); 26] = [
+const NAMES: [(&str, &str, &str); 27] = [
     ("fraction-train", "Flower", "federated.cohort, a number of clients: fraction × partition.clients"),
     ("fraction-fit", "Flower", "federated.cohort, a number of clients: fraction × partition.clients"),
     ("num-server-rounds", "Flower", "federated.rounds"),
@@ -28,6 +28,7 @@ const NAMES: [(&str, &str, &str); 26] = [
     ("epochs", "many", "federated.local_epochs"),
     ("rounds", "many", "federated.rounds"),
     ("seed", "many", "run.seed"),
+    ("tolerate", "what may be lost of a data set", "run.tolerate"),
 ];
 
 /// What to write instead of `name`, if another tool calls something so. Dashes and case do not matter.

@@ -58,6 +58,8 @@ pub struct RunConfig {
     pub cache: String,
     /// Whether finished stages are kept there too, for other runs of the same program that need the very same stage.
     pub share: bool,
+    /// Share of a source's images or records that may be unreadable or belong to nothing; more is an error.
+    pub tolerate: f64,
     /// Whether the records are written as TensorBoard's event file too.
     pub tensorboard: bool,
 }
@@ -73,6 +75,7 @@ impl Default for RunConfig {
             engine: Backend::default(),
             cache: "runs/cache".into(),
             share: false,
+            tolerate: 0.01,
             tensorboard: false,
         }
     }

@@ -5,15 +5,23 @@
 //!  "prompt": "…", "model": "…", "revision": "…", "decoding": {"temperature": 0.2}}
 //! ```
 //!
-//! Only `image` (an item's id, or its path in the pool) and `caption` or `captions` must be there. Where a digest is
-//! there, the image must have it.
+//! Only `image` (an item's id, or its path in the pool) and `caption` or `captions` must be there; `file_name` and `text`
+//! mean the same. Where a digest is there, the image must have it.
+//!
+//! LLaVA's training files are read too, as one JSON list or one record a line: each answer in `conversations` is a
+//! caption of the image. So are tables with a header, separated by commas or tabs: a column `image` (or `file_name`,
+//! `filename`, `filepath`) and a column `caption` (or `text`, `title`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
-use crate::error::{Error, Result};
+use super::census::{Census, Why};
+use crate::error::{Error, Place, Result};
 use crate::fsx;
 
 /// One line of a caption file.
@@ -54,26 +62,94 @@ pub struct Captions {
     pub records: Vec<Caption>,
     /// SHA-256 of the file.
     pub digest: String,
+    /// What was seen of the file.
+    pub census: Census,
 }
 
 impl Captions {
-    /// Reads a JSONL file; a line that is no record is named by its number.
+    /// Reads a caption file. A line that is no record is an error that names it; a record whose text holds half a
+    /// character, or that is about no image, is passed over and counted.
     pub fn read(path: &Path) -> Result<Captions> {
-        let text = fsx::read_text(path)?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let record = |(n, line): (usize, &str)| {
-            let wrong = |what: String| Error::data(format!("{} line {}: {what}", path.display(), n + 1));
-            let mut record: Caption = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-            record.captions.extend(record.caption.take());
-            record.captions.retain(|c| !c.trim().is_empty());
-            match record.captions.is_empty() {
-                true => Err(wrong(format!("image {} has no caption", record.image))),
-                false => Ok(record),
-            }
-        };
-        Ok(Captions { records: lines.map(record).collect::<Result<_>>()?, digest: fsx::sha256(text.as_bytes()) })
+        let bytes = fsx::read(path)?;
+        let digest = fsx::sha256(&bytes);
+        let text = fsx::text(bytes).at(|| path.display().to_string())?;
+        let mut captions =
+            Captions { digest, census: Census::new(path.display().to_string(), "records"), ..Default::default() };
+        captions.take_all(&text).at(|| path.display().to_string())?;
+        captions.census.read = captions.records.len();
+        Ok(captions)
     }
 
+    fn take_all(&mut self, text: &str) -> Result<()> {
+        if text.trim_start().starts_with('[') {
+            let list: Vec<Value> = fsx::json(text)?;
+            return list
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(n, value)| self.take(value, &format!("record {}", n + 1)));
+        }
+        if let Some((separator, image, caption)) = table(text) {
+            return self.take_table(text, separator, image, caption);
+        }
+        if let Ok(Value::Object(one)) = serde_json::from_str(text)
+            && !one.contains_key("image")
+            && !one.contains_key("file_name")
+        {
+            let keys: Vec<&String> = one.keys().take(5).collect();
+            return Err(Error::data(format!("one JSON object with the keys {keys:?}, expected a record a line"))
+                .hint("a record is {\"image\": \"a.png\", \"caption\": \"…\"}; a list of records is read too"));
+        }
+        for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match fsx::json_line(line, n + 1) {
+                Ok(value) => self.take(value, &format!("line {}", n + 1))?,
+                Err(e) if e.message().contains("half a character") => self.census.pass(Why::NoText, e.message()),
+                Err(e) => return Err(e.hint("expected one JSON object a line, or one JSON list of them")),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_table(&mut self, text: &str, separator: u8, image: usize, caption: usize) -> Result<()> {
+        let mut rows = csv::ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
+        for row in rows.records() {
+            let row = row.map_err(|e| match e.kind() {
+                csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
+                    let line = pos.as_ref().map_or(0, csv::Position::line);
+                    Error::data(format!("line {line}: {len} columns, the header has {expected_len}"))
+                        .hint("a text with the separator in it stands in quotes")
+                }
+                _ => Error::data("a damaged table"),
+            })?;
+            let line = row.position().map_or(0, csv::Position::line);
+            let of = |column: usize| row.get(column).unwrap_or_default();
+            self.take(serde_json::json!({ "image": of(image), "caption": of(caption) }), &format!("line {line}"))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, mut value: Value, place: &str) -> Result<()> {
+        rename(&mut value, "file_name", &["image"]);
+        rename(&mut value, "text", &["caption", "captions", "conversations"]);
+        let talk = value.get("conversations").map(answers).transpose().at(|| place)?;
+        if talk.is_some() && value.get("image").is_none() {
+            self.census.pass(Why::TextAlone, place);
+            return Ok(());
+        }
+        // By way of its text, so that an error speaks of JSON.
+        let mut record: Caption = fsx::json(&value.to_string())
+            .map_err(|e| Error::data(e.message().split_once(": ").map_or(e.message(), |(_, m)| m)).context(place))?;
+        if let Some(talk) = talk {
+            record.more.remove("conversations");
+            record.captions.extend(talk);
+        }
+        record.captions.extend(record.caption.take());
+        record.captions.retain(|c| !c.trim().is_empty());
+        if record.captions.is_empty() {
+            return Err(Error::data(format!("image {} has no caption", record.image)).context(place));
+        }
+        self.records.push(record);
+        Ok(())
+    }
     /// Writes the records, whole or not at all.
     pub fn save(records: &[Caption], path: &Path) -> Result<()> {
         let mut text = String::new();
@@ -83,6 +159,43 @@ impl Captions {
         }
         fsx::write_atomic(path, text.as_bytes())
     }
+}
+
+/// Separator and columns of a table with a header of images and captions, if it is one.
+fn table(text: &str) -> Option<(u8, usize, usize)> {
+    let header = text.lines().next()?.to_lowercase();
+    [b',', b'\t'].into_iter().find_map(|separator| {
+        let names: Vec<&str> = header.split(char::from(separator)).map(|n| n.trim().trim_matches('"')).collect();
+        let column = |known: &[&str]| names.iter().position(|n| known.contains(n));
+        let (image, caption) = (["image", "file_name", "filename", "filepath"], ["caption", "text", "title"]);
+        Some((separator, column(&image)?, column(&caption)?))
+    })
+}
+
+/// Gives a field the first of `names` where the record has none of them.
+fn rename(record: &mut Value, field: &str, names: &[&str]) {
+    if let Some(fields) = record.as_object_mut()
+        && !names.iter().any(|n| fields.contains_key(*n))
+        && let Some(value) = fields.remove(field)
+    {
+        fields.insert(names[0].to_string(), value);
+    }
+}
+
+/// What the assistant says in LLaVA's `conversations`.
+fn answers(talk: &Value) -> Result<Vec<String>> {
+    let turns = talk.as_array().ok_or_else(|| Error::data("conversations is no list of turns"))?;
+    let says = |turn: &&Value| matches!(turn["from"].as_str(), Some("gpt" | "assistant"));
+    Ok(turns.iter().filter(says).filter_map(|turn| turn["value"].as_str()).map(|v| v.trim().to_string()).collect())
+}
+
+/// A name as it is compared: composed characters (macOS takes them apart), slashes, no `./` in front.
+pub fn spelled(name: &str) -> Cow<'_, str> {
+    let name = name.trim_start_matches("./");
+    if is_nfc(name) && !name.contains('\\') {
+        return name.into();
+    }
+    name.nfc().map(|c| if c == '\\' { '/' } else { c }).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -114,6 +227,52 @@ mod tests {
     fn a_broken_or_empty_record_is_named_by_its_line() {
         let e = read("{\"image\": \"a\", \"caption\": \"x\"}\n{\"image\": \"b\"}\n").unwrap_err().to_string();
         assert!(e.contains("line 2: image b has no caption"), "{e}");
-        assert!(read("{\"caption\": \"x\"}").unwrap_err().to_string().contains("line 1: missing field `image`"));
+        let e = read("{\"image\": 3, \"caption\": \"x\"}").unwrap_err().to_string();
+        assert!(e.contains("line 1: the number 3, expected a text"), "{e}");
+        assert!(read("{\"a.png\": \"x\"}").unwrap_err().to_string().contains("expected a record a line"));
+    }
+
+    #[test]
+    fn llavas_own_form_is_read_as_a_list_and_by_lines() {
+        let talk = |n: &str| {
+            format!(
+                r#"{{"id": "{n}", "image": "{n}.png", "conversations": [{{"from": "human", "value": "<image>\nWhat?"}}, {{"from": "gpt", "value": "A {n}."}}]}}"#
+            )
+        };
+        let alone = r#"{"id": "t", "conversations": [{"from": "gpt", "value": "Yes."}]}"#;
+        for text in
+            [format!("[{},\n{},\n{alone}]", talk("a"), talk("b")), format!("{}\r\n{}\n{alone}\n", talk("a"), talk("b"))]
+        {
+            let got = read(&text).unwrap();
+            assert_eq!(
+                (got.records[1].image.as_str(), got.records[1].captions.as_slice()),
+                ("b.png", ["A b.".to_string()].as_slice())
+            );
+            assert_eq!((got.census.read, got.census.passed(Why::TextAlone)), (2, 1));
+        }
+    }
+
+    #[test]
+    fn tables_with_a_header_are_read() {
+        let got = read("image,caption\r\na.jpg,\"A dog, running .\"\r\na.jpg,A brown dog .\r\n").unwrap();
+        let texts: Vec<&str> = got.records.iter().map(|r| r.captions[0].as_str()).collect();
+        assert_eq!((got.records[0].image.as_str(), texts), ("a.jpg", vec!["A dog, running .", "A brown dog ."]));
+        assert_eq!(read("title\tfilepath\nA dog, running\tx/a.jpg\n").unwrap().records[0].image, "x/a.jpg");
+        let e = read("image,caption\na.jpg,A dog, running\n").unwrap_err().to_string();
+        assert!(e.contains("line 2: 3 columns, the header has 2"), "{e}");
+    }
+
+    #[test]
+    fn a_mark_before_the_file_is_no_matter_and_half_a_character_costs_its_record_alone() {
+        let got =
+            read("\u{feff}{\"image\": \"a\", \"caption\": \"x\"}\n{\"image\": \"b\", \"caption\": \"x \\ud83d\"}\n")
+                .unwrap();
+        assert_eq!((got.records.len(), got.census.passed(Why::NoText)), (1, 1));
+        assert!(got.census.line().contains("line 2: half a character"), "{}", got.census.line());
+    }
+
+    #[test]
+    fn names_are_compared_composed() {
+        assert_eq!(spelled("./cafe\u{301}\\a.png"), "caf\u{e9}/a.png");
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::census::Census;
 use super::dataset::{Benchmark, Dataset, Images, Order};
 use super::{hf_parquet, pickle, resolve};
 use crate::error::{Error, Place, Result};
@@ -213,7 +214,7 @@ impl Layout {
                 pixels.extend(batch.rows("data", PIXELS).at(place)?);
                 labels.extend(batch.labels(p.labels).at(place)?);
             }
-            self.dataset(part, pixels, labels, classes.clone())
+            self.dataset(part, folder, pixels, labels, classes.clone())
         };
         Benchmark::new(part("train", p.train)?, part("test", &[p.test])?)
     }
@@ -225,7 +226,7 @@ impl Layout {
             for path in files.iter().map(|f| folder.join(f)) {
                 self.read_binary(&path, &mut pixels, &mut labels)?;
             }
-            self.dataset(part, pixels, labels, self.classes.iter().map(ToString::to_string).collect())
+            self.dataset(part, folder, pixels, labels, self.classes.iter().map(ToString::to_string).collect())
         };
         Benchmark::new(part("train", b.train)?, part("test", &[b.test])?)
     }
@@ -247,9 +248,19 @@ impl Layout {
         Ok(())
     }
 
-    fn dataset(&self, part: &str, pixels: Vec<u8>, labels: Vec<u32>, classes: Vec<String>) -> Result<Dataset> {
+    fn dataset(
+        &self,
+        part: &str,
+        folder: &Path,
+        pixels: Vec<u8>,
+        labels: Vec<u32>,
+        classes: Vec<String>,
+    ) -> Result<Dataset> {
         let images = Images::new([3, 32, 32], pixels)?;
-        Dataset::new(format!("{} {part}", self.name), images, labels, classes, Order::Original)
+        let name = format!("{} {part}", self.name);
+        let mut census = Census::new(format!("{name} ({})", folder.display()), "images");
+        census.read = labels.len();
+        Ok(Dataset::new(name, images, labels, classes, Order::Original)?.counted(census))
     }
 }
 
@@ -298,6 +309,40 @@ mod tests {
             assert_eq!(seen(&set.train), expected("cifar10_train"), "{folder}");
             assert_eq!((set.train.order, set.test.len()), (Order::Original, 2));
         }
+    }
+
+    #[test]
+    fn batches_dumped_again_in_other_protocols_and_with_arrays_are_the_same() {
+        let (cx, plain) =
+            (Context::cpu(1), CIFAR10.load(&golden().join("cifar-10-batches-py"), &Context::cpu(1)).unwrap());
+        for folder in ["protocol-5", "arrays", "arrays-5"] {
+            let set = CIFAR10.load(&golden().join("cifar-10-again").join(folder), &cx).unwrap();
+            assert_eq!(
+                (set.train.digest, set.test.digest),
+                (plain.train.digest.clone(), plain.test.digest.clone()),
+                "{folder}"
+            );
+            assert_eq!((set.train.census.read, set.test.census.lost()), (5, 0));
+        }
+    }
+
+    #[test]
+    fn every_compression_of_parquet_is_read() {
+        for how in ["gzip", "brotli", "lz4", "zstd", "snappy", "none"] {
+            let shards = [golden().join(format!("compressions/{how}.parquet"))];
+            let set = hf_parquet::read("one", &shards, "fine_label", CIFAR100.classes, None, &Context::cpu(1)).unwrap();
+            assert_eq!(seen(&set), expected("cifar100_test"), "{how}");
+        }
+    }
+
+    #[test]
+    fn pfllibs_clients_are_found_by_their_pixels_and_test_images_stay_out() {
+        let set = CIFAR10.load(&golden().join("cifar-10-batches-py"), &Context::cpu(1)).unwrap();
+        let (split, census) = super::super::pfllib::import(&golden().join("pfllib"), &set).unwrap();
+        assert_eq!(split.clients, [vec![3, 0], vec![1]]);
+        assert_eq!((census.read, census.passed(super::super::Why::Test)), (3, 1));
+        let e = super::super::pfllib::import(&golden(), &set).unwrap_err().to_string();
+        assert!(e.contains("expected train/0.npz"), "{e}");
     }
 
     #[test]

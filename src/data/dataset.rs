@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::census::Census;
 use crate::error::{Error, Result};
 use crate::fsx;
 
@@ -89,6 +90,8 @@ pub struct Dataset {
     pub order: Order,
     /// SHA-256 over class names, shape, labels and pixels: names these very images in this very order.
     pub digest: String,
+    /// What its reader saw; without a source where it was not read from anywhere.
+    pub census: Census,
 }
 
 impl Dataset {
@@ -112,7 +115,13 @@ impl Dataset {
             )));
         }
         let digest = digest(&images, &labels, &classes);
-        Ok(Dataset { name, images, labels, classes, order, digest })
+        Ok(Dataset { name, images, labels, classes, order, digest, census: Census::default() })
+    }
+
+    /// With what its reader saw.
+    pub fn counted(mut self, census: Census) -> Self {
+        self.census = census;
+        self
     }
 
     /// Number of images.

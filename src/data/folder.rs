@@ -1,10 +1,12 @@
 //! A benchmark as folders: `train/<class>/<image>` and `test/<class>/<image>`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::census::{Census, Why};
 use super::dataset::{Benchmark, Dataset, Order};
 use super::{decode, resolve};
 use crate::error::{Error, Place, Result};
@@ -27,39 +29,104 @@ impl Default for FolderConfig {
     }
 }
 
-/// Reads both parts. Classes are the sorted names of the subfolders, the same in both.
+/// Reads both parts. Classes are the sorted names of the subfolders, the same in both; a class may be empty in `test`.
 pub fn load(config: &FolderConfig, cx: &Context) -> Result<Benchmark> {
     let root = resolve(&config.path)?;
-    let part = |part: &str| labelled(&format!("{} {part}", config.path), &root.join(part), config.size, cx);
-    Benchmark::new(part("train")?, part("test")?)
+    let part =
+        |part: &str, gaps: bool| labelled(&format!("{} {part}", config.path), &root.join(part), config.size, gaps, cx);
+    Benchmark::new(part("train", false)?, part("test", true)?)
 }
 
-/// Reads one folder of class folders, files in name order within each class.
-pub fn labelled(name: &str, folder: &Path, size: usize, cx: &Context) -> Result<Dataset> {
+/// Reads one folder of class folders: images to any depth in each, in torchvision's order. `gaps`: a class may have no
+/// image.
+pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context) -> Result<Dataset> {
+    let mut census = Census::new(folder.display().to_string(), "images");
     let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
-    for class in fsx::list(folder)?.into_iter().filter(|p| p.is_dir()) {
-        let images: Vec<PathBuf> = fsx::list(&class)?.into_iter().filter(|p| is_image(p)).collect();
-        labels.extend(std::iter::repeat_n(classes.len() as u32, images.len()));
-        files.extend(images);
-        classes.push(class.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
+    for path in fsx::list(folder)? {
+        let file_name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if hidden(&file_name) {
+            census.pass(Why::Hidden, file_name);
+        } else if path.is_dir() {
+            let mut own = Census::default();
+            let found = images(&path, folder, &mut own)?;
+            if found.is_empty() && !gaps {
+                return Err(empty(&file_name, folder, &own));
+            }
+            census.add(own);
+            labels.extend(std::iter::repeat_n(classes.len() as u32, found.len()));
+            files.extend(found);
+            classes.push(file_name);
+        } else {
+            let why = sort_out(&path).map_or(Why::Outside, |why| if why == Why::Ending { Why::Outside } else { why });
+            census.pass(why, file_name);
+        }
     }
     if files.is_empty() {
         return Err(Error::data(format!("{}: no class folder with images", folder.display()))
-            .hint("expected <class>/<image>.png (or .jpg, .jpeg, .webp)"));
+            .hint(format!("expected <class>/<image>; read are {}", decode::ENDINGS.join(", "))));
     }
+    census.read = files.len();
     let side = (size > 0).then_some(size);
-    let read = |i: usize| {
-        let path: &PathBuf = &files[i];
-        fsx::read(path).at(|| path.display().to_string())
-    };
-    let images = decode::all(cx, files.len(), side, read).map_err(|e| e.context(folder.display().to_string()))?;
-    Dataset::new(name, images, labels, classes, Order::Original)
+    let read = |i: usize| fsx::read(&files[i]);
+    let called = |i: usize| below(&files[i], folder);
+    let images = decode::all(cx, files.len(), side, called, read).at(|| folder.display().to_string())?;
+    Ok(Dataset::new(name, images, labels, classes, Order::Original)?.counted(census))
 }
 
-/// Whether the name ends as an image file's.
-pub fn is_image(path: &Path) -> bool {
-    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    path.is_file() && matches!(ending.as_deref(), Some("png" | "jpg" | "jpeg" | "webp"))
+fn empty(class: &str, folder: &Path, census: &Census) -> Error {
+    let of = |why| census.passed.get(&why).map(|p| p.first.join(", "));
+    let there =
+        of(Why::Ending).or_else(|| of(Why::Other)).map_or("it is empty".into(), |names| format!("there are {names}"));
+    Error::data(format!("{}: class {class} has no image; {there}", folder.display()))
+        .hint(format!("endings that are read: {}; take the folder out if it is no class", decode::ENDINGS.join(", ")))
+}
+
+/// Image files below a folder to any depth, ordered as torchvision's `ImageFolder` orders them; whatever else is there
+/// is counted by its path below `root`.
+pub(super) fn images(folder: &Path, root: &Path, census: &mut Census) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    walk(folder, root, &mut found, census)?;
+    found.sort_by(|a, b| (a.parent().map(Path::as_os_str), a).cmp(&(b.parent().map(Path::as_os_str), b)));
+    Ok(found)
+}
+
+fn walk(folder: &Path, root: &Path, found: &mut Vec<PathBuf>, census: &mut Census) -> Result<()> {
+    for path in fsx::list(folder)? {
+        if path.file_name().is_some_and(|n| hidden(&n.to_string_lossy())) {
+            census.pass(Why::Hidden, below(&path, root));
+        } else if path.is_dir() {
+            walk(&path, root, found, census)?;
+        } else {
+            match sort_out(&path) {
+                None => found.push(path),
+                Some(why) => census.pass(why, below(&path, root)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A path below a folder, with slashes.
+pub(super) fn below(path: &Path, root: &Path) -> String {
+    let below = path.strip_prefix(root).unwrap_or(path);
+    below.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+/// Names that begin with a dot, and what macOS and network storage leave in folders.
+pub(super) fn hidden(name: &str) -> bool {
+    name.starts_with('.') || ["__MACOSX", "@eaDir"].contains(&name)
+}
+
+/// Why a file is not read, if it is not.
+fn sort_out(path: &Path) -> Option<Why> {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    if decode::is_read(&ending) {
+        return None;
+    }
+    let mut first = Vec::new();
+    let read = fsx::open(path).map(|file| file.take(64).read_to_end(&mut first));
+    let foreign = decode::is_foreign(&ending, if read.is_ok() { &first } else { &[] });
+    Some(if foreign { Why::Ending } else { Why::Other })
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
+use parquet::basic::Compression;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
+use super::census::Census;
 use super::dataset::{Dataset, Order};
 use super::decode;
 use crate::error::{Error, Place, Result};
@@ -56,13 +58,17 @@ pub fn read(
             classes = class_names(&reader, label);
         }
     }
-    let images = decode::all(cx, files.len(), side, |i| Ok(files[i].data())).at(|| name.to_string())?;
+    let row = |i: usize| format!("row {i}");
+    let images = decode::all(cx, files.len(), side, row, |i| Ok(files[i].data())).at(|| name.to_string())?;
     let classes = classes.unwrap_or_else(|| fallback.iter().map(ToString::to_string).collect());
-    Dataset::new(name, images, labels, classes, Order::Unknown)
+    let folder = shards.first().and_then(|s| s.parent()).map(|f| f.display().to_string()).unwrap_or_default();
+    let mut census = Census::new(format!("{name} ({} Parquet files in {folder})", shards.len()), "images");
+    census.read = files.len();
+    Ok(Dataset::new(name, images, labels, classes, Order::Unknown)?.counted(census))
 }
 
-fn damaged(e: parquet::errors::ParquetError) -> Error {
-    Error::data(format!("cannot be read as Parquet: {e}"))
+fn damaged(_: parquet::errors::ParquetError) -> Error {
+    Error::data("cannot be read as Parquet: damaged, cut off, or another format").hint("fetch the file again")
 }
 
 fn read_shard<R: FileReader>(reader: &R, label: &str, files: &mut Vec<ByteArray>, labels: &mut Vec<u32>) -> Result<()> {
@@ -74,8 +80,14 @@ fn read_shard<R: FileReader>(reader: &R, label: &str, files: &mut Vec<ByteArray>
             .position(|c| wanted.contains(&c.as_str()))
             .ok_or_else(|| Error::data(format!("no column {}; there are {}", wanted.join(" or "), columns.join(", "))))
     };
-    let (images, labelled) = (find(&["img.bytes", "image.bytes"])?, find(&[label])?);
+    let (images, labelled) = (find(&["img.bytes", "image.bytes", "img", "image"])?, find(&[label])?);
     for g in 0..reader.num_row_groups() {
+        for column in [images, labelled] {
+            if reader.metadata().row_group(g).column(column).compression() == Compression::LZO {
+                return Err(Error::data(format!("{} is compressed with LZO, which is not read", columns[column]))
+                    .hint("write it again with zstd or snappy"));
+            }
+        }
         let group = reader.get_row_group(g).map_err(damaged)?;
         read_files(&*group, images, files).at(|| format!("row group {g}, {}", columns[images]))?;
         read_labels(&*group, labelled, labels).at(|| format!("row group {g}, {label}"))?;

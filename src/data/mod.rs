@@ -5,9 +5,10 @@
 //! | [`dataset`] | a benchmark in memory |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
 //! | [`decode`] | image files to pixels |
+//! | [`census`] | what each reader saw and passed over |
 //! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
 //! | [`reserve`] | the server's and the validation set |
-//! | [`split`], [`split_file`] | who holds what, its digests, its file |
+//! | [`split`], [`split_file`], [`pfllib`] | who holds what, its digests, its file, other tools' files |
 //! | [`shots`] | many, medium and few |
 //! | [`loader`] | augmented batches |
 //! | [`dsa`], [`autoaugment`] | stronger augmentations: of a batch, of one image's bytes |
@@ -29,6 +30,7 @@ use crate::shipped;
 
 pub mod autoaugment;
 pub mod captions;
+pub mod census;
 pub mod cifar;
 mod cifar_names;
 pub mod creff;
@@ -44,6 +46,7 @@ pub mod npy;
 pub mod numpy_rng;
 pub mod overlap;
 pub mod partition;
+pub mod pfllib;
 pub mod pickle;
 pub mod pool;
 pub mod reserve;
@@ -54,6 +57,7 @@ pub mod unlabelled;
 pub mod webdataset;
 pub mod world;
 
+pub use census::{Census, Ledger, Why};
 pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
 pub use features::Features;
@@ -96,6 +100,15 @@ pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
         DataConfig::Folder(c) => folder::load(c, cx),
         DataConfig::World(c) => world::World::new(c.clone(), key.fold(Purpose::World, 0))?.load(),
     }
+}
+
+/// Reads a split of a benchmark: a file of image indices, or PFLlib's folder of clients.
+pub fn import_split(path: &Path, benchmark: &Benchmark) -> Result<(Split, Census)> {
+    let train = &benchmark.train;
+    if path.is_dir() {
+        return pfllib::import(path, benchmark);
+    }
+    Split::import(path, &train.labels, train.classes.len())
 }
 
 /// A path as it is, or, where that does not exist and is relative, below `$FEDLLAVA_DATA`, or among what the binary

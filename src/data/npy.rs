@@ -10,7 +10,8 @@ use crate::fsx;
 /// An `.npy` file in C order: its shape and its numbers.
 pub(super) fn npy<T: npyz::Deserialize>(path: &Path) -> Result<(Vec<usize>, Vec<T>)> {
     let bytes = fsx::read(path)?;
-    let wrong = |e: std::io::Error| Error::data(format!("{}: not a readable .npy file: {e}", path.display()));
+    let wrong =
+        |_: std::io::Error| Error::data(format!("{}: no whole .npy file, or one of other numbers", path.display()));
     let file = npyz::NpyFile::new(bytes.as_slice()).map_err(wrong)?;
     if file.order() == npyz::Order::Fortran && file.shape().len() > 1 {
         return Err(
@@ -25,7 +26,8 @@ pub(super) fn npy<T: npyz::Deserialize>(path: &Path) -> Result<(Vec<usize>, Vec<
 pub fn npy_integers(path: &Path) -> Result<Vec<u32>> {
     let out_of_range = |v: i64| Error::data(format!("{}: {v} is not a label or row number", path.display()));
     let wide = |v: Vec<i64>| v.into_iter().map(|v| u32::try_from(v).map_err(|_| out_of_range(v))).collect();
-    let (bytes, descr) = (fsx::read(path)?, |e: std::io::Error| Error::data(format!("{}: {e}", path.display())));
+    let (bytes, descr) =
+        (fsx::read(path)?, |_: std::io::Error| Error::data(format!("{}: not a whole .npy file", path.display())));
     let kind = npyz::NpyFile::new(bytes.as_slice()).map_err(descr)?.dtype().descr();
     // The kind reads `'<u2'`: byte order, type, bytes.
     match kind.trim_matches('\'').trim_start_matches(['<', '>', '|', '=']) {
@@ -61,8 +63,7 @@ pub struct Row {
 impl Rows {
     /// Reads `*_rows.json`.
     pub fn read(path: &Path) -> Result<Rows> {
-        let text = fsx::read_text(path)?;
-        serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: {e}", path.display())))
+        fsx::read_json(path)
     }
 
     /// The row whose name is `class`: an exact match of the words or of one of their names; `_` counts as a space.

@@ -153,6 +153,21 @@ impl PartitionConfig {
         seed.map_or(run, Key::from_seed)
     }
 
+    /// The error of a client that drew nothing, the first of so many.
+    pub(super) fn empty(&self, client: usize, count: usize) -> Error {
+        let clients = self.clients();
+        let error = |why: &str| {
+            Error::input(format!(
+                "partition: client {client} drew no image, {count} of {clients} clients did not; {why}"
+            ))
+        };
+        match self {
+            PartitionConfig::Dirichlet(c) => error(&format!("min_size = {} allows that", c.min_size))
+                .hint("set partition.min_size to 1 or more, raise partition.alpha, or lower partition.clients"),
+            _ => error("there are too few images").hint("lower partition.clients"),
+        }
+    }
+
     /// Deals `kept` (image indices of each class, in draw order) to the clients; every image to exactly one.
     pub fn deal(&self, kept: &[Vec<u32>], run: Key) -> Result<Vec<Vec<u32>>> {
         let (clients, total) = (self.clients(), kept.iter().map(Vec::len).sum::<usize>());

@@ -1,76 +1,59 @@
-//! The CIFAR batches as Python pickles: `data` (numpy, `(images, 3072)` bytes) and lists of labels.
+//! The CIFAR batches as Python pickles: `data` (numpy, `(images, 3072)` bytes) and lists or arrays of labels.
 //!
-//! The published files were pickled by Python 2 (protocol 2, byte-string keys); later re-creations use text keys.
+//! The published files were pickled by Python 2 (protocol 2, byte-string keys); later re-creations use text keys and
+//! other protocols.
 
 use std::path::Path;
 
-use serde_pickle::{DeOptions, HashableValue, Value};
-
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use crate::pickle::{Item, Pickle};
 
 /// One unpickled batch or meta file: a dictionary.
-pub struct Batch(std::collections::BTreeMap<HashableValue, Value>);
+pub struct Batch(Pickle);
 
 impl Batch {
     /// Reads a pickle file that holds a dictionary.
     pub fn read(path: &Path) -> Result<Batch> {
-        let bytes = fsx::read(path)?;
         let place = || path.display().to_string();
-        // numpy's constructors are unknown here; the arrays' state, which holds shape and bytes, takes their place.
-        let options = DeOptions::new().replace_unresolved_globals();
-        match serde_pickle::value_from_slice(&bytes, options) {
-            Ok(Value::Dict(entries)) => Ok(Batch(entries)),
-            Ok(_) => Err(Error::data("the pickle does not hold a dictionary")).at(place),
-            Err(e) => Err(Error::data(format!("cannot be read as a pickle: {e}"))).at(place),
+        let (pickle, _) = Pickle::read(&fsx::read(path)?).at(place)?;
+        match pickle.root().pairs() {
+            Some(_) => Ok(Batch(pickle)),
+            None => Err(Error::data(format!("holds {}, expected a dictionary", pickle.root().what()))).at(place),
         }
     }
 
-    fn get(&self, key: &str) -> Result<&Value> {
-        let bytes = HashableValue::Bytes(key.as_bytes().to_vec());
-        let text = HashableValue::String(key.to_string());
-        self.0.get(&bytes).or_else(|| self.0.get(&text)).ok_or_else(|| Error::data(format!("the batch has no {key}")))
+    fn get(&self, key: &str) -> Result<Item<'_>> {
+        self.0.root().get(key).ok_or_else(|| Error::data(format!("the batch has no {key}")))
     }
 
     /// A two-dimensional array of bytes, row-major, whose rows have `width` bytes.
     pub fn rows(&self, key: &str, width: usize) -> Result<Vec<u8>> {
-        let wrong = |what: &str| Error::data(format!("{key} is not a numpy array of bytes: {what}"));
-        let Value::Tuple(state) = self.get(key)? else { return Err(wrong("no array state")) };
-        // numpy's `__setstate__`: (version, shape, dtype, column-major, bytes).
-        let [_, Value::Tuple(shape), _, Value::Bool(column_major), Value::Bytes(bytes)] = state.as_slice() else {
-            return Err(wrong("unknown array state"));
-        };
-        let [Value::I64(rows), Value::I64(columns)] = shape.as_slice() else {
-            return Err(wrong("not two-dimensional"));
-        };
-        let (rows, columns) = (*rows as usize, *columns as usize);
-        if columns != width || rows.checked_mul(columns) != Some(bytes.len()) {
-            return Err(wrong(&format!("shape ({rows}, {columns}), {} bytes, expected rows of {width}", bytes.len())));
+        let item = self.get(key)?;
+        let wrong = |what: String| Error::data(format!("{key}: {what}, expected an array of bytes in rows of {width}"));
+        let array = item.array().ok_or_else(|| wrong(item.what()))?.at(|| key)?;
+        match (array.shape.as_slice(), array.kind.as_str()) {
+            (&[_, columns], "u1") if columns == width => Ok(array.bytes),
+            (shape, kind) => Err(wrong(format!("shape {shape:?} of type {kind}"))),
         }
-        if !column_major {
-            return Ok(bytes.clone());
-        }
-        Ok((0..bytes.len()).map(|i| bytes[i % columns * rows + i / columns]).collect())
     }
 
-    /// A list of labels.
+    /// Labels, as a list or an array.
     pub fn labels(&self, key: &str) -> Result<Vec<u32>> {
-        let Value::List(items) = self.get(key)? else { return Err(Error::data(format!("{key} is not a list"))) };
-        let label = |v: &Value| match v {
-            Value::I64(n) => u32::try_from(*n).map_err(|_| Error::data(format!("{key}: {n} is no class"))),
-            other => Err(Error::data(format!("{key}: {other} is not an integer"))),
-        };
-        items.iter().map(label).collect()
+        let label = |n: i64| u32::try_from(n).map_err(|_| Error::data(format!("{key}: {n} is no class")));
+        self.get(key)?.integers().at(|| key)?.into_iter().map(label).collect()
     }
 
     /// A list of names.
     pub fn names(&self, key: &str) -> Result<Vec<String>> {
-        let Value::List(items) = self.get(key)? else { return Err(Error::data(format!("{key} is not a list"))) };
-        let name = |v: &Value| match v {
-            Value::Bytes(b) => Ok(String::from_utf8_lossy(b).into_owned()),
-            Value::String(s) => Ok(s.clone()),
-            other => Err(Error::data(format!("{key}: {other} is not a name"))),
+        let item = self.get(key)?;
+        let list = item.list().ok_or_else(|| Error::data(format!("{key}: {}, expected a list", item.what())))?;
+        let name = |v: Item| match v.bytes() {
+            Some(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            None => {
+                v.text().map(str::to_string).ok_or_else(|| Error::data(format!("{key}: {}, expected a name", v.what())))
+            }
         };
-        items.iter().map(name).collect()
+        list.into_iter().map(name).collect()
     }
 }

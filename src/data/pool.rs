@@ -1,7 +1,7 @@
 //! Open image pools for pretraining: a folder of images, or WebDataset shards, with what is said about the images.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use image::RgbImage;
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::captions::Captions;
+use super::captions::{Captions, spelled};
+use super::census::{Census, Why};
 use super::dataset::Images;
-use super::folder::is_image;
-use super::{decode, resolve, webdataset};
+use super::{decode, folder, resolve, webdataset};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::fsx;
@@ -97,6 +97,8 @@ pub struct Pool {
     pub supervised: bool,
     /// SHA-256 of the caption file, if there is one.
     pub captions_digest: Option<String>,
+    /// What was seen of the images, then of the caption file.
+    pub census: Vec<Census>,
 }
 
 /// Decoded images of one size, and what could not be decoded.
@@ -110,19 +112,22 @@ pub struct Decoded {
     pub failed: Vec<(String, String)>,
 }
 
-/// What a caption file did for a pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attached {
-    /// Items that have a caption now.
-    pub items: usize,
-    /// Records about images that the pool does not have.
-    pub strangers: usize,
+impl Decoded {
+    /// What decoding saw, for images of `source`.
+    pub fn census(&self, source: &str) -> Census {
+        let mut census = Census::new(format!("{source} decoded"), "images");
+        census.read = self.kept.len();
+        for (id, why) in &self.failed {
+            census.pass(Why::Unreadable, format!("{id}: {why}"));
+        }
+        census
+    }
 }
 
 /// Lists a pool and attaches its captions.
 pub fn load(config: &PoolConfig, cx: &Context) -> Result<Pool> {
     let (pool, captions) = match config {
-        PoolConfig::Folder(c) => (folder(c)?, &c.captions),
+        PoolConfig::Folder(c) => (from_folder(c)?, &c.captions),
         PoolConfig::Webdataset(c) => (webdataset::load(c)?, &c.captions),
         PoolConfig::World(_) => {
             return Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\""));
@@ -141,40 +146,43 @@ pub fn captioned(mut pool: Pool, captions: &str, cx: &Context) -> Result<Pool> {
         item.texts.clear();
     }
     let path = resolve(captions)?;
-    let attached = pool.attach(&Captions::read(&path)?, cx).at(|| format!("captions {}", path.display()))?;
-    if attached.items == 0 {
-        return Err(Error::data(format!("{}: no caption is about an image of {}", path.display(), pool.name))
-            .hint("`image` is an item's id: its path below the pool's folder, or its WebDataset key"));
+    let (given, name) = (Captions::read(&path)?, pool.name.clone());
+    let census = pool.attach(&given, cx).at(|| format!("captions {}", path.display()))?;
+    if census.joined.is_none_or(|(some, _)| some == 0) {
+        let (first, own) = (census.passed.get(&Why::NoImage), pool.items.first());
+        let first = first.and_then(|p| p.first.first()).cloned().unwrap_or_default();
+        let own = own.map(|i| i.id.clone()).unwrap_or_default();
+        return Err(Error::data(format!("{}: no caption is about an image of {name}", path.display())).hint(format!(
+            "`image` is an item's id: its path below the pool's folder, or its WebDataset key; the file has {first}, the pool {own}"
+        )));
     }
+    pool.census.push(census);
     Ok(pool)
 }
 
-fn folder(config: &FolderPoolConfig) -> Result<Pool> {
+fn from_folder(config: &FolderPoolConfig) -> Result<Pool> {
     let root = resolve(&config.path)?;
-    let mut files = Vec::new();
-    walk(&root, &mut files)?;
-    let id = |path: &Path| {
-        let below = path.strip_prefix(&root).unwrap_or(path);
-        below.components().map(|c| c.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
-    };
-    let item = |path: PathBuf| Item { id: id(&path), texts: Vec::new(), source: Source::File(path) };
+    let mut census = Census::new(config.path.clone(), "images");
+    let files = folder::images(&root, &root, &mut census)?;
+    census.read = files.len();
+    let item = |path: PathBuf| Item { id: folder::below(&path, &root), texts: Vec::new(), source: Source::File(path) };
     let mut items: Vec<Item> = files.into_iter().map(item).collect();
     items.sort_by(|a, b| a.id.cmp(&b.id));
-    Pool::new(config.path.clone(), items, false)
-}
-
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for path in fsx::list(folder)? {
-        if path.is_dir() {
-            walk(&path, files)?;
-        } else if is_image(&path) {
-            files.push(path);
-        }
-    }
-    Ok(())
+    Pool::read(&config.path, items, false, census)
 }
 
 impl Pool {
+    /// A pool of what a reader found, and what it saw.
+    pub(super) fn read(name: &str, items: Vec<Item>, supervised: bool, census: Census) -> Result<Pool> {
+        if items.is_empty() {
+            return Err(Error::data(format!("pool {name}: no image; {}", census.line()))
+                .hint(format!("endings that are read: {}", decode::ENDINGS.join(", "))));
+        }
+        let mut pool = Self::new(name, items, supervised)?;
+        pool.census.push(census);
+        Ok(pool)
+    }
+
     /// A pool of these items, whose ids are unique.
     pub fn new(name: impl Into<String>, items: Vec<Item>, supervised: bool) -> Result<Pool> {
         let name = name.into();
@@ -186,7 +194,7 @@ impl Pool {
         if let Some(pair) = ids.windows(2).find(|p| p[0] == p[1]) {
             return Err(Error::data(format!("pool {name}: two images are called {}", pair[0])));
         }
-        Ok(Pool { name, items, supervised, captions_digest: None })
+        Ok(Pool { name, items, supervised, captions_digest: None, census: Vec::new() })
     }
 
     /// Number of images.
@@ -233,6 +241,13 @@ impl Pool {
         decode::on_threads(cx, || (0..self.len()).into_par_iter().map(one).collect::<Result<Vec<_>>>())?
     }
 
+    /// SHA-256 of each image as it is seen, `(items,)`: of its bytes and of how they become pixels (turned by their EXIF
+    /// orientation). What is computed from pixels is kept under these.
+    pub fn seen_digests(&self, cx: &Context) -> Result<Vec<String>> {
+        let seen = |digest: String| fsx::sha256(format!("upright {digest}").as_bytes());
+        Ok(self.digests(cx)?.into_iter().map(seen).collect())
+    }
+
     /// Decodes the items at `wanted` to squares of `side` pixels. Undecodable ones are left out and reported; only if
     /// nothing is left is that an error.
     pub fn decode(&self, wanted: &[u32], side: usize, cx: &Context) -> Result<Decoded> {
@@ -267,18 +282,50 @@ impl Pool {
         }
     }
 
-    /// Gives each item the texts of the records about it, after those it has. A record whose digest is another than
-    /// the image's is refused.
-    pub fn attach(&mut self, captions: &Captions, cx: &Context) -> Result<Attached> {
-        let mut index: BTreeMap<&str, usize> = BTreeMap::new();
+    /// Which item each name of a record means: its id, or its id but for the ending. Names are compared as [`spelled`].
+    pub fn find<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Vec<Option<usize>> {
+        let mut index: BTreeMap<String, usize> = BTreeMap::new();
         for (i, item) in self.items.iter().enumerate() {
-            index.insert(&item.id, i);
+            index.entry(spelled(&item.id).into_owned()).or_insert(i);
         }
         let find = |name: &str| {
-            let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-            index.get(name).or_else(|| index.get(stem)).copied()
+            let name = spelled(name);
+            let base = name.rfind('/').map_or(0, |i| i + 1);
+            let last = name[base..].rfind('.').map(|i| &name[..base + i]);
+            let first = name[base..].find('.').filter(|i| *i > 0).map(|i| &name[..base + i]);
+            [Some(name.as_ref()), last, first].into_iter().flatten().find_map(|n| index.get(n)).copied()
         };
-        let found: Vec<Option<usize>> = captions.records.iter().map(|r| find(&r.image)).collect();
+        names.into_iter().map(find).collect()
+    }
+
+    /// What a caption file says of this pool: its own census with what it joins, and the item of each record. Records
+    /// about other images are no loss where every image of the pool has one: the file is a larger pool's.
+    pub fn match_up(&self, captions: &Captions) -> (Census, Vec<Option<usize>>) {
+        let found = self.find(captions.records.iter().map(|r| r.image.as_str()));
+        let met: std::collections::BTreeSet<usize> = found.iter().flatten().copied().collect();
+        let mut census = captions.census.clone();
+        census.read = found.iter().flatten().count();
+        census.joined = Some((met.len(), self.len()));
+        census.advice = self.other_root(captions, &found);
+        let why = if met.len() == self.len() { Why::Elsewhere } else { Why::NoImage };
+        let strangers = captions.records.iter().zip(&found).filter(|(_, at)| at.is_none());
+        strangers.for_each(|(record, _)| census.pass(why, record.image.as_str()));
+        (census, found)
+    }
+
+    /// What to say where every stranger would be met without the folder in front of its name.
+    fn other_root(&self, captions: &Captions, found: &[Option<usize>]) -> String {
+        let lost = || captions.records.iter().zip(found).filter(|(_, at)| at.is_none()).map(|(r, _)| r.image.as_str());
+        let root = lost().next().and_then(|name| name.rfind('/').map(|i| &name[..=i]));
+        let Some(root) = root.filter(|r| lost().all(|name| name.starts_with(r))) else { return String::new() };
+        let there = self.find(lost().map(|name| &name[root.len()..])).iter().all(Option::is_some);
+        if there { format!("without {root:?} in front they name images of the pool") } else { String::new() }
+    }
+
+    /// Gives each item the texts of the records about it, after those it has. A record whose digest is another than
+    /// the image's is refused.
+    pub fn attach(&mut self, captions: &Captions, cx: &Context) -> Result<Census> {
+        let (census, found) = self.match_up(captions);
         let check = |(record, at): (&super::captions::Caption, &Option<usize>)| -> Result<()> {
             let (Some(i), Some(digest)) = (at, &record.digest) else { return Ok(()) };
             if fsx::sha256(&self.bytes(*i)?) == digest.to_ascii_lowercase() {
@@ -291,16 +338,13 @@ impl Pool {
             .hint("caption this pool again"))
         };
         decode::on_threads(cx, || captions.records.par_iter().zip(&found).try_for_each(check))??;
-        let mut attached = Attached::default();
         for (record, at) in captions.records.iter().zip(found) {
-            match at {
-                Some(i) => self.items[i].texts.extend(record.captions.iter().cloned()),
-                None => attached.strangers += 1,
+            if let Some(i) = at {
+                self.items[i].texts.extend(record.captions.iter().cloned());
             }
         }
-        attached.items = self.items.iter().filter(|i| !i.texts.is_empty()).count();
         self.captions_digest = Some(captions.digest.clone());
-        Ok(attached)
+        Ok(census)
     }
 }
 
@@ -360,10 +404,10 @@ mod tests {
             record("b/1.png", "again", None),
             record("c.png", "none", None),
         ];
-        let attached = pool.attach(&Captions { records, digest: "d".into() }, &cx).unwrap();
-        assert_eq!(attached, Attached { items: 1, strangers: 1 });
+        let census = pool.attach(&Captions { records, ..Captions::default() }, &cx).unwrap();
+        assert_eq!((census.joined, census.read, census.passed(Why::NoImage)), (Some((1, 4)), 2, 1));
         assert_eq!(pool.items[1].texts, ["ten", "again"]);
-        let stale = Captions { records: vec![record("a.png", "x", Some("00".into()))], digest: "d".into() };
+        let stale = Captions { records: vec![record("a.png", "x", Some("00".into()))], ..Captions::default() };
         let e = pool.attach(&stale, &cx).unwrap_err().to_string();
         assert!(e.contains("caption of a.png was made from another image"), "{e}");
     }

@@ -79,7 +79,7 @@ pub fn from_folder(config: &ServerSetConfig, train: &Dataset, cx: &Context) -> R
         return Ok(None);
     }
     config.from_train(train.classes.len())?;
-    let found = folder::labelled("server set", &resolve(&config.path)?, train.images.shape()[1], cx)?;
+    let found = folder::labelled("server set", &resolve(&config.path)?, train.images.shape()[1], true, cx)?;
     let missing: Vec<&str> = train.classes.iter().filter(|c| !found.classes.contains(c)).map(String::as_str).collect();
     if !missing.is_empty() {
         return Err(Error::data(format!("server set {}: no folder for {}", config.path, missing.join(", "))));
@@ -99,7 +99,8 @@ pub fn from_folder(config: &ServerSetConfig, train: &Dataset, cx: &Context) -> R
         labels.extend(std::iter::repeat_n(y as u32, each));
     }
     let images = found.images.select(&indices);
-    Dataset::new("server set", images, labels, train.classes.clone(), found.order).map(Some)
+    let set = Dataset::new("server set", images, labels, train.classes.clone(), found.order)?;
+    Ok(Some(set.counted(found.census)))
 }
 
 /// The `validation` section.
@@ -165,8 +166,9 @@ fn held_of_class(clients: &[Vec<u32>], labels: &[u32], class: usize) -> Vec<u32>
 fn withdraw(name: &str, clients: &mut [Vec<u32>], mut gone: Vec<u32>) -> Result<()> {
     gone.sort_unstable();
     for (k, client) in clients.iter_mut().enumerate() {
+        let held = client.len();
         client.retain(|i| gone.binary_search(i).is_err());
-        if client.is_empty() {
+        if client.is_empty() && held > 0 {
             return Err(Error::input(format!("{name}: client {k} would hold no image"))
                 .hint(format!("lower {name}.per_class or partition.clients")));
         }

@@ -56,6 +56,9 @@ impl Split {
         };
         let mut tail = longtail.cut(labels, classes, draw)?;
         let mut clients = partition.deal(&tail.kept, key)?;
+        if let Some(client) = clients.iter().position(Vec::is_empty) {
+            return Err(partition.empty(client, clients.iter().filter(|c| c.is_empty()).count()));
+        }
         let root = partition.key(key);
         let mut take = |name: &str, n: usize, purpose: Purpose| {
             reserve::take(name, n, labels, &mut tail.discarded, &mut clients, root.fold(purpose, 0))

@@ -1,4 +1,9 @@
 //! WebDataset shards: tar files whose members `<key>.jpg`, `<key>.json`, `<key>.txt` make one sample.
+//!
+//! The key ends at the first dot of a name, as webdataset has it; behind it may stand a field (`<key>.input.jpg`). Where
+//! a key has several images (`scene 22.00.jpg`, `scene 22.01.jpg`), each is a sample with the texts of its field.
+
+mod sample;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,10 +13,12 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::census::{Census, Why};
 use super::pool::{Item, Pool, Source};
 use super::resolve;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use sample::{Said, in_shard, samples};
 
 /// `pool.kind = "webdataset"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +31,7 @@ pub struct WebDatasetConfig {
     /// A caption file (JSONL); empty: none.
     pub captions: String,
     /// What in the shards serves as text: a field of the JSON member (`words`), `txt` for the text member, or empty.
+    /// A text member of a field of its own is named whole: `outputs.txt`.
     pub text: String,
     /// Sentence around that text: `{}` is the text up to its first comma.
     pub template: String,
@@ -51,19 +59,28 @@ const LABELS: [&str; 6] = ["words", "wnid", "label", "class", "cls", "class_name
 pub(super) fn load(config: &WebDatasetConfig) -> Result<Pool> {
     let folder = resolve(&config.path)?;
     let shards = shards(&folder, config.shards)?;
-    let mut items = Vec::new();
+    let (mut items, mut census) = (Vec::new(), Census::new(config.path.clone(), "samples"));
     for shard in shards {
         let shard = Arc::new(shard);
-        let place = || format!("shard {}", shard.display());
-        for (key, sample) in samples(&shard).at(place)? {
-            let Some((offset, len)) = sample.image else { continue };
-            let texts = sample.text(config).at(|| format!("{key} in {}", shard.display()))?;
-            items.push(Item { id: key, texts, source: Source::Slice { file: shard.clone(), offset, len } });
+        for (key, sample) in samples(&shard, &mut census).at(|| format!("shard {}", shard.display()))? {
+            for (id, image) in sample.named(&key) {
+                let source = Source::Slice { file: shard.clone(), offset: image.offset, len: image.len };
+                match sample.text(config, &image.field).at(|| format!("{key} in {}", shard.display()))? {
+                    Said::Texts(texts) => items.push(Item { id, texts, source }),
+                    Said::Nonsense(why) => census.pass(Why::NoText, in_shard(&shard, &why)),
+                }
+            }
+            if sample.images.is_empty() && sample.others.is_empty() {
+                census.pass(Why::NoImage, in_shard(&shard, &key));
+            } else if sample.images.is_empty() {
+                sample.others.iter().for_each(|name| census.pass(Why::Ending, in_shard(&shard, name)));
+            }
         }
     }
+    census.read = items.len();
     tell_apart(&mut items);
     let supervised = !config.text.is_empty() && (config.supervised || LABELS.contains(&config.text.as_str()));
-    Pool::new(config.path.clone(), items, supervised)
+    Pool::read(&config.path, items, supervised, census)
 }
 
 /// The tar files of a folder by name and number (`9.tar` before `10.tar`); a missing one is an error.
@@ -98,82 +115,6 @@ fn numbered(path: &Path) -> (String, Option<u64>) {
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     let name = stem.trim_end_matches(|c: char| c.is_ascii_digit());
     (name.to_string(), stem[name.len()..].parse().ok())
-}
-
-/// The members of one sample.
-#[derive(Default)]
-struct Sample {
-    image: Option<(u64, u64)>,
-    json: Option<serde_json::Value>,
-    txt: Option<String>,
-}
-
-impl Sample {
-    /// The text that the config asks for, in its sentence.
-    fn text(&self, config: &WebDatasetConfig) -> Result<Vec<String>> {
-        let text = match config.text.as_str() {
-            "" => return Ok(Vec::new()),
-            "txt" => self.txt.clone(),
-            field => self.json.as_ref().and_then(|j| j.get(field)?.as_str().map(str::to_string)),
-        };
-        let text = text.ok_or_else(|| {
-            let fields: Vec<&str> =
-                self.json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
-            Error::data(format!("no text `{}`; its JSON has {}", config.text, fields.join(", ")))
-                .hint("set pool.text to a field that is there, or to \"\"")
-        })?;
-        let name = if config.template == "{}" { text.trim() } else { text.split(',').next().unwrap_or("").trim() };
-        Ok(vec![config.template.replace("{}", name)])
-    }
-}
-
-/// The samples of a shard in order of their first member.
-fn samples(shard: &Path) -> Result<Vec<(String, Sample)>> {
-    let broken = |e: std::io::Error| Error::data(format!("not a whole tar file: {e}"));
-    let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
-    let mut archive = tar::Archive::new(fsx::open(shard)?);
-    let mut samples: Vec<(String, Sample)> = Vec::new();
-    let mut index = BTreeMap::new();
-    for entry in archive.entries_with_seek().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let Some((key, ending)) = member(&path) else { continue };
-        let (offset, len) = (entry.raw_file_position(), entry.size());
-        if offset.saturating_add(len) > length {
-            return Err(broken(std::io::Error::other(format!("{path} is cut"))));
-        }
-        let at = *index.entry(key.clone()).or_insert_with(|| {
-            samples.push((key, Sample::default()));
-            samples.len() - 1
-        });
-        let sample = &mut samples[at].1;
-        match ending.as_str() {
-            "jpg" | "jpeg" | "png" | "webp" => sample.image = Some((offset, len)),
-            "json" | "txt" => {
-                let mut text = String::new();
-                entry.read_to_string(&mut text).map_err(broken).at(|| path.clone())?;
-                if ending == "txt" {
-                    sample.txt = Some(text);
-                } else {
-                    let json = serde_json::from_str(&text);
-                    sample.json = Some(json.map_err(|e| Error::data(format!("{path}: {e}")))?);
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(samples)
-}
-
-/// WebDataset's rule: the key ends at the first dot of the file name.
-fn member(path: &str) -> Option<(String, String)> {
-    let path = path.trim_start_matches("./");
-    let start = path.rfind('/').map_or(0, |i| i + 1);
-    let dot = start + path[start..].find('.')?;
-    (dot > start).then(|| (path[..dot].to_string(), path[dot + 1..].to_ascii_lowercase()))
 }
 
 /// Keys that come back in another shard get the shard's name in front.
@@ -254,6 +195,58 @@ mod tests {
         assert_eq!(pool.items[1].texts, ["a photo of a frog"]);
         let e = text("caption", "{}").unwrap_err().to_string();
         assert!(e.contains("no text `caption`") && e.contains("words"), "{e}");
+    }
+
+    #[test]
+    fn names_with_dots_and_fields_are_samples_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = |v: u8| png(2, 2, move |_, _| [v; 3]);
+        let text = |t: &str| t.as_bytes().to_vec();
+        let members = [
+            ("1.jpg", image(1)),
+            ("1.txt", text("one")),
+            ("2.v2.jpg", image(2)),
+            ("2.v2.txt", text("two")),
+            ("3.input.jpg", image(3)),
+            ("3.txt", text("three")),
+            ("v1.0/scene 4.00.jpg", image(4)),
+            ("v1.0/scene 4.00.txt", text("four")),
+            ("v1.0/scene 4.01.jpg", image(5)),
+            ("v1.0/scene 4.01.txt", text("five")),
+            ("6.gif", image(6)),
+            ("6.txt", text("six")),
+            ("._1.jpg", text("x")),
+        ];
+        write(dir.path(), "0.tar", &members);
+        let pool = load_config(&WebDatasetConfig { text: "txt".into(), ..config(dir.path()) }).unwrap();
+        let got: Vec<(&str, &str)> = pool.items.iter().map(|i| (i.id.as_str(), i.texts[0].as_str())).collect();
+        let want =
+            [("1", "one"), ("2", "two"), ("3", "three"), ("v1.0/scene 4.00", "four"), ("v1.0/scene 4.01", "five")];
+        assert_eq!(got, want);
+        let census = &pool.census[0];
+        assert_eq!((census.read, census.passed(Why::Ending), census.passed(Why::Hidden)), (5, 1, 1));
+    }
+
+    #[test]
+    fn a_text_that_is_none_costs_its_sample_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = |v: u8| png(2, 2, move |_, _| [v; 3]);
+        let members = [
+            ("1.jpg", image(1)),
+            ("1.txt", b"\xef\xbb\xbfone".to_vec()),
+            ("2.jpg", image(2)),
+            ("2.txt", b"a dog\x92s ball".to_vec()),
+        ];
+        write(dir.path(), "0.tar", &members);
+        let pool = load_config(&WebDatasetConfig { text: "txt".into(), ..config(dir.path()) }).unwrap();
+        assert_eq!((pool.len(), pool.items[0].texts[0].as_str(), pool.census[0].passed(Why::NoText)), (1, "one", 1));
+        assert!(
+            pool.census[0].line().contains("0.tar: 2.txt: line 1: byte 0x92 is not UTF-8"),
+            "{}",
+            pool.census[0].line()
+        );
+        let all = load_config(&config(dir.path())).unwrap();
+        assert_eq!(all.len(), 2, "texts that nobody asks for are no matter");
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub struct Feed {
     pub view: View,
     /// Samples in a batch; 0 for all.
     pub batch_size: usize,
-    /// Whether a last batch that is not full is left out.
+    /// Whether a last batch that is not full is left out, unless it is the only one.
     pub drop_last: bool,
     /// Columns that are joined by the images' numbers.
     pub columns: Vec<Name>,
@@ -261,7 +261,7 @@ impl Brief {
     pub fn training(now: &Now<'_>) -> Train<'static> {
         let config = now.config;
         Train {
-            feeds: vec![Feed { batch_size: config.batch_size, ..Feed::default() }],
+            feeds: vec![Feed { batch_size: config.batch_size, drop_last: config.drop_last, ..Feed::default() }],
             length: config.length(now.clients),
             optimiser: config.optimiser.clone(),
             rate: Schedule::Constant(config.rate(now.round)),

@@ -52,6 +52,8 @@ pub struct FederatedConfig {
     pub local_epochs: usize,
     /// Samples in a local step; 0 takes all of a client's data at once.
     pub batch_size: usize,
+    /// Whether a last batch that is not full is left out; a client with fewer images than a batch keeps its only one.
+    pub drop_last: bool,
     /// The clients' optimiser, fresh in every round.
     pub optimiser: OptimiserConfig,
     /// The learning rate is multiplied by this after every round.
@@ -75,6 +77,7 @@ impl Default for FederatedConfig {
             cohort_draw: cohort::CohortDraw::Key,
             local_epochs: 10,
             batch_size: 32,
+            drop_last: false,
             optimiser: OptimiserConfig::default(),
             lr_decay: 1.0,
             eval_every: 1,
@@ -108,6 +111,16 @@ impl FederatedConfig {
         algorithm.check()
     }
 
+    /// Whether a client with so many images trains on a batch of a single one.
+    pub fn leaves_one(&self, images: usize) -> bool {
+        let size = if self.batch_size == 0 { images.max(1) } else { self.batch_size };
+        match images {
+            0 => false,
+            1 => true,
+            n => size == 1 || (n % size == 1 && !(self.drop_last && n > size)),
+        }
+    }
+
     /// The learning-rate factor of a round, from 1.
     pub fn rate(&self, round: usize) -> f32 {
         self.lr_decay.powi(round.saturating_sub(1) as i32)
@@ -128,5 +141,18 @@ impl FederatedConfig {
             Mode::Centralised => Length::Passes((self.local_epochs * self.cohort) as f64 / clients.max(1) as f64),
             _ => Length::Epochs(self.local_epochs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_image_is_left_over_as_the_batches_fall() {
+        let config = |batch_size, drop_last| FederatedConfig { batch_size, drop_last, ..FederatedConfig::default() };
+        assert!(config(8, false).leaves_one(9) && config(8, false).leaves_one(1) && config(1, true).leaves_one(5));
+        assert!(!config(8, false).leaves_one(10) && !config(8, true).leaves_one(9) && !config(0, false).leaves_one(9));
+        assert!(config(8, true).leaves_one(1));
     }
 }

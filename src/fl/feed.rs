@@ -100,7 +100,7 @@ impl<'a> Stream<'a> {
     pub fn batches(&self) -> usize {
         match self.feed.order {
             Order::ByClass { .. } => self.classes().values().filter(|of| !of.is_empty()).count(),
-            _ if self.feed.drop_last => self.ids.len() / self.size,
+            _ if self.feed.drop_last => (self.ids.len() / self.size).max(usize::from(!self.ids.is_empty())),
             _ => self.ids.len().div_ceil(self.size),
         }
     }

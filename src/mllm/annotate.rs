@@ -12,6 +12,7 @@ use super::prompt::Instruction;
 use crate::data::captions::Caption;
 use crate::data::decode;
 use crate::data::pool::Pool;
+use crate::data::{Census, Why};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::fsx;
@@ -42,6 +43,16 @@ pub struct Report {
     pub undecodable: Vec<(String, String)>,
     /// Questions to which the captioner had no answer.
     pub unanswered: usize,
+}
+
+impl Report {
+    /// What was seen of the `images` of a source.
+    pub fn census(&self, source: &str, images: usize) -> Census {
+        let mut census = Census::new(format!("{source} captioned"), "images");
+        census.read = images.saturating_sub(self.undecodable.len());
+        self.undecodable.iter().for_each(|(id, why)| census.pass(Why::Unreadable, format!("{id}: {why}")));
+        census
+    }
 }
 
 /// A batch's records, its undecodable images, its unanswered questions.

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::exec::Context;
 use crate::key::Key;
 use crate::model::clip::Picture;
-use crate::model::llava::{IMAGE, Llava, Query, Turn, vicuna};
+use crate::model::llava::{IMAGE, Llava, Query, Turn};
 use crate::model::sample::Decoding;
 
 /// A question.
@@ -39,11 +39,11 @@ pub struct Asked {
 }
 
 impl Question<'_> {
-    /// The prompt as the model reads it.
-    pub fn prompt(&self) -> String {
+    /// The prompt as this model reads it.
+    pub fn prompt(&self, llava: &Llava) -> Result<String> {
         match self.raw {
-            true => self.text.to_string(),
-            false => vicuna(&[Turn::about_image(self.text)], true),
+            true => Ok(self.text.to_string()),
+            false => llava.prompt(&[Turn::about_image(self.text)], true),
         }
     }
 }
@@ -57,7 +57,7 @@ pub fn ask(
     cx: &Context,
     mut heard: impl FnMut(&str) -> Result<()>,
 ) -> Result<Asked> {
-    let prompt = question.prompt();
+    let prompt = question.prompt(llava)?;
     let images = prompt.matches(IMAGE).count().min(1);
     let prompt_tokens = llava.tokens(&prompt)?.len();
     let began = std::time::Instant::now();

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::prompt::Instruction;
-use crate::data::captions::{Caption, Captions};
+use crate::data::captions::{Caption, Captions, spelled};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
 use crate::model::clip::Picture;
 use crate::model::hub;
-use crate::model::llava::{Llava, Query, Turn, vicuna};
+use crate::model::llava::{Llava, Query, Turn};
 use crate::model::sample::Decoding;
 
 /// The `caption.captioner` section.
@@ -156,7 +156,7 @@ impl Captioner for LlavaCaptioner {
     fn answers(&self, images: &[Seen], prompt: &Instruction, cx: &Context) -> Result<Vec<Option<Answer>>> {
         let pictures: Vec<Picture> = images.iter().map(|s| s.picture.clone()).collect();
         let features = self.model.see(&pictures)?;
-        let text = vicuna(&[Turn::about_image(&prompt.text)], true);
+        let text = self.model.prompt(&[Turn::about_image(&prompt.text)], true)?;
         let query = |(i, seen): (usize, &Seen)| Query {
             prompt: &text,
             images: vec![i],
@@ -181,10 +181,10 @@ pub struct FileCaptioner {
 impl FileCaptioner {
     /// Reads the file.
     pub fn open(path: &Path) -> Result<Self> {
-        let Captions { records, digest } = Captions::read(path)?;
+        let Captions { records, digest, .. } = Captions::read(path)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let identity = Identity { model: format!("file:{name}"), revision: digest, decoding: Value::Null };
-        let records = records.into_iter().map(|r| ((r.image.clone(), r.prompt.clone()), r)).collect();
+        let records = records.into_iter().map(|r| ((spelled(&r.image).into_owned(), r.prompt.clone()), r)).collect();
         Ok(FileCaptioner { identity, records })
     }
 }
@@ -196,7 +196,7 @@ impl Captioner for FileCaptioner {
 
     fn answers(&self, images: &[Seen], prompt: &Instruction, _: &Context) -> Result<Vec<Option<Answer>>> {
         let answer = |seen: &Seen| {
-            let of = |prompt: Option<String>| self.records.get(&(seen.id.to_string(), prompt));
+            let of = |prompt: Option<String>| self.records.get(&(spelled(seen.id).into_owned(), prompt));
             let Some(record) = of(Some(prompt.id.clone())).or_else(|| of(None)) else { return Ok(None) };
             if record.digest.as_ref().is_some_and(|d| !d.eq_ignore_ascii_case(seen.digest)) {
                 return Err(Error::data(format!("the caption of {} was made from another image", seen.id)));

@@ -1,7 +1,8 @@
 //! Models by Hugging Face id or by folder.
 //!
-//! A folder is used as it is. An id is looked up in the Hub's cache (`HF_HOME`, `HF_HUB_CACHE`); only when it is not
-//! there, and the feature `net` is on, and `HF_HUB_OFFLINE` is not set, is it fetched (`HF_TOKEN`, `HF_ENDPOINT`).
+//! A folder is used as it is. An id is looked up in the Hub's cache (`HF_HUB_CACHE`, the older `HUGGINGFACE_HUB_CACHE`,
+//! `HF_HOME`; `~` and `$NAME` in them are understood); only when it is not there, and the feature `net` is on, and neither
+//! `HF_HUB_OFFLINE` nor `TRANSFORMERS_OFFLINE` is set, is it fetched (`HF_TOKEN`, `HF_ENDPOINT`).
 
 use std::path::{Path, PathBuf};
 
@@ -17,14 +18,31 @@ pub fn resolve(id_or_folder: &str) -> Result<PathBuf> {
         return Err(Error::input(format!("{id_or_folder:?} is neither a folder nor a Hugging Face id"))
             .hint("an id looks like openai/clip-vit-base-patch32"));
     }
-    if let Some(snapshot) = cached(&cache(&env)?, id_or_folder) {
+    let cache = cache(&env)?;
+    if let Some(snapshot) = cached(&cache, id_or_folder) {
         return Ok(snapshot);
     }
-    if offline(&env) {
-        return Err(Error::environment(format!("{id_or_folder} is not in the Hub's cache, and HF_HUB_OFFLINE is set"))
-            .hint(by_hand(id_or_folder)));
+    if let Some(name) = offline(&env) {
+        return Err(Error::environment(format!(
+            "{id_or_folder}: {}, and {name} is set",
+            missing(&cache, id_or_folder)
+        ))
+        .hint(by_hand(id_or_folder)));
     }
-    fetch(id_or_folder)
+    fetch(id_or_folder).map_err(|e| e.context(missing(&cache, id_or_folder)))
+}
+
+/// What of an id the cache lacks, and where that was looked for.
+fn missing(cache: &Path, id: &str) -> String {
+    let repo = repository(cache, id);
+    match repo.is_dir() {
+        true => format!("no whole snapshot of `main` (config.json and weights) in {}", repo.display()),
+        false => format!("not in the Hub's cache ({})", repo.display()),
+    }
+}
+
+fn repository(cache: &Path, id: &str) -> PathBuf {
+    cache.join(format!("models--{}", id.replace('/', "--")))
 }
 
 fn env(name: &str) -> Option<String> {
@@ -46,18 +64,44 @@ fn by_hand(id: &str) -> String {
 
 /// The Hub's cache folder, by the rules of huggingface_hub.
 fn cache(env: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
-    if let Some(path) = env("HF_HUB_CACHE") {
-        return Ok(path.into());
+    if let Some(path) = env("HF_HUB_CACHE").or_else(|| env("HUGGINGFACE_HUB_CACHE")) {
+        return Ok(expanded(&path, env));
     }
     if let Some(home) = env("HF_HOME") {
-        return Ok(Path::new(&home).join("hub"));
+        return Ok(expanded(&home, env).join("hub"));
     }
     let home = match (env("XDG_CACHE_HOME"), env("HOME").or_else(|| env("USERPROFILE"))) {
-        (Some(cache), _) => PathBuf::from(cache),
+        (Some(cache), _) => expanded(&cache, env),
         (None, Some(home)) => Path::new(&home).join(".cache"),
         (None, None) => return Err(Error::environment("no home folder is known").hint("set HF_HOME")),
     };
     Ok(home.join("huggingface").join("hub"))
+}
+
+/// A path with `~`, `$NAME` and `${NAME}` filled in; unknown names stay as they are.
+fn expanded(path: &str, env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
+    let home = || env("HOME").or_else(|| env("USERPROFILE"));
+    let rest = path.strip_prefix('~').filter(|r| r.is_empty() || r.starts_with('/'));
+    let whole = rest.and_then(|r| Some(home()? + r)).unwrap_or_else(|| path.to_string());
+    let (mut out, mut rest) = (String::new(), whole.as_str());
+    while let Some(at) = rest.find('$') {
+        let behind = &rest[at + 1..];
+        let plain = behind.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(behind.len());
+        let (name, length) = match behind.strip_prefix('{').and_then(|b| b.find('}').map(|n| &b[..n])) {
+            Some(name) => (name, name.len() + 3),
+            None => (&behind[..plain], plain + 1),
+        };
+        out.push_str(&rest[..at]);
+        out.push_str(&env(name).unwrap_or_else(|| rest[at..at + length].to_string()));
+        rest = &rest[at + length..];
+    }
+    (out + rest).into()
+}
+
+/// The variable that forbids the network, if one does.
+fn offline(env: &dyn Fn(&str) -> Option<String>) -> Option<&'static str> {
+    let on = |name: &str| env(name).is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()));
+    ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| on(name))
 }
 
 /// The Hub's cache folder, and the ids of the models that lie whole in it, sorted.
@@ -72,18 +116,12 @@ pub fn in_cache() -> Result<(PathBuf, Vec<String>)> {
     Ok((folder, ids))
 }
 
-fn offline(env: &dyn Fn(&str) -> Option<String>) -> bool {
-    env("HF_HUB_OFFLINE").is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()))
-}
-
 /// The snapshot of `main` in the cache, if it has a config and weights.
 fn cached(cache: &Path, id: &str) -> Option<PathBuf> {
-    let repo = cache.join(format!("models--{}", id.replace('/', "--")));
+    let repo = repository(cache, id);
     let commit = std::fs::read_to_string(repo.join("refs").join("main")).ok()?;
     let snapshot = repo.join("snapshots").join(commit.trim());
-    let has = |name: &str| snapshot.join(name).is_file();
-    let whole = has("model.safetensors") || has("pytorch_model.bin") || crate::model::weights::complete(&snapshot);
-    (has("config.json") && whole).then_some(snapshot)
+    (snapshot.join("config.json").is_file() && crate::model::weights::complete(&snapshot)).then_some(snapshot)
 }
 
 #[cfg(not(feature = "net"))]
@@ -98,9 +136,10 @@ fn wanted(files: &[String]) -> Vec<&String> {
     let top = |f: &&String| !f.contains('/');
     let safe = files.iter().filter(top).any(|f| f.ends_with(".safetensors"));
     let keep = |f: &&String| {
-        let weights = if safe { f.ends_with(".safetensors") } else { *f == "pytorch_model.bin" };
-        let index = f.ends_with(".bin.index.json");
-        weights || (f.ends_with(".json") && !index) || *f == "merges.txt" || f.ends_with(".model")
+        let old = f.starts_with("pytorch_model") && (f.ends_with(".bin") || f.ends_with(".bin.index.json"));
+        let weights = if safe { f.ends_with(".safetensors") } else { old };
+        let other = f.ends_with(".json") && !f.ends_with(".bin.index.json");
+        weights || other || *f == "merges.txt" || f.ends_with(".model") || f.ends_with(".jinja")
     };
     files.iter().filter(top).filter(keep).collect()
 }
@@ -132,7 +171,7 @@ fn fetch(id: &str) -> Result<PathBuf> {
         let path = pinned.get(file).map_err(failed)?;
         folder = path.parent().map(Path::to_path_buf);
     }
-    let reference = cache(&env)?.join(format!("models--{}", id.replace('/', "--"))).join("refs").join("main");
+    let reference = repository(&cache(&env)?, id).join("refs").join("main");
     crate::fsx::write_atomic(&reference, info.sha.as_bytes())?;
     folder.ok_or_else(|| Error::data(format!("{id} has no model files")))
 }
@@ -166,7 +205,16 @@ mod tests {
         assert_eq!(cache(&vars(&[("HF_HOME", "/h"), ("HOME", "/u")])).unwrap(), Path::new("/h/hub"));
         assert_eq!(cache(&vars(&[("HOME", "/u")])).unwrap(), Path::new("/u/.cache/huggingface/hub"));
         assert!(cache(&vars(&[])).is_err());
-        assert!(offline(&vars(&[("HF_HUB_OFFLINE", "1")])) && !offline(&vars(&[("HF_HUB_OFFLINE", "0")])));
+        assert_eq!(cache(&vars(&[("HUGGINGFACE_HUB_CACHE", "/old")])).unwrap(), Path::new("/old"));
+        for home in ["~/home", "$HOME/home", "${HOME}/home"] {
+            assert_eq!(cache(&vars(&[("HF_HOME", home), ("HOME", "/u")])).unwrap(), Path::new("/u/home/hub"), "{home}");
+        }
+        assert_eq!(cache(&vars(&[("HF_HUB_CACHE", "/a/$NO/~b")])).unwrap(), Path::new("/a/$NO/~b"));
+        assert_eq!(
+            offline(&vars(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")])),
+            Some("TRANSFORMERS_OFFLINE")
+        );
+        assert_eq!(offline(&vars(&[("HF_HUB_OFFLINE", "0")])), None);
     }
 
     #[test]
@@ -191,5 +239,15 @@ mod tests {
         assert_eq!(wanted(&both), ["config.json", "merges.txt", "model.safetensors"]);
         let old = files(&["config.json", "flax_model.msgpack", "pytorch_model.bin", "onnx/model.onnx"]);
         assert_eq!(wanted(&old), ["config.json", "pytorch_model.bin"]);
+        let shards = files(&[
+            "pytorch_model-00001-of-00002.bin",
+            "pytorch_model.bin.index.json",
+            "chat_template.jinja",
+            "training_args.bin",
+        ]);
+        assert_eq!(
+            wanted(&shards),
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "chat_template.jinja"]
+        );
     }
 }

@@ -3,6 +3,12 @@
 //! A model's definition asks a [`Source`] for each tensor by name and shape and says how a fresh one is drawn; so the
 //! same definition loads a checkpoint, starts from random weights, and trains.
 
+mod start;
+mod torch;
+
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +16,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use sha2::{Digest, Sha256};
@@ -18,6 +23,8 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Place, Result, closest};
 use crate::fsx;
 use crate::key::{Key, Purpose};
+
+pub use start::Start;
 
 /// How a tensor is drawn when it is not loaded.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,7 +82,7 @@ struct Stored {
     len: usize,
 }
 
-/// Published weights: one safetensors file, shards with an index, or a PyTorch pickle.
+/// Published weights: one safetensors file or one of PyTorch's, or shards of either with an index.
 ///
 /// Tensors are read one at a time from their place in the file, so memory holds only what was asked for. (Positioned
 /// reads instead of a memory map: the same single copy, no `unsafe`, and a truncated file is an error, not a signal.)
@@ -83,21 +90,27 @@ pub struct Weights {
     folder: PathBuf,
     files: Vec<(PathBuf, Mutex<File>)>,
     places: BTreeMap<String, Stored>,
-    pickle: Option<(PathBuf, PthTensors)>,
 }
 
 impl Weights {
-    /// Opens a folder in the Hugging Face layout (`model.safetensors`, `model.safetensors.index.json` with shards, or
-    /// `pytorch_model.bin`), or one such file.
+    /// Opens a folder in the Hugging Face layout (`model.safetensors` or `pytorch_model.bin`, or their index with its
+    /// shards), or one such file.
     pub fn open(path: &Path) -> Result<Weights> {
         if path.is_file() {
-            return Self::open_file(path);
+            let mut weights = Weights::empty(path.parent().unwrap_or(Path::new(".")));
+            weights.add(path)?;
+            return Ok(weights);
         }
-        let index = path.join("model.safetensors.index.json");
         let mut weights = Weights::empty(path);
-        if path.join("model.safetensors").is_file() {
-            weights.add(&path.join("model.safetensors"))?;
-        } else if index.is_file() {
+        for name in WHOLE {
+            let (file, index) = (path.join(name), path.join(format!("{name}.index.json")));
+            if file.is_file() {
+                weights.add(&file)?;
+                return Ok(weights);
+            }
+            if !index.is_file() {
+                continue;
+            }
             for shard in shards(&index)? {
                 let shard = path.join(shard);
                 let missing = !shard.is_file();
@@ -106,49 +119,26 @@ impl Weights {
                     false => e,
                 })?;
             }
-        } else if path.join("pytorch_model.bin").is_file() {
-            return Self::open_file(&path.join("pytorch_model.bin"));
-        } else {
-            return Err(Error::input(format!("{}: no weights here", path.display())).hint(
-                "expected model.safetensors, model.safetensors.index.json with its shards, or pytorch_model.bin",
-            ));
+            return Ok(weights);
         }
-        Ok(weights)
-    }
-
-    fn open_file(path: &Path) -> Result<Weights> {
-        let mut weights = Weights::empty(path.parent().unwrap_or(Path::new(".")));
-        if path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth") {
-            let tensors = PthTensors::new(path, None)
-                .map_err(|e| Error::data(format!("{}: not a PyTorch checkpoint: {e}", path.display())))?;
-            // candle reads a tensor that starts inside a shared storage from the wrong byte.
-            if let Some(view) = tensors.tensor_infos().values().find(|i| i.layout.start_offset() != 0) {
-                return Err(Error::data(format!("{}: {} shares its storage", path.display(), view.name))
-                    .hint("save the model again as safetensors"));
-            }
-            weights.pickle = Some((path.to_path_buf(), tensors));
-        } else {
-            weights.add(path)?;
-        }
-        Ok(weights)
+        Err(Error::input(format!("{}: no weights here", path.display())).hint(instead(path)))
     }
 
     fn empty(folder: &Path) -> Weights {
-        Weights { folder: folder.to_path_buf(), files: Vec::new(), places: BTreeMap::new(), pickle: None }
+        Weights { folder: folder.to_path_buf(), files: Vec::new(), places: BTreeMap::new() }
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let mut file = fsx::open(path)?;
-        let (metadata, data) = header(&mut file, path)?;
-        for (name, info) in metadata.tensors() {
-            let (from, to) = info.data_offsets;
-            let place = Stored {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                start: data + from as u64,
-                len: to - from,
-            };
+        let mut first = [0; 4];
+        let known = file.read(&mut first).and_then(|n| file.rewind().map(|()| n));
+        let known = known.map_err(|e| Error::io("read", path, e))?;
+        let found = match torch::is_torch(path, &first[..known]) {
+            true => torch::tensors(path)?,
+            false => safe(&mut file, path)?,
+        };
+        for torch::Found { name, dtype, shape, start, len } in found {
+            let place = Stored { file: self.files.len(), dtype, shape, start, len };
             if self.places.insert(name.clone(), place).is_some() {
                 return Err(Error::data(format!("{}: {name} is in another shard too", path.display())));
             }
@@ -164,26 +154,17 @@ impl Weights {
 
     /// The files that hold tensors, for a digest.
     pub fn paths(&self) -> Vec<&Path> {
-        let pickle = self.pickle.iter().map(|(p, _)| p.as_path());
-        self.files.iter().map(|(p, _)| p.as_path()).chain(pickle).collect()
+        self.files.iter().map(|(p, _)| p.as_path()).collect()
     }
 
     /// Every tensor's name, sorted.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
-        if let Some((_, tensors)) = &self.pickle {
-            names.extend(tensors.tensor_infos().keys().map(String::as_str));
-            names.sort_unstable();
-        }
-        names
+        self.places.keys().map(String::as_str).collect()
     }
 
     /// The shape of a tensor, if there is one of that name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        match &self.pickle {
-            Some((_, tensors)) => tensors.tensor_infos().get(name).map(|i| i.layout.shape().dims().to_vec()),
-            None => self.places.get(name).map(|p| p.shape.clone()),
-        }
+        self.places.get(name).map(|p| p.shape.clone())
     }
 
     /// One tensor, converted to `dtype` on `device`; it must have this shape.
@@ -196,13 +177,7 @@ impl Weights {
             ))
             .hint("config.json and the weights do not belong together"));
         }
-        let tensor = match &self.pickle {
-            Some((_, tensors)) => match tensors.get(name)? {
-                Some(tensor) => tensor,
-                None => return Err(self.missing(name)),
-            },
-            None => self.read(name, shape)?,
-        };
+        let tensor = self.read(name, shape)?;
         let convert = || -> candle_core::Result<Tensor> { tensor.to_dtype(dtype)?.to_device(device) };
         convert().at(|| format!("{}: {name}", self.file_of(name).display()))
     }
@@ -222,7 +197,7 @@ impl Weights {
             other => {
                 let path = self.file_of(name).display();
                 return Err(Error::data(format!("{path}: {name}: stored as {other:?}, which is not supported"))
-                    .hint("f32, f16, bf16 and f64 are"));
+                    .hint("f32, f16, bf16 and f64 are; quantised weights are not read"));
             }
         };
         Ok(tensor?)
@@ -242,11 +217,7 @@ impl Weights {
     }
 
     fn file_of(&self, name: &str) -> &Path {
-        match (&self.pickle, self.places.get(name)) {
-            (Some((path, _)), _) => path,
-            (None, Some(place)) => &self.files[place.file].0,
-            (None, None) => &self.folder,
-        }
+        self.places.get(name).map_or(&self.folder, |place| &self.files[place.file].0)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -267,6 +238,55 @@ fn halves<T>(bits: Vec<u16>, from: fn(u16) -> T) -> Vec<T> {
     bits.into_iter().map(from).collect()
 }
 
+/// Files that hold a whole model, the preferred first; each may have an index of shards instead.
+const WHOLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+
+/// What to do about a folder without weights, by what is there instead.
+fn instead(folder: &Path) -> String {
+    let names: Vec<String> = fsx::list(folder)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    let has = |what: &dyn Fn(&str) -> bool| names.iter().find(|n| what(n)).cloned();
+    if let Some(name) = has(&|n| n.starts_with("adapter_model")) {
+        return format!("{name} is a LoRA adapter: merge it into its base model first (peft's merge_and_unload)");
+    }
+    if let Some(name) =
+        has(&|n| n.ends_with(".gguf") || n.ends_with(".h5") || n.ends_with(".msgpack") || n.ends_with(".onnx"))
+    {
+        return format!("{name} is of a form that is not read: take the model's safetensors or .bin");
+    }
+    if let Some(name) = has(&|n| n.ends_with(".safetensors") || n.ends_with(".bin")) {
+        return format!(
+            "{name} is there: is it open_clip's or another layout? Expected {}, or its index",
+            WHOLE.join(" or ")
+        );
+    }
+    format!("expected {}, or an index with its shards", WHOLE.join(" or "))
+}
+
+/// Refuses a `config.json` whose weights are quantised.
+pub fn refuse_quantised(config: &serde_json::Value) -> Result<()> {
+    let section = |at: Option<&serde_json::Value>| at?.get("quantization_config").filter(|q| !q.is_null()).cloned();
+    let Some(how) = section(Some(config)).or_else(|| section(config.get("text_config"))) else { return Ok(()) };
+    let bits = ["load_in_4bit", "load_in_8bit"].into_iter().find(|b| how[*b] == true).map(|b| &b[8..12]);
+    let method = how["quant_method"].as_str().unwrap_or("an unnamed method");
+    let bits = bits.map(str::to_string).or_else(|| how["bits"].as_u64().map(|b| format!("{b}bit"))).unwrap_or_default();
+    Err(Error::data(format!("quantised weights ({method} {bits}), which are not read").replace(" )", ")"))
+        .hint("take the same model in f16, bf16 or f32; --dtype bf16 halves the memory"))
+}
+
+/// The tensors of a safetensors file.
+fn safe(file: &mut File, path: &Path) -> Result<Vec<torch::Found>> {
+    let (metadata, data) = header(file, path)?;
+    let found = metadata.tensors().into_iter().map(|(name, info)| {
+        let (from, to) = info.data_offsets;
+        torch::Found { name, dtype: info.dtype, shape: info.shape.clone(), start: data + from as u64, len: to - from }
+    });
+    Ok(found.collect())
+}
+
 /// The header of a safetensors file and where its data begins; the file must be as long as the header says.
 fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
     let bad = |why: String| Error::data(format!("{}: not a whole safetensors file: {why}", path.display()));
@@ -279,7 +299,8 @@ fn header(file: &mut File, path: &Path) -> Result<(Metadata, u64)> {
     }
     let mut json = vec![0u8; size as usize];
     file.read_exact(&mut json).map_err(|e| Error::io("read", path, e))?;
-    let metadata: Metadata = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&json).map_err(|_| bad("its header is no table of tensors".into()))?;
     let end = metadata.tensors().values().map(|i| i.data_offsets.1).max().unwrap_or(0) as u64;
     let sound = metadata.tensors().values().all(|i| i.data_offsets.0 <= i.data_offsets.1);
     match size.checked_add(8).and_then(|data| data.checked_add(end)) {
@@ -294,8 +315,7 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let parsed: Index = serde_json::from_str(&fsx::read_text(index)?)
-        .map_err(|e| Error::data(format!("{}: not an index of shards: {e}", index.display())))?;
+    let parsed: Index = fsx::read_json(index)?;
     let names: std::collections::BTreeSet<String> = parsed.weight_map.into_values().collect();
     match names.iter().find(|n| n.contains(['/', '\\']) || n.starts_with('.')) {
         Some(n) => Err(Error::data(format!("{}: {n:?} is not a file beside it", index.display()))),
@@ -303,10 +323,13 @@ fn shards(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-/// Whether a folder has an index and every shard it names.
+/// Whether a folder has its weights: one file, or every shard that an index names.
 pub fn complete(folder: &Path) -> bool {
-    shards(&folder.join("model.safetensors.index.json"))
-        .is_ok_and(|names| names.iter().all(|name| folder.join(name).is_file()))
+    let whole = |name: &str| {
+        let all = |names: Vec<String>| names.iter().all(|name| folder.join(name).is_file());
+        folder.join(name).is_file() || shards(&folder.join(format!("{name}.index.json"))).is_ok_and(all)
+    };
+    WHOLE.iter().any(|name| whole(name))
 }
 
 /// Loaded tensors that do not train.
@@ -395,117 +418,4 @@ pub fn save<'t>(tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>, pat
     let bytes = safetensors::serialize(views, Some(mark))
         .map_err(|e| Error::defect(format!("safetensors: {}: {e}", path.display())))?;
     fsx::write_atomic(path, &bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CPU: &Device = &Device::Cpu;
-
-    fn file(dir: &Path, name: &str, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> PathBuf {
-        let views = tensors.iter().map(|(n, d, s, b)| (*n, TensorView::new(*d, s.clone(), b).unwrap()));
-        let path = dir.join(name);
-        fsx::write_atomic(&path, &safetensors::serialize(views, None).unwrap()).unwrap();
-        path
-    }
-
-    fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
-        bytemuck::cast_slice(values).to_vec()
-    }
-
-    #[test]
-    fn every_stored_type_is_converted_to_the_one_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let values = [1.5f32, -2.0, 0.25];
-        let half: Vec<u16> = values.iter().map(|v| half::f16::from_f32(*v).to_bits()).collect();
-        let brain: Vec<u16> = values.iter().map(|v| half::bf16::from_f32(*v).to_bits()).collect();
-        let tensors = [
-            ("a", Dtype::F32, vec![3], bytes(&values)),
-            ("b", Dtype::F16, vec![3], bytes(&half)),
-            ("c", Dtype::BF16, vec![3], bytes(&brain)),
-            ("d", Dtype::F64, vec![3], bytes(&values.map(f64::from))),
-        ];
-        let weights = Weights::open(&file(dir.path(), "x.safetensors", &tensors)).unwrap();
-        assert_eq!(weights.names(), ["a", "b", "c", "d"]);
-        for name in weights.names() {
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                let got = weights.get(name, &[3], dtype, CPU).unwrap();
-                assert_eq!(got.dtype(), dtype);
-                assert_eq!(got.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap(), values, "{name}");
-            }
-        }
-    }
-
-    #[test]
-    fn errors_name_the_tensor_the_file_and_both_shapes() {
-        let dir = tempfile::tempdir().unwrap();
-        let tensors = [
-            ("layer.weight", Dtype::F32, vec![2, 2], bytes(&[0f32; 4])),
-            ("layer.count", Dtype::I64, vec![1], bytes(&[7i64])),
-        ];
-        let weights = Weights::open(&file(dir.path(), "x.safetensors", &tensors)).unwrap();
-        let error = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, CPU).unwrap_err().to_string();
-        let shapes = error("layer.weight", &[2, 3]);
-        assert!(["x.safetensors", "layer.weight", "[2, 3]", "[2, 2]"].iter().all(|t| shapes.contains(t)), "{shapes}");
-        assert!(error("layer.weigth", &[2, 2]).contains("layer.weight"));
-        assert!(error("layer.count", &[1]).contains("I64"));
-    }
-
-    #[test]
-    fn truncated_longer_and_foreign_files_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = file(dir.path(), "x.safetensors", &[("a", Dtype::F32, vec![8], bytes(&[1f32; 8]))]);
-        let whole = fsx::read(&path).unwrap();
-        let longer = [&whole[..], &[0]].concat();
-        let cut = whole.len() - 1;
-        for bad in [&whole[..cut], &whole[..20], &whole[..4], &longer[..], b"not a model at all", &[255; 64]] {
-            std::fs::write(&path, bad).unwrap();
-            assert!(Weights::open(&path).is_err(), "{} bytes", bad.len());
-        }
-        std::fs::write(&path, &whole).unwrap();
-        assert!(Weights::open(&path).is_ok());
-        assert!(Weights::open(dir.path()).err().unwrap().to_string().contains("no weights here"));
-    }
-
-    #[test]
-    fn shards_are_read_together_and_an_index_cannot_leave_its_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        file(dir.path(), "m-1.safetensors", &[("a", Dtype::F32, vec![1], bytes(&[1f32]))]);
-        file(dir.path(), "m-2.safetensors", &[("b", Dtype::F32, vec![1], bytes(&[2f32]))]);
-        let index = dir.path().join("model.safetensors.index.json");
-        std::fs::write(&index, r#"{"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}"#).unwrap();
-        let weights = Weights::open(dir.path()).unwrap();
-        assert_eq!(weights.get("b", &[1], DType::F32, CPU).unwrap().to_vec1::<f32>().unwrap(), [2.0]);
-        assert_eq!(weights.paths().len(), 2);
-        assert!(complete(dir.path()));
-        std::fs::write(&index, r#"{"weight_map": {"a": "../m-1.safetensors"}}"#).unwrap();
-        assert!(Weights::open(dir.path()).is_err() && !complete(dir.path()));
-    }
-
-    /// Written by `torch.save`: see the golden script of CLIP.
-    #[test]
-    fn a_pytorch_pickle_is_read_by_the_same_names() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip/pickle/pytorch_model.bin");
-        let weights = Weights::open(path.parent().unwrap()).unwrap();
-        assert_eq!(weights.names(), ["a.weight", "b"]);
-        let a = weights.get("a.weight", &[2, 3], DType::F32, CPU).unwrap();
-        assert_eq!(a.to_vec2::<f32>().unwrap(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
-        assert_eq!(weights.get("b", &[2], DType::F32, CPU).unwrap().to_vec1::<f32>().unwrap(), [0.5, -0.5]);
-    }
-
-    #[test]
-    fn a_fresh_tensor_depends_on_its_name_and_key_alone() {
-        let draws = |names: &[&str], seed| {
-            let source = Trainable::fresh(Key::from_seed(seed), CPU);
-            for name in names {
-                Scope::root(&source).pp("x").tensor(name, &[4], Init::Normal(1.0)).unwrap();
-            }
-            let values = |v: Var| v.to_vec1::<f32>().unwrap();
-            source.into_vars().into_iter().map(|(k, v)| (k, values(v))).collect::<BTreeMap<_, _>>()
-        };
-        assert_eq!(draws(&["a", "b"], 1), draws(&["b", "a"], 1));
-        assert_ne!(draws(&["a", "b"], 1), draws(&["a", "b"], 2));
-        assert_ne!(draws(&["a", "b"], 1)["x.a"], draws(&["a", "b"], 1)["x.b"]);
-    }
 }

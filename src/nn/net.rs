@@ -184,6 +184,15 @@ impl Net {
         }
     }
 
+    /// Names of the batch norms that see a map of one pixel: a batch of one image gives them no variance.
+    pub fn norms_of_one_pixel(&self) -> impl Iterator<Item = &str> {
+        let of = |op: &Op| match op {
+            Op::BatchNorm { x, weight, .. } if self.shapes[*x].iter().skip(1).product::<usize>() == 1 => Some(*weight),
+            _ => None,
+        };
+        self.ops.iter().filter_map(of).map(|weight| self.layout.entries()[weight].name.as_str())
+    }
+
     /// Fresh parameters: each tensor from its own key, so that a changed head leaves the body's draw alone.
     pub fn init(&self, key: Key) -> Params {
         let mut data = vec![0.0f32; self.layout.len()];

@@ -239,7 +239,7 @@ impl Params {
     }
 
     /// Reads the tensors of `start`'s layout that the file has; the rest stay as in `start` and are named.
-    pub fn load_partial(path: &Path, start: &Params) -> Result<(Self, Vec<String>)> {
+    fn load_partial(path: &Path, start: &Params) -> Result<(Self, Vec<String>)> {
         let bytes = fsx::read(path)?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|e| Error::data(format!("{}: not a safetensors file: {e}", path.display())))?;

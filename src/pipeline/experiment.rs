@@ -9,7 +9,9 @@ use super::Library;
 use super::outlook::memory;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
-use crate::data::{self, Benchmark, Dataset, Groups, Images, Loader, Order, PartitionConfig, Split, reserve};
+use crate::data::{
+    self, Benchmark, Census, Dataset, Groups, Images, Ledger, Loader, Order, PartitionConfig, Split, reserve,
+};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 use crate::fl::estimate::{Estimate, available_memory};
@@ -46,6 +48,8 @@ pub struct Experiment {
     pub net: Arc<Net>,
     /// The frozen CLIP.
     pub embedder: Embedder,
+    /// What was read, and what was left out of it.
+    pub ledger: Ledger,
     /// The reference generator's cohorts of all rounds, drawn once: each draw permutes the whole population.
     drawn: OnceLock<Vec<Vec<usize>>>,
 }
@@ -60,13 +64,20 @@ impl Experiment {
     pub fn open_with(config: Config, library: &Library, cx: &Context) -> Result<Self> {
         let (key, split_key) = (Key::from_seed(config.run.seed), config.run.split_key());
         let benchmark = library.benchmark(&config, split_key, cx)?;
-        let split = draw(&config, &benchmark, split_key)?;
+        let ledger = Ledger::default();
+        let enter = |census: &Census| ledger.enter(census, config.run.tolerate, cx);
+        enter(&benchmark.train.census)?;
+        enter(&benchmark.test.census)?;
+        say_absent(&benchmark, cx);
+        let (split, census) = draw(&config, &benchmark, split_key)?;
+        enter(&census)?;
         let groups = config.evaluate.shots.group(&split.global_counts())?;
         let shape = benchmark.train.images.shape();
         let loader = Loader::new(&config.augment, shape)?;
         let net = Arc::new(config.model.build(shape, Head::Classes(benchmark.train.classes.len()))?);
         let embedder = Embedder::new(&config.clip, &config.run.cache);
         let server = reserve::from_folder(&config.server_set, &benchmark.train, cx)?;
+        server.iter().try_for_each(|s| enter(&s.census))?;
         if let PartitionConfig::File(file) = &config.partition {
             let text = format!(
                 "{} says who holds what: longtail, server_set.per_class and validation have no part in it",
@@ -80,7 +91,24 @@ impl Experiment {
                 "the training images are in no known order: the reference's seeds pick its counts, not its images",
             ));
         }
-        Ok(Experiment { config, key, benchmark, split, server, groups, loader, net, embedder, drawn: OnceLock::new() })
+        Ok(Experiment {
+            config,
+            key,
+            benchmark,
+            split,
+            server,
+            groups,
+            loader,
+            net,
+            embedder,
+            ledger,
+            drawn: OnceLock::new(),
+        })
+    }
+
+    /// Says what was seen of a source, and refuses it where too much of it was lost.
+    pub fn enter(&self, census: &Census, cx: &Context) -> Result<()> {
+        self.ledger.enter(census, self.config.run.tolerate, cx)
     }
 
     /// The training images as the loop sees them.
@@ -211,26 +239,44 @@ impl Experiment {
             ("train", json!({ "digest": train.digest, "images": train.len(), "order": train.order })),
             ("test", json!({ "digest": test.digest, "images": test.len() })),
             ("split", json!({ "digest": self.split.digest(), "counts_sha1": self.split.counts_sha1() })),
+            ("sources", self.ledger.to_json()),
             ("parameters", json!(self.net.layout.weights())),
             ("multiply_adds", json!(self.net.multiply_adds())),
         ]))
     }
 }
 
+/// Says which classes the test set lacks: no figure counts them.
+fn say_absent(benchmark: &Benchmark, cx: &Context) {
+    let test = &benchmark.test;
+    let absent: Vec<&str> =
+        test.classes.iter().zip(test.class_counts()).filter(|(_, n)| *n == 0).map(|(c, _)| c.as_str()).collect();
+    if !absent.is_empty() {
+        let (n, all, names) = (absent.len(), test.classes.len(), absent[..absent.len().min(10)].join(", "));
+        let note = format!(
+            "{}: no image of {n} of {all} classes ({names}); means and the worst class leave them out",
+            test.name
+        );
+        cx.events.on(Event::Warning(&note));
+    }
+}
+
 /// Draws the split, or reads the one that `partition.kind = "file"` names.
-fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<Split> {
+fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<(Split, Census)> {
     let train = &benchmark.train;
     let classes = train.classes.len();
     if let PartitionConfig::File(file) = &config.partition {
-        let split = Split::import(&data::resolve(&file.path)?, &train.labels, classes)?;
+        let (split, census) = data::import_split(&data::resolve(&file.path)?, benchmark)?;
         if split.clients.len() != file.clients {
             return Err(Error::input(format!("{} holds {} clients", file.path, split.clients.len()))
                 .hint(format!("set partition.clients = {}", split.clients.len())));
         }
-        return Ok(split);
+        return Ok((split, census));
     }
     let Config { longtail, partition, server_set, validation, .. } = config;
-    Split::draw(&train.labels, classes, longtail, partition, server_set, validation, key.fold(Purpose::Partition, 0))
+    let key = key.fold(Purpose::Partition, 0);
+    let split = Split::draw(&train.labels, classes, longtail, partition, server_set, validation, key)?;
+    Ok((split, Census::default()))
 }
 
 /// What compact networks are computed with here: another may round otherwise.

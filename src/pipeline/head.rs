@@ -5,10 +5,11 @@ use std::ops::Range;
 use super::Experiment;
 use super::pretraining::Pretrained;
 use crate::data;
-use crate::error::{Error, Result};
-use crate::exec::Context;
+use crate::error::{Error, Place, Result};
+use crate::exec::{Context, Event};
 use crate::fl::predict::predict;
 use crate::key::Purpose;
+use crate::model::weights::Start;
 use crate::nn::Params;
 use crate::stage::finetune::HeadInit;
 use crate::stage::{Loaded, probe};
@@ -19,7 +20,10 @@ impl Experiment {
         let fresh = self.net.init(self.key.fold(Purpose::Init, 0));
         let from = &self.config.finetune.from;
         if !from.is_empty() {
-            return Ok(Params::load_partial(&data::resolve(from)?, &fresh)?.0);
+            let start = Start::read(&data::resolve(from)?, &fresh).at(|| "finetune.from")?;
+            let note = format!("finetune.from: {from}: {}", start.line());
+            cx.events.on(if start.fresh.is_empty() { Event::Note(&note) } else { Event::Warning(&note) });
+            return Ok(start.params);
         }
         let mut start = fresh;
         if let Some(pretrained) = pretrained {

@@ -56,9 +56,11 @@ impl Experiment {
             };
             let figures = self.judge().classifier(&self.net, &model, cx)?;
             let counts = self.split.count(&self.split.clients[client as usize]);
-            let held = counts.iter().sum::<u32>().max(1);
-            let own: f64 = counts.iter().zip(&figures.per_class).map(|(&n, a)| f64::from(n) * a).sum::<f64>();
-            rows.push(json!({ "client": client, "overall": figures.overall, "own": own / f64::from(held) }));
+            // Classes that test lacks count nowhere.
+            let there = || counts.iter().zip(&figures.per_class).filter_map(|(&n, a)| Some((f64::from(n), (*a)?)));
+            let held = there().map(|(n, _)| n).sum::<f64>();
+            let own = (held > 0.0).then(|| there().map(|(n, a)| n * a).sum::<f64>() / held);
+            rows.push(json!({ "client": client, "overall": figures.overall, "own": own }));
         }
         let text = format!("personal models: {} of {} clients that trained are judged", rows.len(), all.len());
         cx.events.on(Event::Note(&text));

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Experiment;
 use crate::data::pool::Pool;
-use crate::data::{self, Dataset, Order, overlap};
+use crate::data::{self, Dataset, Order, PoolConfig, overlap};
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 use crate::key::Purpose;
@@ -69,9 +69,7 @@ impl Experiment {
         }
         let [_, side, _] = self.benchmark.train.images.shape();
         let decoded = pool.decode(&captioned, side, cx)?;
-        for (id, why) in decoded.failed.iter().take(5) {
-            cx.events.on(Event::Warning(&format!("pool image {id} left out: {why}")));
-        }
+        self.enter(&decoded.census(&pool.name), cx)?;
         let (texts, captions) = captions_of(&pool, &decoded.kept);
         self.describe_pool(dir, &pool, &decoded.images, &texts, cx)?;
         let (n, kept) = (decoded.images.len(), decoded.kept);
@@ -106,7 +104,9 @@ impl Experiment {
             let pool = self.open_pool(cx)?;
             let all: Vec<u32> = (0..pool.len() as u32).collect();
             let [_, side, _] = self.benchmark.train.images.shape();
-            let kept = pool.decode(&all, side, cx)?.kept;
+            let decoded = pool.decode(&all, side, cx)?;
+            self.enter(&decoded.census(&pool.name), cx)?;
+            let kept = decoded.kept;
             let (texts, _) = captions_of(&pool, &kept);
             facts.insert("pool_texts".into(), json!(self.embedder.texts(&texts, cx)?.rows()));
             if self.embedder.sees() {
@@ -123,7 +123,14 @@ impl Experiment {
 
     /// The pool of the config; the procedural world has its own.
     pub fn open_pool(&self, cx: &Context) -> Result<Pool> {
-        super::captioning::open_pool(&self.config.pool, &self.config.data, cx)
+        self.pool_of(&self.config.pool, cx)
+    }
+
+    /// A pool, and what was seen of it said.
+    pub(super) fn pool_of(&self, section: &PoolConfig, cx: &Context) -> Result<Pool> {
+        let pool = super::captioning::open_pool(section, &self.config.data, cx)?;
+        pool.census.iter().try_for_each(|c| self.enter(c, cx))?;
+        Ok(pool)
     }
 
     /// Says what the pool is: duplicates with the benchmark, coverage of its classes, supervision.
@@ -150,7 +157,7 @@ impl Experiment {
             classes.iter().zip(coverage).map(|(c, n)| json!({ "class": c, "captions": n })).collect();
         let facts = json!({ "images": n, "supervised": pool.supervised, "coverage": coverage,
             "captions_digest": pool.captions_digest, "clip": self.embedder.digest(cx)? });
-        dir.update_manifest(&[("pool", facts)].into())
+        dir.update_manifest(&[("pool", facts), ("sources", self.ledger.to_json())].into())
     }
 }
 

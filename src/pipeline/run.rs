@@ -108,6 +108,9 @@ fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
 fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Library, cx: &Context) -> Result<()> {
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
+    if stages != Stages::Pretrain {
+        experiment.refuse_single()?;
+    }
     let estimate = experiment.estimate(cx)?;
     if dir.longer() {
         extend(config, dir)?;
@@ -173,7 +176,8 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     }
     experiment.say(&mut entries, &extras);
     evaluate::write(dir, &entries, stage, extras)?;
-    dir.update_manifest(&[("complete", json!(stages == Stages::All))].into())
+    let sources = experiment.ledger.to_json();
+    dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", sources)].into())
 }
 
 impl Experiment {

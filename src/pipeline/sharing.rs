@@ -63,7 +63,7 @@ impl Experiment {
             _ => {
                 let pool = self.open_pool(cx)?;
                 let texts: Vec<&Vec<String>> = pool.items.iter().map(|i| &i.texts).collect();
-                json!({ "images": fsx::sha256(pool.digests(cx)?.join("\n").as_bytes()),
+                json!({ "images": fsx::sha256(pool.seen_digests(cx)?.join("\n").as_bytes()),
                     "texts": fsx::sha256(json!(texts).to_string().as_bytes()) })
             }
         };

@@ -1,6 +1,6 @@
 //! What a method may ask for besides clients' images: the server set, images without labels, a teacher's logits, texts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Experiment;
 use crate::data::{self, Dataset, Order};
@@ -8,7 +8,7 @@ use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::fl::config::Export;
 use crate::fl::feed::Source;
-use crate::fl::{Column, Supplies};
+use crate::fl::{Column, Mode, Supplies};
 use crate::nn::Params;
 use crate::stage::{Loaded, teach};
 
@@ -50,6 +50,31 @@ impl Experiment {
         }
     }
 
+    /// Refuses, before any stage runs, a client that would be drawn and train on a single image where batch norm needs
+    /// more: the network's maps there are one pixel.
+    pub(super) fn refuse_single(&self) -> Result<()> {
+        let Some(norm) = self.net.norms_of_one_pixel().next() else { return Ok(()) };
+        let (config, holders) = (&self.config.federated, self.holders());
+        let mut alone: Vec<usize> = (0..holders.len()).filter(|&k| config.leaves_one(holders[k].len())).collect();
+        if config.mode != Mode::Centralised && !alone.is_empty() {
+            let mut drawn = BTreeSet::new();
+            for round in 1..=config.rounds {
+                drawn.extend(self.cohort(round)?.into_iter().map(|k| k as usize));
+            }
+            alone.retain(|k| drawn.contains(k));
+        }
+        let Some(&first) = alone.first() else { return Ok(()) };
+        let (n, size, images) = (alone.len(), config.batch_size, holders[first].len());
+        let error = Error::input(format!(
+            "{n} of {} clients train on a batch of one image, the first is client {first} with {images} in batches of {size}; {norm} needs two",
+            holders.len()
+        ));
+        Err(match images {
+            1 => error.hint("give every client at least two images: partition.min_size"),
+            _ => error.hint("set federated.drop_last = true, or another federated.batch_size"),
+        })
+    }
+
     /// The sets that this run's method asks for, read.
     pub(super) fn stock(&self, cx: &Context) -> Result<Stock<'_>> {
         let needs = self.config.algorithm.algorithm().needs();
@@ -64,14 +89,13 @@ impl Experiment {
         let config = &self.config.unlabelled;
         let shape = self.benchmark.train.images.shape();
         let found = if let Some(section) = &config.data {
-            data::load(section, self.config.run.split_key(), cx)?.train
+            let train = data::load(section, self.config.run.split_key(), cx)?.train;
+            self.enter(&train.census, cx)?;
+            train
         } else if let Some(section) = &config.pool {
-            let pool = super::captioning::open_pool(section, &self.config.data, cx)?;
+            let pool = self.pool_of(section, cx)?;
             let decoded = pool.decode(&(0..pool.len() as u32).collect::<Vec<_>>(), shape[1], cx)?;
-            if let Some((id, why)) = decoded.failed.first() {
-                let n = decoded.failed.len();
-                cx.events.on(Event::Warning(&format!("unlabelled: {n} images left out, the first {id}: {why}")));
-            }
+            self.enter(&decoded.census(&pool.name), cx)?;
             let n = decoded.images.len();
             Dataset::new("unlabelled", decoded.images, vec![0; n], vec!["none".into()], Order::Original)?
         } else {
@@ -130,7 +154,7 @@ impl Experiment {
     /// Who trains: the split's clients, or one machine that holds what all of them do.
     pub(super) fn holders(&self) -> Vec<Vec<u32>> {
         match self.config.federated.mode {
-            crate::fl::Mode::Centralised => vec![self.split.clients.concat()],
+            Mode::Centralised => vec![self.split.clients.concat()],
             _ => self.split.clients.clone(),
         }
     }

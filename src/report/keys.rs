@@ -8,9 +8,10 @@ use crate::fsx;
 
 /// Keys that reach no number of any row: the seed, which rows pool; places and the machine; what is written or measured
 /// besides.
-const FREE: [&str; 13] = [
+const FREE: [&str; 14] = [
     "run.seed",
     "run.dir",
+    "run.tolerate",
     "run.threads",
     "run.device",
     "run.cache",

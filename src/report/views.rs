@@ -127,7 +127,7 @@ impl Report {
     /// Each client's images, classes and accuracy, a table a run.
     ///
     /// The JSON: `{ "schema": 1, "rows": [ { "run", "directory", "seed", "stage", "label", "clients": [ { "client", "images",
-    /// "classes": held, "global": share, "own": share or null } ] } ], "notes" }`.
+    /// "classes": held, "global": share or null, "own": share or null } ] } ], "notes" }`.
     pub fn per_client(&self, room: Room) -> Result<View> {
         let mut view = View { sheet: client_sheet(), ..View::default() };
         let (mut json, mut silent) = (Vec::new(), Vec::new());
@@ -140,9 +140,9 @@ impl Report {
             json.push(json!({ "run": run.name, "directory": run.dir, "seed": run.seed, "stage": stage.name,
                 "label": stage.label, "clients": clients.iter().map(client).collect::<Value>() }));
             view.sheet.rows.extend(clients.iter().map(|c| {
-                let own = c.own.map(|v| v.to_string()).unwrap_or_default();
+                let [global, own] = [c.global, c.own].map(|v| v.map(|v| v.to_string()).unwrap_or_default());
                 let place = [run.name.clone(), run.dir.display().to_string(), run.seed.to_string(), stage.name.clone()];
-                let of = [c.id.to_string(), c.images.to_string(), c.classes.to_string(), c.global.to_string(), own];
+                let of = [c.id.to_string(), c.images.to_string(), c.classes.to_string(), global, own];
                 [place.to_vec(), of.to_vec()].concat()
             }));
             view.tables.push(client_table(run, stage, &clients, room));
@@ -180,8 +180,9 @@ pub struct Client {
     pub images: u64,
     /// Classes of which it has one.
     pub classes: usize,
-    /// The global model's accuracy on its label distribution, a share; 0 for a client without images.
-    pub global: f64,
+    /// The global model's accuracy on its label distribution, a share, over the classes that test has; 0 for a client
+    /// without images, `None` where test has none of its classes.
+    pub global: Option<f64>,
     /// The same of the model that it keeps; `None` where it keeps none or was not judged.
     pub own: Option<f64>,
 }
@@ -198,14 +199,16 @@ pub fn clients(run: &Run) -> Result<Option<(&Stage, Vec<Client>)>> {
     let personal = if file.exists() { read_json(&file)? } else { Value::Null };
     let each = personal["each"].as_array().into_iter().flatten();
     let own: BTreeMap<u64, f64> = each.filter_map(|c| Some((c["client"].as_u64()?, c["own"].as_f64()?))).collect();
-    let accuracy: Vec<f64> =
-        stage.figures["per_class"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let accuracy: Vec<Option<f64>> =
+        stage.figures["per_class"].as_array().into_iter().flatten().map(Value::as_f64).collect();
     let client = |(id, counts): (usize, &Value)| {
         let counts: Vec<u64> = counts.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
         let images: u64 = counts.iter().sum();
-        let hits: f64 = counts.iter().zip(&accuracy).map(|(&n, a)| n as f64 * a).sum();
+        let judged = || counts.iter().zip(&accuracy).filter_map(|(&n, a)| Some((n as f64, (*a)?)));
+        let (all, hits) = judged().fold((0.0, 0.0), |(all, hits), (n, a)| (all + n, hits + n * a));
         let classes = counts.iter().filter(|n| **n > 0).count();
-        Client { id, images, classes, global: hits / images.max(1) as f64, own: own.get(&(id as u64)).copied() }
+        let global = (images == 0 || all > 0.0).then(|| hits / f64::max(all, 1.0));
+        Client { id, images, classes, global, own: own.get(&(id as u64)).copied() }
     };
     Ok(Some((stage, held.iter().enumerate().map(client).collect())))
 }
@@ -215,11 +218,10 @@ fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Tab
     columns.push(Column::numbers("global model on its labels"));
     columns.push(Column::numbers("own model").quiet());
     let told = |v: Option<f64>| v.map_or("–".into(), |v| format!("{:.1}", 100.0 * v));
-    let row = |c: &Client| {
-        vec![c.id.to_string(), c.images.to_string(), c.classes.to_string(), told(Some(c.global)), told(c.own)]
-    };
+    let row =
+        |c: &Client| vec![c.id.to_string(), c.images.to_string(), c.classes.to_string(), told(c.global), told(c.own)];
     let over = |name: &str, s: Spread| s.mean().map(|_| format!("{name} {}", s.percent(1, true)));
-    let global = over("global", Spread::of(clients.iter().filter(|c| c.images > 0).map(|c| c.global)));
+    let global = over("global", Spread::of(clients.iter().filter(|c| c.images > 0).filter_map(|c| c.global)));
     let own = over("own", Spread::of(clients.iter().filter_map(|c| c.own)));
     let mean: Vec<String> = [global, own].into_iter().flatten().collect();
     let title = format!("{} · seed {} · {} (%):", run.name, run.seed, stage.label);

@@ -13,7 +13,7 @@ use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 5] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard"];
+const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard", "run.tolerate"];
 /// The key that may grow: a run goes on with more rounds.
 const ROUNDS: &str = "federated.rounds";
 /// What a run writes before it computes anything.

@@ -164,7 +164,7 @@ impl Embedder {
     /// Unit image features of the pool's items `kept`, `(kept, width)`, each seen in its own size.
     pub fn pool_features(&self, pool: &Pool, kept: &[u32], cx: &Context) -> Result<Features> {
         let (clip, preprocess, digest) = self.tower(cx)?;
-        let digests = pool.digests(cx)?;
+        let digests = pool.seen_digests(cx)?;
         let items = kept.iter().map(|&i| digests[i as usize].clone()).collect();
         let load = |i: usize| {
             let image = pool.rgb(kept[i] as usize)?;

@@ -15,10 +15,10 @@ pub struct Evaluation {
     pub medium: Option<f64>,
     /// Of those with few.
     pub few: Option<f64>,
-    /// Accuracy of the worst class.
-    pub worst_class: f64,
-    /// Accuracy of each class, `(classes,)`; 0 for a class without images.
-    pub per_class: Vec<f64>,
+    /// Accuracy of the worst class that has images; `None` without any image.
+    pub worst_class: Option<f64>,
+    /// Accuracy of each class, `(classes,)`; `None` for a class without images, which no mean counts.
+    pub per_class: Vec<Option<f64>>,
     /// Images of true class `i` classified as `j`, `(classes, classes)`.
     pub confusion: Vec<Vec<u64>>,
     /// Mean cross-entropy of the softmax of the scores.
@@ -39,17 +39,21 @@ impl Evaluation {
         }
         let n = labels.len().max(1) as f64;
         let hits: u64 = (0..classes).map(|c| confusion[c][c]).sum();
-        let share = |c: usize| confusion[c][c] as f64 / confusion[c].iter().sum::<u64>().max(1) as f64;
-        let per_class: Vec<f64> = (0..classes).map(share).collect();
+        let share = |c: usize| {
+            let all = confusion[c].iter().sum::<u64>();
+            (all > 0).then(|| confusion[c][c] as f64 / all as f64)
+        };
+        let per_class: Vec<Option<f64>> = (0..classes).map(share).collect();
         let mean = |group: &[usize]| {
-            (!group.is_empty()).then(|| group.iter().map(|&c| per_class[c]).sum::<f64>() / group.len() as f64)
+            let there: Vec<f64> = group.iter().filter_map(|&c| per_class[c]).collect();
+            (!there.is_empty()).then(|| there.iter().sum::<f64>() / there.len() as f64)
         };
         Evaluation {
             overall: hits as f64 / n,
             many: mean(&groups.many),
             medium: mean(&groups.medium),
             few: mean(&groups.few),
-            worst_class: per_class.iter().copied().fold(f64::INFINITY, f64::min),
+            worst_class: per_class.iter().flatten().copied().reduce(f64::min),
             per_class,
             confusion,
             loss: loss / n,
@@ -58,13 +62,14 @@ impl Evaluation {
 
     /// The figures of a record line.
     pub fn figures(&self) -> Vec<(&'static str, f64)> {
-        let groups = [("many", self.many), ("medium", self.medium), ("few", self.few)];
-        let mut figures = vec![("accuracy", self.overall), ("loss", self.loss), ("worst_class", self.worst_class)];
+        let groups =
+            [("worst_class", self.worst_class), ("many", self.many), ("medium", self.medium), ("few", self.few)];
+        let mut figures = vec![("accuracy", self.overall), ("loss", self.loss)];
         figures.extend(groups.into_iter().filter_map(|(name, value)| Some((name, value?))));
         figures
     }
 
-    /// As `eval.json` holds it; an empty group is null.
+    /// As `eval.json` holds it; an empty group, and a class without images, is null.
     pub fn to_json(&self) -> Map<String, Value> {
         let value = json!({
             "overall": self.overall, "many": self.many, "medium": self.medium, "few": self.few,
@@ -102,7 +107,18 @@ mod tests {
         assert_eq!(e.confusion, vec![vec![1, 1, 0], vec![0, 1, 0], vec![0, 0, 1]]);
         let (right, wrong) = (((2f64).exp() + 2.0).ln() - 2.0, ((2f64).exp() + 2.0).ln());
         assert!((e.loss - (3.0 * right + wrong) / 4.0).abs() < 1e-6);
-        assert_eq!(e.worst_class, 0.5);
+        assert_eq!(e.worst_class, Some(0.5));
+    }
+
+    #[test]
+    fn a_class_without_images_is_no_zero() {
+        let groups = Groups { many: vec![0], medium: vec![2], few: vec![1, 3] };
+        let scores = [2.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0];
+        let e = Evaluation::of(&scores, &[0, 1, 1], 4, &groups);
+        assert_eq!(e.per_class, [Some(1.0), Some(0.5), None, None]);
+        assert_eq!((e.many, e.medium, e.few, e.worst_class), (Some(1.0), None, Some(0.5), Some(0.5)));
+        assert_eq!((&e.to_json()["per_class"][2], &e.to_json()["medium"]), (&Value::Null, &Value::Null));
+        assert!(e.figures().iter().all(|(name, _)| *name != "medium"));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Who teaches in alignment: a frozen model's class distributions for the server's images.
 
-use std::io::BufReader;
-use std::path::Path;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -15,11 +13,11 @@ use crate::data::{self, Augment, Dataset, Loader};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::fl::predict::predict;
-use crate::fsx;
 use crate::model::clip::embed::Features;
 use crate::model::clip::zeroshot::Prompts;
+use crate::model::weights::Start;
 use crate::model::{Head, ModelConfig};
-use crate::nn::{Backend, Layout, Params};
+use crate::nn::Backend;
 
 /// The `teacher` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -80,7 +78,7 @@ impl Default for FeatureTeacher {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClassifierTeacher {
-    /// `.npz` or `.safetensors` by PyTorch's names.
+    /// `.safetensors`, `.pt`, `.pth`, `.bin` or `.npz`, by PyTorch's names.
     pub path: String,
     /// Its network.
     pub model: ModelConfig,
@@ -175,11 +173,7 @@ fn classify(config: &ClassifierTeacher, data: &Dataset, ids: &[u32], cx: &Contex
     let classes = data.classes.len();
     let net = Arc::new(config.model.build(data.images.shape(), Head::Classes(classes))?);
     let path = data::resolve(&config.path)?;
-    let params = if path.extension().is_some_and(|e| e == "npz") {
-        read_npz(&path, &net.layout)?
-    } else {
-        Params::load(&path, &net.layout)?
-    };
+    let params = Start::whole(&path, &net.layout)?;
     let augment = Augment { mean: config.mean.clone(), std: config.std.clone(), ..Augment::default() };
     let loader = Loader::new(&augment, data.images.shape())?;
     let images = Loaded { data, loader: &loader };
@@ -188,72 +182,4 @@ fn classify(config: &ClassifierTeacher, data: &Dataset, ids: &[u32], cx: &Contex
     let mut q = Vec::new();
     crate::nn::loss::softmax(&scaled, classes, &mut q);
     Ok(q)
-}
-
-/// A network's tensors from an `.npz` archive, by PyTorch's names.
-fn read_npz(path: &Path, layout: &Arc<Layout>) -> Result<Params> {
-    let broken = |what: String| Error::data(format!("{}: {what}", path.display()));
-    let mut archive = zip::ZipArchive::new(BufReader::new(fsx::open(path)?)).map_err(|e| broken(e.to_string()))?;
-    let mut params = Params::zeros(layout.clone());
-    for entry in layout.entries() {
-        let file =
-            archive.by_name(&format!("{}.npy", entry.name)).map_err(|e| broken(format!("{}: {e}", entry.name)))?;
-        let array = npyz::NpyFile::new(file).map_err(|e| broken(format!("{}: {e}", entry.name)))?;
-        let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
-        if shape != entry.shape || array.order() != npyz::Order::C {
-            return Err(broken(format!("{}: expected {:?} in C order, found {shape:?}", entry.name, entry.shape)));
-        }
-        let values: Vec<f32> = array.into_vec().map_err(|e| broken(format!("{}: {e}", entry.name)))?;
-        params.data_mut()[entry.range()].copy_from_slice(&values);
-    }
-    Ok(params)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use npyz::WriterBuilder;
-    use zip::CompressionMethod;
-    use zip::write::SimpleFileOptions;
-
-    use super::*;
-    use crate::nn::Role;
-
-    /// An archive as numpy's `savez` (stored) or `savez_compressed` writes it.
-    fn npz(path: &Path, arrays: &[(&str, &[u64], &[f32])], method: CompressionMethod) {
-        let mut archive = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-        for (name, shape, values) in arrays {
-            archive.start_file(format!("{name}.npy"), SimpleFileOptions::default().compression_method(method)).unwrap();
-            let mut bytes = Vec::new();
-            let mut writer =
-                npyz::WriteOptions::new().default_dtype().shape(shape).writer(&mut bytes).begin_nd().unwrap();
-            writer.extend(values.iter().copied()).unwrap();
-            writer.finish().unwrap();
-            archive.write_all(&bytes).unwrap();
-        }
-        archive.finish().unwrap();
-    }
-
-    #[test]
-    fn an_archive_of_arrays_is_read_by_name_compressed_or_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.npz");
-        let mut layout = Layout::default();
-        layout.push("fc.weight", &[2, 3], Role::Weight).unwrap();
-        layout.push("fc.bias", &[2], Role::Weight).unwrap();
-        let layout = Arc::new(layout);
-        let (w, b): (&[f32], &[f32]) = (&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[7.0, 8.0]);
-        for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
-            npz(&path, &[("fc.bias", &[2], b), ("fc.weight", &[2, 3], w)], method);
-            assert_eq!(read_npz(&path, &layout).unwrap().data(), [w, b].concat());
-        }
-        npz(&path, &[("fc.bias", &[2], b), ("fc.weight", &[3, 2], w)], CompressionMethod::Stored);
-        let e = read_npz(&path, &layout).unwrap_err().to_string();
-        assert!(e.contains("fc.weight: expected [2, 3]"), "{e}");
-        npz(&path, &[("fc.bias", &[2], b)], CompressionMethod::Stored);
-        assert!(read_npz(&path, &layout).unwrap_err().to_string().contains("fc.weight"));
-        std::fs::write(&path, b"junk").unwrap();
-        assert!(read_npz(&path, &layout).is_err());
-    }
 }

@@ -12,7 +12,7 @@ use crate::mllm::Instruction;
 use crate::model::clip::Picture;
 use crate::model::clip::embed::Features;
 use crate::model::hub;
-use crate::model::llava::{Likelihood, Llava, Turn, revision_of, vicuna};
+use crate::model::llava::{Likelihood, Llava, Turn, revision_of};
 
 /// `teacher.kind = "mllm"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,7 +87,7 @@ fn likelihoods(
     cx: &Context,
 ) -> Result<Features> {
     let llava = Llava::open(folder, cx)?;
-    let prompt = vicuna(&[Turn::about_image(&instruction.text)], true);
+    let prompt = llava.prompt(&[Turn::about_image(&instruction.text)], true)?;
     let [_, height, width] = data.images.shape();
     let one = |_: &mut (), n: usize| -> Result<Vec<Likelihood>> {
         cx.cancel.check()?;

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::fsx;
+use crate::model::weights;
 
 /// The non-linearity of a transformer's MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,15 +207,16 @@ fn check_heads(section: &str, hidden: usize, heads: usize) -> Result<()> {
 impl Config {
     /// Reads a `config.json`; older files keep the towers' true values in `text_config_dict` and `vision_config_dict`.
     pub fn read(path: &Path) -> Result<Config> {
-        let bad = |e: serde_json::Error| Error::data(format!("{}: not a CLIP config: {e}", path.display()));
-        let mut json: serde_json::Value = serde_json::from_str(&fsx::read_text(path)?).map_err(bad)?;
+        let mut json: serde_json::Value = fsx::read_json(path)?;
+        weights::refuse_quantised(&json).at(|| path.display().to_string())?;
         for (old, new) in [("text_config_dict", "text_config"), ("vision_config_dict", "vision_config")] {
             let Some(serde_json::Value::Object(overrides)) = json.get(old).cloned() else { continue };
             if let Some(serde_json::Value::Object(section)) = json.get_mut(new) {
                 section.extend(overrides);
             }
         }
-        let config: Config = serde_json::from_value(json).map_err(bad)?;
+        let config: Config = fsx::json(&json.to_string())
+            .map_err(|e| Error::data(format!("{}: not a CLIP's: {}", path.display(), e.message())))?;
         config.check().map_err(|e| e.context(path.display().to_string()))?;
         Ok(config)
     }

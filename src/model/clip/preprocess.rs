@@ -10,8 +10,10 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use serde_json::Value;
+
 use super::resize::{Filter, resize};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::fsx;
 
 /// An 8-bit RGB image, `(3, height, width)`.
@@ -69,6 +71,9 @@ impl Size {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Preprocess {
+    /// Whether to fill up to a square first, as LLaVA does; the colour is the mean, the image stays in the middle.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub do_pad: bool,
     /// Whether to resize.
     pub do_resize: bool,
     /// To what.
@@ -95,6 +100,7 @@ impl Default for Preprocess {
     /// OpenAI's.
     fn default() -> Self {
         Preprocess {
+            do_pad: false,
             do_resize: true,
             size: Size::Shortest { shortest_edge: 224 },
             resample: Filter::Bicubic,
@@ -126,10 +132,17 @@ impl Preprocess {
         if !path.is_file() {
             return Err(Error::input(format!("{}: no preprocessor_config.json here", folder.display())));
         }
-        let bad = |e: serde_json::Error| Error::data(format!("{}: {e}", path.display()));
-        let json: serde_json::Value = serde_json::from_str(&fsx::read_text(&path)?).map_err(bad)?;
-        let section = json.get("image_processor").unwrap_or(&json);
-        serde_json::from_value(section.clone()).map_err(bad)
+        let json: Value = fsx::read_json(&path)?;
+        let section = match (json.get("image_processor"), path.ends_with("processor_config.json")) {
+            (Some(section), _) => section,
+            (None, true) => return Err(Error::data(format!("{}: no image_processor in it", path.display()))),
+            (None, false) => &json,
+        };
+        understood(section).at(|| path.display().to_string())?;
+        fsx::json(&section.to_string()).map_err(|e| {
+            let said = e.message().split_once(": ").map_or(e.message(), |(_, m)| m).to_string();
+            Error::data(format!("{}: {said}", path.display()))
+        })
     }
 
     /// The file transformers reads.
@@ -142,12 +155,14 @@ impl Preprocess {
             json[key] = short.map_err(|e| Error::defect(e.to_string()))?.into();
         }
         json["do_convert_rgb"] = true.into();
-        json["image_processor_type"] = "CLIPImageProcessor".into();
+        let kind = if self.do_pad { "LlavaImageProcessor" } else { "CLIPImageProcessor" };
+        json["image_processor_type"] = kind.into();
         serde_json::to_string_pretty(&json).map_err(defect)
     }
 
     /// `(height, width)` of what [`Preprocess::pixels`] gives for an image of this size.
     pub fn output(&self, height: usize, width: usize) -> (usize, usize) {
+        let (height, width) = if self.do_pad { (height.max(width), height.max(width)) } else { (height, width) };
         match (self.do_center_crop, self.do_resize) {
             (true, _) => self.crop_size.cropped(),
             (false, true) => self.size.resized(height, width),
@@ -162,6 +177,12 @@ impl Preprocess {
             return Err(Error::data(format!("image of {} bytes as (3, {height}, {width})", image.pixels.len())));
         }
         let mut bytes = Cow::Borrowed(&*image.pixels);
+        if self.do_pad && height != width {
+            let side = height.max(width);
+            // Python: int(255 * mean).
+            bytes = pad(&bytes, (height, width), side, self.image_mean.map(|m| (255.0 * f64::from(m)) as u8)).into();
+            (height, width) = (side, side);
+        }
         if self.do_resize {
             let to = self.size.resized(height, width);
             bytes = resize(&bytes, (3, height, width), to, self.resample)?.into();
@@ -204,6 +225,68 @@ impl Preprocess {
     }
 }
 
+/// Keys that do not change what a picture becomes here.
+const HARMLESS: [&str; 21] = [
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "do_convert_rgb",
+    "data_format",
+    "input_data_format",
+    "device",
+    "disable_grouping",
+    "return_tensors",
+    "default_to_square",
+    "image_seq_length",
+    "patch_size",
+    "vision_feature_select_strategy",
+    "num_additional_image_tokens",
+    "image_token",
+    "auto_map",
+    "_valid_processor_keys",
+    "use_fast",
+    "model_input_names",
+    "_name_or_path",
+    "transformers_version",
+];
+
+/// Refuses a processor with keys that change pixels in ways that are not understood. What is off, or null, changes
+/// nothing.
+fn understood(section: &Value) -> Result<()> {
+    let known = serde_json::to_value(Preprocess { do_pad: true, ..Preprocess::default() }).unwrap_or_default();
+    let kind = section["image_processor_type"].as_str().or_else(|| section["feature_extractor_type"].as_str());
+    let kind = kind.unwrap_or_default();
+    if section["do_pad"] == true && !kind.is_empty() && !kind.starts_with("LlavaImageProcessor") {
+        return Err(
+            Error::data(format!("do_pad = true of a {kind} is not understood")).hint("LlavaImageProcessor's do_pad is")
+        );
+    }
+    for (key, value) in section.as_object().into_iter().flatten() {
+        let idle = value.is_null() || value == false || HARMLESS.contains(&key.as_str());
+        if !idle && known.get(key).is_none() {
+            return Err(Error::data(format!("{key} = {value} may change pixels and is not understood")).hint(
+                "the model would see other pictures than it was trained on; take a CLIP's or LLaVA-1.5's processor",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A square of this side with the image in its middle.
+fn pad(image: &[u8], (height, width): (usize, usize), side: usize, colour: [u8; 3]) -> Vec<u8> {
+    let (top, left) = ((side - height) / 2, (side - width) / 2);
+    let mut out = Vec::with_capacity(3 * side * side);
+    for (plane, fill) in image.chunks_exact(height * width).zip(colour) {
+        let at = out.len();
+        out.resize(at + side * side, fill);
+        for (y, row) in plane.chunks_exact(width).enumerate() {
+            let from = at + (top + y) * side + left;
+            out[from..from + width].copy_from_slice(row);
+        }
+    }
+    out
+}
+
 /// The centre of each plane; outside is 0.
 fn crop(image: &[u8], (height, width): (usize, usize), (to_height, to_width): (usize, usize)) -> Vec<u8> {
     let start = |from: usize, to: usize| (from as i64 - to as i64).div_euclid(2);
@@ -219,4 +302,58 @@ fn crop(image: &[u8], (height, width): (usize, usize), (to_height, to_width): (u
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(text: &str) -> Result<Preprocess> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("preprocessor_config.json"), text).unwrap();
+        Preprocess::open(dir.path())
+    }
+
+    #[test]
+    fn a_wide_picture_is_filled_up_to_a_square_in_the_colour_of_the_mean() {
+        let plain = Preprocess { do_resize: false, do_center_crop: false, ..Preprocess::default() };
+        let wide: Vec<u8> = (0..3 * 2 * 4).collect();
+        let fill = plain.image_mean.map(|m| (255.0 * m) as u8);
+        assert_eq!(fill, [122, 116, 104]);
+        let mut square = Vec::new();
+        for c in 0..3 {
+            square.extend([fill[c]; 4]);
+            square.extend(&wide[8 * c..8 * c + 8]);
+            square.extend([fill[c]; 4]);
+        }
+        let pixels = |p: &Preprocess, height: usize, data: &[u8]| {
+            p.pixels(&Picture { height, width: 4, pixels: data.into() }).unwrap()
+        };
+        let padded = Preprocess { do_pad: true, ..plain.clone() };
+        assert_eq!(pixels(&padded, 2, &wide), pixels(&plain, 4, &square));
+        assert_eq!((padded.output(2, 4), plain.output(2, 4)), ((4, 4), (2, 4)));
+    }
+
+    #[test]
+    fn keys_that_change_pixels_are_understood_or_refused() {
+        assert!(
+            open(r#"{"image_processor_type": "LlavaImageProcessor", "do_pad": true, "pad_size": null}"#)
+                .unwrap()
+                .do_pad
+        );
+        assert!(
+            !open(r#"{"image_processor_type": "CLIPImageProcessorFast", "do_pad": false, "do_flip": false}"#)
+                .unwrap()
+                .do_pad
+        );
+        for (text, key) in [
+            (r#"{"image_processor_type": "SiglipImageProcessor", "do_pad": true}"#, "do_pad"),
+            (r#"{"do_flip_channel_order": true}"#, "do_flip_channel_order"),
+            (r#"{"size_divisor": 32}"#, "size_divisor"),
+            (r#"{"do_resize": "yes"}"#, "expected true or false"),
+        ] {
+            let e = open(text).unwrap_err().to_string();
+            assert!(e.contains(key) && e.contains("preprocessor_config.json"), "{e}");
+        }
+    }
 }

@@ -46,8 +46,7 @@ impl Tokenizer {
 
     fn from_files(folder: &Path, length: usize) -> Result<Tokenizer> {
         let path = folder.join("vocab.json");
-        let vocab: BTreeMap<String, u32> = serde_json::from_str(&fsx::read_text(&path)?)
-            .map_err(|e| Error::data(format!("{}: not a vocabulary: {e}", path.display())))?;
+        let vocab: BTreeMap<String, u32> = fsx::read_json(&path)?;
         let path = folder.join("merges.txt");
         let text = fsx::read_text(&path)?;
         let mut merges = Vec::new();
@@ -82,8 +81,7 @@ impl Tokenizer {
             if !path.is_file() {
                 continue;
             }
-            let json: Value = serde_json::from_str(&fsx::read_text(&path)?)
-                .map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+            let json: Value = fsx::read_json(&path)?;
             let pad = json.get("pad_token").map(|p| p.get("content").unwrap_or(p));
             if let Some(pad) = pad.and_then(Value::as_str) {
                 self.pad = self.engine.token_to_id(pad).ok_or_else(|| {

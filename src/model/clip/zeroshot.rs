@@ -91,8 +91,8 @@ fn filled(templates: &[String], classes: &[String]) -> Result<Vec<Vec<String>>> 
 }
 
 fn described(path: &Path, classes: &[String]) -> Result<Vec<Vec<String>>> {
-    let sentences: BTreeMap<String, Vec<String>> = serde_json::from_str(&fsx::read_text(path)?)
-        .map_err(|e| Error::data(format!("{}: not {{\"class\": [\"sentence\", …]}}: {e}", path.display())))?;
+    let sentences: BTreeMap<String, Vec<String>> =
+        fsx::read_json(path).map_err(|e| e.hint("expected {\"class\": [\"sentence\", …], …}"))?;
     let known: BTreeMap<String, &Vec<String>> = sentences.iter().map(|(k, v)| (spoken(k), v)).collect();
     let one = |class: &String| match known.get(&spoken(class)) {
         Some(list) if !list.is_empty() => Ok((*list).clone()),

@@ -75,7 +75,12 @@ impl Tokenizer {
     }
 
     fn from_json_file(path: &Path, config: &Value) -> Result<Self> {
-        let inner = Json::from_file(path).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+        let text = fsx::read_text(path)?;
+        let mut inner: Json =
+            text.parse().map_err(|e| Error::data(format!("{}: not a tokenizer: {e}", path.display())))?;
+        // What a training session cut and filled texts to is no part of the model: transformers resets both.
+        inner.with_truncation(None).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+        inner.with_padding(None);
         let named = |key: &str, usual: &str| {
             let said = config.get(key).and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str()));
             inner.token_to_id(said.unwrap_or(usual))
@@ -207,7 +212,7 @@ fn lossy(bytes: &[u8]) -> String {
 }
 
 fn json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&fsx::read_text(path)?).map_err(|e| Error::data(format!("{}: {e}", path.display())))
+    fsx::read_json(path)
 }
 
 /// `added_tokens_decoder` of `tokenizer_config.json`: id → {content}.
@@ -296,6 +301,25 @@ mod tests {
                 assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{part} {text:?}");
                 assert_eq!(Some(tokenizer.decode(&ids).unwrap()), decoded, "{part} {text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_a_training_session_cut_and_filled_texts_to_is_reset() {
+        let modern = folder().join("modern");
+        let plain = Tokenizer::open(&modern).unwrap().encode("A brown dog runs on the grass.").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(modern.join("tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
+        let mut definition = json(&modern.join("tokenizer.json")).unwrap();
+        let cut = serde_json::json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+        let fill = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 2, "pad_type_id": 0, "pad_token": "<pad>"});
+        for (key, value) in [("truncation", cut), ("padding", fill)] {
+            definition[key] = value;
+            // A byte order mark before it is no matter either.
+            std::fs::write(dir.path().join("tokenizer.json"), format!("\u{feff}{definition}")).unwrap();
+            let got = Tokenizer::open(dir.path()).unwrap().encode("A brown dog runs on the grass.").unwrap();
+            assert_eq!(got, plain, "{key}");
         }
     }
 

@@ -1,5 +1,15 @@
-//! Conversations as text, in the form that LLaVA-1.5 was trained on (`vicuna_v1`; the chat template of
-//! `llava-hf/llava-1.5-7b-hf`).
+//! Conversations as text: by the chat template that lies beside a model, or, where none does, in the form that
+//! LLaVA-1.5 was trained on (`vicuna_v1`; the chat template of `llava-hf/llava-1.5-7b-hf`).
+
+use std::path::Path;
+
+use minijinja::Environment;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Place, Result};
+use crate::fsx;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +38,153 @@ impl Turn {
     pub fn about_image(text: &str) -> Self {
         Turn { role: Role::User, images: 1, text: text.into() }
     }
+
+    /// An answer.
+    pub fn answer(text: &str) -> Self {
+        Turn { role: Role::Assistant, images: 0, text: text.into() }
+    }
+
+    fn role(&self) -> &'static str {
+        match self.role {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
 }
 
 /// Where an image stands in a prompt.
 pub const IMAGE: &str = "<image>";
 
-/// The prompt of a conversation; `open` ends it with the assistant's name, so that the model answers.
+/// Files that may hold a model's chat template, the first that does counts.
+pub(super) const FILES: [&str; 4] =
+    ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"];
+
+/// How a model is spoken to.
+#[derive(Clone, Debug, Default)]
+pub struct Chat {
+    template: Option<Template>,
+}
+
+#[derive(Clone, Debug)]
+struct Template {
+    file: String,
+    source: String,
+    /// Marks of the tokenizer that templates may write: `bos_token`, `eos_token`, ….
+    marks: Value,
+    /// Whether a turn's content is one text with [`IMAGE`] in it, as templates of text models want it.
+    flat: bool,
+}
+
+impl Chat {
+    /// The template of a model's folder, if it has one. One that cannot be followed is refused.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = folder.join("tokenizer_config.json");
+        let config: Value = if config.is_file() { fsx::read_json(&config)? } else { Value::Null };
+        let content =
+            |name: &str| config[name].as_str().or_else(|| config[name]["content"].as_str()).unwrap_or_default();
+        let marks = json!({ "bos_token": content("bos_token"), "eos_token": content("eos_token"),
+            "pad_token": content("pad_token"), "unk_token": content("unk_token") });
+        for file in FILES {
+            let path = folder.join(file);
+            let Some(source) = source(&path)? else { continue };
+            let mut template = Template { file: file.into(), source, marks, flat: false };
+            let question = [Turn::about_image("?")];
+            let once = |t: &Template| t.write(&question, true).map(|p| p.matches(IMAGE).count() == 1);
+            if !once(&template).unwrap_or(false) {
+                template.flat = true;
+                if !once(&template).at(|| path.display().to_string())? {
+                    return Err(Error::data(format!(
+                        "{}: the chat template puts no {IMAGE} into a question",
+                        path.display()
+                    ))
+                    .hint("take the template of a LLaVA, or remove it: then the form of LLaVA-1.5 is used"));
+                }
+            }
+            return Ok(Chat { template: Some(template) });
+        }
+        Ok(Chat::default())
+    }
+
+    /// The text of a conversation; `open` ends it where the assistant answers.
+    pub fn prompt(&self, turns: &[Turn], open: bool) -> Result<String> {
+        match &self.template {
+            Some(template) => template.write(turns, open).at(|| template.file.clone()),
+            None => Ok(vicuna(turns, open)),
+        }
+    }
+}
+
+/// The template in a file: the file itself, or its `chat_template`.
+fn source(path: &Path) -> Result<Option<String>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    if path.extension().is_some_and(|e| e == "jinja") {
+        return fsx::read_text(path).map(Some);
+    }
+    let json: Value = fsx::read_json(path)?;
+    Ok(match &json["chat_template"] {
+        Value::String(text) => Some(text.clone()),
+        // Several by name.
+        Value::Array(list) => {
+            let named = |n: &str| list.iter().find(|t| t["name"] == n);
+            named("default").or_else(|| list.first()).and_then(|t| t["template"].as_str()).map(str::to_string)
+        }
+        _ => None,
+    })
+}
+
+impl Template {
+    fn write(&self, turns: &[Turn], open: bool) -> Result<String> {
+        let message = |turn: &Turn| {
+            if self.flat {
+                return json!({ "role": turn.role(), "content": format!("{}{}", format!("{IMAGE}\n").repeat(turn.images), turn.text) });
+            }
+            let images = std::iter::repeat_n(json!({ "type": "image" }), turn.images);
+            let content: Vec<Value> = images.chain([json!({ "type": "text", "text": turn.text })]).collect();
+            json!({ "role": turn.role(), "content": content })
+        };
+        let messages: Vec<Value> = turns.iter().map(message).collect();
+        let failed = |e: minijinja::Error| {
+            let place = e.line().map_or(String::new(), |line| format!(" (line {line})"));
+            let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
+            Error::data(format!("the chat template cannot be followed{place}: {what}"))
+        };
+        let mut env = Environment::new();
+        // As transformers sets Jinja up.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| Error::defect(format!("chat template: {e}")))?);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, text))
+        });
+        let mut given = self.marks.clone();
+        (given["messages"], given["add_generation_prompt"]) = (messages.into(), open.into());
+        env.render_str(&plain(&self.source), minijinja::Value::from(Serde(given))).map_err(failed)
+    }
+}
+
+/// Without transformers' `generation` tags, which only mark what the assistant says.
+fn plain(source: &str) -> String {
+    let (mut out, mut rest) = (String::new(), source);
+    while let Some(at) = rest.find("{%") {
+        let Some(end) = rest[at..].find("%}").map(|n| at + n + 2) else { break };
+        let tag = &rest[at..end];
+        let word = tag.trim_matches(['{', '}', '%', '-', '+', ' ', '\n']);
+        out.push_str(&rest[..at]);
+        match word {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    out + rest
+}
+
+/// The prompt of a conversation in LLaVA-1.5's own form; `open` ends it with the assistant's name, so that the model
+/// answers.
 pub fn vicuna(turns: &[Turn], open: bool) -> String {
     let mut prompt = String::new();
     for turn in turns {
@@ -59,13 +210,18 @@ pub fn vicuna(turns: &[Turn], open: bool) -> String {
 mod tests {
     use super::*;
 
+    fn golden() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava")
+    }
+
     /// `tests/golden/llava/make.py`: the published template by jinja.
     #[test]
     fn prompts_are_those_of_the_published_template() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/prompts.json");
-        let cases: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let cases: Value = fsx::read_json(&golden().join("prompts.json")).unwrap();
+        let chat = Chat::open(&golden().join("default")).unwrap();
+        assert!(chat.template.is_some());
         for case in cases.as_array().unwrap() {
-            let turn = |m: &serde_json::Value| Turn {
+            let turn = |m: &Value| Turn {
                 role: match m["role"].as_str().unwrap() {
                     "system" => Role::System,
                     "user" => Role::User,
@@ -75,8 +231,47 @@ mod tests {
                 text: m["text"].as_str().unwrap().into(),
             };
             let turns: Vec<Turn> = case["messages"].as_array().unwrap().iter().map(turn).collect();
-            assert_eq!(vicuna(&turns, case["open"].as_bool().unwrap()), case["prompt"].as_str().unwrap());
+            let (open, want) = (case["open"].as_bool().unwrap(), case["prompt"].as_str().unwrap());
+            assert_eq!(vicuna(&turns, open), want);
+            assert_eq!(chat.prompt(&turns, open).unwrap(), want);
         }
         assert!(cases.as_array().unwrap().len() >= 5);
+    }
+
+    fn chat(file: &str, text: &str) -> Result<Chat> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(file), text).unwrap();
+        Chat::open(dir.path())
+    }
+
+    /// What Jinja 3 with transformers' settings writes.
+    #[test]
+    fn another_models_form_is_followed_from_any_of_its_files() {
+        let chatml = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type']=='image' %}<image>\n{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        let want = "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n";
+        let json = json!({ "chat_template": chatml }).to_string();
+        let named = json!({ "chat_template": [{ "name": "default", "template": chatml }] }).to_string();
+        for (file, text) in
+            [("chat_template.jinja", chatml), ("chat_template.json", &json), ("tokenizer_config.json", &named)]
+        {
+            let got = chat(file, text).unwrap().prompt(&[Turn::about_image("What?")], true).unwrap();
+            assert_eq!(got, want, "{file}");
+        }
+        let flat = "{{ bos_token }}{% for m in messages %}[{{ m.role|upper }}] {{ m.content.strip() }}{% endfor %}";
+        let config = json!({ "chat_template": flat, "bos_token": "<s>" }).to_string();
+        let got = chat("tokenizer_config.json", &config).unwrap().prompt(&[Turn::about_image("What? ")], true).unwrap();
+        assert_eq!(got, "<s>[USER] <image>\nWhat?");
+    }
+
+    #[test]
+    fn a_template_that_cannot_be_followed_or_sees_no_image_is_refused() {
+        let e = chat("chat_template.jinja", "{% for m in messages %}{{ m.nothing.at.all }}{% endfor %}")
+            .unwrap_err()
+            .to_string();
+        assert!(e.contains("chat_template.jinja: the chat template cannot be followed (line 1)"), "{e}");
+        let e = chat("chat_template.jinja", "{{ raise_exception('no pictures') }}").unwrap_err().to_string();
+        assert!(e.contains("no pictures"), "{e}");
+        let e = chat("chat_template.jinja", "{{ messages[0].role }}: ?").unwrap_err().to_string();
+        assert!(e.contains("puts no <image> into a question"), "{e}");
     }
 }

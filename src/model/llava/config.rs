@@ -13,6 +13,7 @@ use crate::model::clip::Tokens;
 use crate::model::clip::config::{Activation, VisionConfig};
 use crate::model::llama::LlamaConfig;
 use crate::model::llama::config::{flag, tokens};
+use crate::model::weights::refuse_quantised;
 
 /// What fixes a LLaVA's shape and arithmetic.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,14 +40,10 @@ impl LlavaConfig {
     /// Reads `config.json` and, for the tokens that end an answer, `generation_config.json`.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let json = |path: &Path| -> Result<Value> {
-            serde_json::from_str(&fsx::read_text(path)?)
-                .map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))
-        };
-        let mut config = Self::from_json(&json(&path)?).at(|| path.display().to_string())?;
+        let mut config = Self::from_json(&fsx::read_json(&path)?).at(|| path.display().to_string())?;
         let generation = folder.join("generation_config.json");
         if generation.is_file()
-            && let Some(stop) = tokens(&json(&generation)?, "eos_token_id")?
+            && let Some(stop) = tokens(&fsx::read_json(&generation)?, "eos_token_id")?
         {
             config.stop = stop;
         }
@@ -55,7 +52,9 @@ impl LlavaConfig {
 
     /// Reads the JSON object; absent fields have transformers' defaults (LLaVA-1.5-7B).
     pub fn from_json(json: &Value) -> Result<Self> {
+        refuse_original(json)?;
         expect(json, "model_type", "llava")?;
+        refuse_quantised(json)?;
         let empty = Value::Object(Default::default());
         let mut text = LlamaConfig::from_json(json.get("text_config").unwrap_or(&empty)).at(|| "text_config")?;
         text.tie_word_embeddings |= flag(json, "tie_word_embeddings", false)?;
@@ -65,10 +64,10 @@ impl LlavaConfig {
             _ => return Err(Error::data("image_token_index is not one token id")),
         };
         if image_token as usize >= text.vocab_size {
-            return Err(Error::data(format!(
-                "image_token_index = {image_token} is outside of the vocabulary of {}",
-                text.vocab_size
-            )));
+            let named = ["image_token_index", "image_token_id"].iter().any(|k| json.get(*k).is_some());
+            let whose = if named { "image_token_index" } else { "the file names no image_token_index; LLaVA-1.5's" };
+            let words = text.vocab_size;
+            return Err(Error::data(format!("{whose} = {image_token} is outside of the vocabulary of {words}")));
         }
         let stop = text.eos_token_id.clone();
         Ok(LlavaConfig {
@@ -166,6 +165,16 @@ impl fmt::Display for Need {
             human(self.cache)
         )
     }
+}
+
+/// Refuses the LLaVA repository's own layout by its name.
+fn refuse_original(json: &Value) -> Result<()> {
+    let flat = ["mm_vision_tower", "mm_projector_type", "mm_hidden_size"].into_iter().find(|k| json.get(*k).is_some());
+    let Some(key) = flat.filter(|_| json.get("text_config").is_none()) else { return Ok(()) };
+    Err(Error::data(format!("a LLaVA in the layout of LLaVA's own repository ({key}), which is not read")).hint(
+        "take its conversion for transformers, such as llava-hf/llava-1.5-7b-hf, or convert it with transformers' \
+         convert_llava_weights_to_hf.py",
+    ))
 }
 
 fn expect(json: &Value, name: &str, wanted: &str) -> Result<()> {
@@ -268,6 +277,18 @@ mod tests {
         siglip["vision_config"]["model_type"] = "siglip_vision_model".into();
         let e = LlavaConfig::from_json(&siglip).unwrap_err().to_string();
         assert!(e.contains("siglip_vision_model") && e.contains("clip_vision_model"), "{e}");
+    }
+
+    #[test]
+    fn llavas_own_layout_and_quantised_weights_are_named() {
+        let own =
+            json!({"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336", "vocab_size": 32000});
+        let e = LlavaConfig::from_json(&own).unwrap_err().to_string();
+        assert!(e.contains("LLaVA's own repository") && e.contains("llava-hf/llava-1.5-7b-hf"), "{e}");
+        let mut four = published();
+        four["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+        let e = LlavaConfig::from_json(&four).unwrap_err().to_string();
+        assert!(e.contains("quantised weights (bitsandbytes 4bit)"), "{e}");
     }
 
     #[test]

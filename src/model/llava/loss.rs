@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Llava, Turn, vicuna};
+use super::{Llava, Turn};
 use crate::error::{Error, Result};
 
 /// An instruction about an image with its answer, as the language model reads it.
@@ -18,10 +18,13 @@ impl Llava {
     /// The answer that `instruction` got about an image, the end mark behind it. What the context does not hold is cut
     /// off.
     pub fn sample(&self, instruction: &str, answer: &str) -> Result<Sample> {
-        let prompt = vicuna(&[Turn::about_image(instruction)], true);
-        let asked = self.tokens(&prompt)?;
-        let mut ids = self.tokens(&format!("{prompt} {}", answer.trim()))?;
-        ids.extend(self.tokenizer().eos());
+        let question = Turn::about_image(instruction);
+        let asked = self.tokens(&self.prompt(std::slice::from_ref(&question), true)?)?;
+        let told = self.prompt(&[question, Turn::answer(answer.trim())], false)?;
+        let mut ids = self.tokens(told.trim_end())?;
+        let end = self.tokenizer().eos();
+        // A chat template may write the end mark itself.
+        ids.extend(end.filter(|end| ids.last() != Some(end)));
         let from = asked.iter().zip(&ids).take_while(|(a, b)| a == b).count();
         ids.truncate(self.config().text.max_position_embeddings);
         if from == 0 || from >= ids.len() {

@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 
-pub use chat::{IMAGE, Role, Turn, vicuna};
+pub use chat::{Chat, IMAGE, Role, Turn, vicuna};
 pub use config::{LlavaConfig, Need};
 pub use loss::Sample;
 pub use parts::Parts;
@@ -88,6 +88,7 @@ pub struct Llava {
     llm: Llama,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
+    chat: Chat,
     revision: OnceLock<String>,
 }
 
@@ -109,7 +110,7 @@ impl Llava {
         Self::build(folder, &source, &parts, config, tokenizer, preprocess).at(|| folder.display().to_string())
     }
 
-    /// Puts the parts together; refuses those that do not fit each other.
+    /// Puts the parts together, with the chat template that lies in the folder; refuses those that do not fit each other.
     pub fn build(
         folder: &Path,
         source: &dyn Source,
@@ -119,13 +120,15 @@ impl Llava {
         preprocess: Preprocess,
     ) -> Result<Self> {
         tokenizer.check_fits(config.text.vocab_size)?;
-        if tokenizer.id(IMAGE).is_some_and(|id| id != config.image_token) {
-            return Err(Error::data(format!(
-                "the tokenizer's {IMAGE} is token {:?}, the model's is {}",
-                tokenizer.id(IMAGE),
-                config.image_token
-            ))
-            .hint("take tokenizer and weights from the same model"));
+        let same = "take tokenizer and weights from the same model";
+        match tokenizer.id(IMAGE) {
+            Some(id) if id == config.image_token => {}
+            Some(id) => {
+                let own = config.image_token;
+                let what = format!("the tokenizer's {IMAGE} is token {id}, the model's is {own}");
+                return Err(Error::data(what).hint(same));
+            }
+            None => return Err(Error::data(format!("the tokenizer has no {IMAGE}")).hint(same)),
         }
         let (side, made) = (config.vision.image_size, preprocess.output(1, 1));
         if made != (side, side) {
@@ -142,6 +145,7 @@ impl Llava {
             config,
             tokenizer,
             preprocess,
+            chat: Chat::open(folder)?,
             revision: OnceLock::new(),
         })
     }
@@ -181,8 +185,12 @@ impl Llava {
         self.llm.device()
     }
 
-    /// What names these weights: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight files.
-    /// Computed once.
+    /// The text of a conversation, in the model's own form; `open` ends it where the model answers.
+    pub fn prompt(&self, turns: &[Turn], open: bool) -> Result<String> {
+        self.chat.prompt(turns, open)
+    }
+
+    /// What names this model, as [`revision_of`] does. Computed once.
     pub fn revision(&self) -> Result<String> {
         if let Some(known) = self.revision.get() {
             return Ok(known.clone());
@@ -295,8 +303,18 @@ impl Llava {
     }
 }
 
-/// What names the weights in a folder: the commit of a Hub snapshot, or the SHA-256 of `config.json` and all weight
-/// files.
+/// Files beside the weights that an answer depends on.
+const BESIDE: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+];
+
+/// What names the model in a folder: the commit of a Hub snapshot, or the SHA-256 of its config, its weights, its
+/// tokenizer, its image processor and its chat template.
 pub fn revision_of(folder: &Path) -> Result<String> {
     let named = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let is_snapshot = folder.parent().and_then(Path::file_name).is_some_and(|p| p == "snapshots");
@@ -306,6 +324,9 @@ pub fn revision_of(folder: &Path) -> Result<String> {
     let mut digests = fsx::sha256_file(&folder.join("config.json"))?;
     for path in Weights::open(folder)?.paths() {
         digests.push_str(&fsx::sha256_file(path)?);
+    }
+    for name in BESIDE.iter().chain(&chat::FILES).filter(|name| folder.join(name).is_file()) {
+        digests.push_str(&format!("{name} {}", fsx::sha256_file(&folder.join(name))?));
     }
     Ok(fsx::sha256(digests.as_bytes()))
 }

@@ -20,7 +20,14 @@ pub fn save<'t>(
     tokenizer: &Path,
 ) -> Result<()> {
     fsx::create_dir(folder)?;
-    for name in ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ] {
         if tokenizer.join(name).is_file() {
             fsx::write_atomic(&folder.join(name), &fsx::read(&tokenizer.join(name))?)?;
         }

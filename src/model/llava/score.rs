@@ -20,9 +20,10 @@ impl Llava {
     /// prompt is read once. The end mark does not count.
     pub fn score(&self, prompt: &str, images: &Tensor, answers: &[String]) -> Result<Vec<Likelihood>> {
         let ids = self.tokens(prompt)?;
+        let gap = if prompt.ends_with(char::is_whitespace) { "" } else { " " };
         let mut rows = Vec::with_capacity(answers.len());
         for answer in answers {
-            let whole = self.tokens(&format!("{prompt} {}", answer.trim()))?;
+            let whole = self.tokens(&format!("{prompt}{gap}{}", answer.trim()))?;
             match whole.strip_prefix(ids.as_slice()) {
                 Some(rest) if !rest.is_empty() => rows.push(rest.to_vec()),
                 _ => return Err(Error::input(format!("the answer {answer:?} changes the prompt's tokens"))),

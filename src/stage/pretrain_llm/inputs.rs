@@ -104,7 +104,7 @@ fn asked<'p>(record: &Caption, prompts: &'p [Instruction]) -> Result<&'p Instruc
 pub fn tower_features(llava: &Llava, pool: &Pool, kept: &[u32], folder: &Path, cx: &Context) -> Result<Features> {
     const CHUNK: usize = 8;
     let model = llava.revision()?;
-    let digests = pool.digests(cx)?;
+    let digests = pool.seen_digests(cx)?;
     let items: Vec<String> = kept.iter().map(|&i| digests[i as usize].clone()).collect();
     let all = crate::fsx::sha256(items.join("\n").as_bytes());
     let path = folder.join(format!("tower-{model:.12}-{all:.12}.safetensors"));

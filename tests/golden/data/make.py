@@ -10,6 +10,7 @@ one with WebP bytes, two row groups in one of them, class names in the metadata 
 
 import io
 import json
+import pickle
 import struct
 from pathlib import Path
 
@@ -116,6 +117,38 @@ def parquet(name, x, fine, coarse, kind, group):
     pq.write_table(table, HERE / "cifar100-parquet" / name, row_group_size=group, compression="snappy")
 
 
+def other_pickles(train, train_y, test, test_y):
+    """The batches dumped again by Python 3: protocol 5, protocol 2 with arrays of labels."""
+    for folder, protocol, labels in (("protocol-5", 5, list), ("arrays", 2, np.array), ("arrays-5", 5, np.array)):
+        here = HERE / "cifar-10-again" / folder
+        for b in range(5):
+            rows = {"data": train[b : b + 1].reshape(1, -1), "labels": labels(train_y[b : b + 1])}
+            write(here / f"data_batch_{b + 1}", pickle.dumps(rows, protocol=protocol))
+        rows = {"data": np.asfortranarray(test.reshape(2, -1)), "labels": labels(test_y)}
+        write(here / "test_batch", pickle.dumps(rows, protocol=protocol))
+        write(here / "batches.meta", pickle.dumps({"label_names": CIFAR10}, protocol=protocol))
+
+
+def pfllib(train, train_y, test, test_y):
+    """Two clients as PFLlib stores them: the second holds a test image of the benchmark too."""
+    clients = [(train[[3, 0]], [train_y[3], train_y[0]]), (np.concatenate([train[[1]], test[[0]]]), [train_y[1], test_y[0]])]
+    for k, (x, y) in enumerate(clients):
+        path = HERE / "pfllib/train" / f"{k}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        x = (x.astype(np.float32) / 255 - 0.5) / 0.5
+        np.savez_compressed(path, data={"x": x, "y": np.array(y)})
+
+
+def compressions(x, fine):
+    """One row in each compression."""
+    img = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("img", img), ("fine_label", pa.int64())])
+    table = pa.table({"img": [{"bytes": encoded(x[0], "PNG"), "path": "0.png"}], "fine_label": [fine]}, schema=schema)
+    for how in ("gzip", "brotli", "lz4", "zstd", "snappy", "none"):
+        (HERE / "compressions").mkdir(exist_ok=True)
+        pq.write_table(table, HERE / f"compressions/{how}.parquet", compression=how)
+
+
 def seen(x, y):
     weights = np.arange(1, 3073)
     return [[int(c), int(i[0, 0, 0]), int((i.reshape(-1) * weights).sum())] for i, c in zip(x, y)]
@@ -127,6 +160,8 @@ def main():
     train_y, test_y = [6, 9, 9, 4, 1], [3, 8]
     pickles_and_binary_10(train, train_y, test, test_y)
     expected["cifar10_train"] = seen(train, train_y)
+    other_pickles(train, train_y, test, test_y)
+    pfllib(train, train_y, test, test_y)
     train, test = images(3, 3), images(1, 4)
     fine, coarse = [19, 99, 0], [11, 15, 4]
     pickles_and_binary_100("train", train, fine, coarse)
@@ -135,6 +170,7 @@ def main():
     parquet("train-00000-of-00002.parquet", train[:2], fine[:2], coarse[:2], "PNG", 1)
     parquet("train-00001-of-00002.parquet", train[2:], fine[2:], coarse[2:], "WEBP", 10)
     parquet("test-00000-of-00001.parquet", test, [49], [10], "PNG", 10)
+    compressions(test, 49)
     expected["cifar100_train"], expected["cifar100_test"] = seen(train, fine), seen(test, [49])
     (HERE / "expected.json").write_text(json.dumps(expected))
 

@@ -147,7 +147,7 @@ impl Algorithm for BalanceFl {
         let mut train = Brief::training(now);
         let batch_size = now.config.batch_size;
         if self.balanced {
-            train.feeds = vec![Feed { batch_size, order: Order::Balanced, ..Feed::default() }];
+            train.feeds[0].order = Order::Balanced;
         }
         if self.lambda != 0.0 {
             (train.witnesses, train.witness_bn) = (vec![0], self.teacher_bn.bn());
