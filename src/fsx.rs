@@ -111,18 +111,22 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 pub struct Lock(#[allow(dead_code, reason = "the open file is the lock")] File);
 
 impl Lock {
-    /// Takes the lock, or says that another process has it.
+    /// Takes the lock of a folder, or says that another process has it.
     pub fn take(folder: &Path) -> Result<Lock> {
         create_dir(folder)?;
-        let path = folder.join(".lock");
-        let file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+        Self::try_file(&folder.join(".lock"))?.ok_or_else(|| {
+            Error::environment(format!("{} is in use by another process", folder.display()))
+                .hint("wait for it, or choose another directory with --set run.dir=…")
+        })
+    }
+
+    /// Takes this file as a lock; none where a living process has it.
+    pub fn try_file(path: &Path) -> Result<Option<Lock>> {
+        let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock(file)),
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::environment(format!("{} is in use by another process", folder.display()))
-                    .hint("wait for it, or choose another directory with --set run.dir=…"))
-            }
-            Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path, e)),
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
         }
     }
 }

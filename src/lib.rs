@@ -117,5 +117,6 @@ pub mod fl;
 pub mod stage;
 pub mod config;
 pub mod pipeline;
+pub mod sweep;
 pub mod report;
 pub mod cli;

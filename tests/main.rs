@@ -26,4 +26,6 @@ mod methods_yoyo;
 mod net_golden;
 mod reports;
 mod round_golden;
+#[cfg(unix)]
+mod sweep;
 mod toy;

@@ -55,7 +55,7 @@ pub fn arms_of(config: &Config, seeds: &[u64], stages: Stages, cx: &Context) -> 
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &str) -> String {
+pub fn quoted(path: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-~".contains(c);
     if path.chars().all(plain) { path.into() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }

@@ -17,6 +17,7 @@ mod models;
 mod progress;
 mod report;
 mod split;
+mod sweep;
 mod voice;
 
 use std::ffi::OsString;
@@ -88,6 +89,9 @@ enum Command {
   fedllava methods
   fedllava methods configs/cifar10-lt/quick.toml --json")]
     Methods(methods::Methods),
+    /// Many runs of one config: methods × axes × seeds.
+    #[command(after_help = sweep::HELP)]
+    Sweep(sweep::Arguments),
     /// Finished runs as tables and figures.
     #[command(after_help = report::REPORT_HELP)]
     Report(report::Report),
@@ -191,6 +195,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Embed(e) => commands::embed(&e, quiet),
         Command::Split(s) => split::split(&s, quiet),
         Command::Methods(m) => methods::methods(&m),
+        Command::Sweep(a) => sweep::sweep(&a, quiet),
         Command::Report(r) => report::report(&r),
         Command::Compare(c) => report::compare(&c),
         Command::Resume(r) => arms::resume(&r, quiet),

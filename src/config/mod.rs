@@ -10,6 +10,7 @@ pub mod lay;
 pub mod resolve;
 mod sense;
 pub mod source;
+pub mod sweep;
 pub mod tree;
 
 use std::path::Path;
@@ -35,6 +36,7 @@ use crate::stage::pretrain::PretrainConfig;
 use crate::stage::teach::TeacherConfig;
 pub use inputs::Input;
 pub use resolve::Resolved;
+pub use sweep::SweepConfig;
 
 /// The `run` section: where, with what, from which seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -193,6 +195,9 @@ pub struct Config {
     /// Variants, run one after another.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<Arm>,
+    /// Many runs of this config: `fedllava sweep`.
+    #[serde(skip_serializing_if = "is_absent")]
+    pub sweep: SweepConfig,
     /// Differences between arms that `demo` reports.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contrasts: Vec<Contrast>,
@@ -207,6 +212,10 @@ impl Default for Schema {
     fn default() -> Self {
         Schema(SCHEMA)
     }
+}
+
+fn is_absent(sweep: &SweepConfig) -> bool {
+    *sweep == SweepConfig::default()
 }
 
 impl Config {
@@ -233,7 +242,8 @@ impl Config {
     fn place(&mut self, file: &Path) {
         if self.run.dir.is_empty() {
             let stem = file.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
-            let seed = if self.arms.is_empty() { format!("/seed-{}", self.run.seed) } else { String::new() };
+            let seed =
+                if self.arms.is_empty() && !self.sweeps() { format!("/seed-{}", self.run.seed) } else { String::new() };
             self.run.dir = format!("runs/{stem}{seed}");
         }
     }
@@ -259,6 +269,7 @@ impl Config {
         let mut table = self.to_table()?;
         table.remove("arms");
         table.remove("contrasts");
+        table.remove("sweep");
         Ok(table)
     }
 

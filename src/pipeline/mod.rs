@@ -29,5 +29,5 @@ mod through_llm;
 pub use captioning::captioning;
 pub use experiment::{COMMIT, Experiment};
 pub use outlook::{Outlook, Speeds, outlook};
-pub use run::{Stages, run};
+pub use run::{Stages, finished, run};
 pub use sharing::Library;

@@ -47,7 +47,7 @@ pub(super) type Entries = BTreeMap<String, Map<String, Value>>;
 pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> Result<()> {
     let whole = |old| Config::from_table(old)?.to_table();
     let mut dir = RunDir::open_with(Path::new(&config.run.dir), &config.to_table()?, &whole)?;
-    if stages == Stages::All && !dir.longer() && finished(&dir)? {
+    if stages == Stages::All && !dir.longer() && finished(dir.path())? {
         return Ok(());
     }
     let outcome = stages_of(config, stages, &mut dir, library, cx);
@@ -68,10 +68,10 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     outcome
 }
 
-/// Whether every stage has been run and judged.
-fn finished(dir: &RunDir) -> Result<bool> {
-    let manifest = dir.file("manifest.json");
-    Ok(dir.file("eval.json").exists()
+/// Whether every stage of the run in this directory has been run and judged.
+pub fn finished(dir: &Path) -> Result<bool> {
+    let manifest = dir.join("manifest.json");
+    Ok(dir.join("eval.json").exists()
         && manifest.exists()
         && directory::read_json(&manifest)?["complete"].as_bool() == Some(true))
 }
