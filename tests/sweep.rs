@@ -14,6 +14,8 @@ kind = "world"
 pool_images = 8
 train_per_class = 24
 test_per_class = 6
+[longtail]
+imbalance = 4
 [partition]
 kind = "dirichlet"
 clients = 6
@@ -157,19 +159,14 @@ fn a_failed_run_keeps_no_other_from_being_done_and_is_tried_again() {
     assert!(err(&output).contains("cohort") && !desk.path("runs").exists(), "{}", err(&output));
     // What shows only while it runs: another configuration in one run's place.
     let desk = Desk::new(CONFIG);
-    desk.ok(&[
-        "run",
-        "s.toml",
-        "--set",
-        &format!("run.dir={}", RUNS[1]),
-        "--set",
-        "federated.rounds=3",
-        "--set",
-        "run.seed=9",
-    ]);
+    std::fs::write(desk.path("one.toml"), CONFIG.split("[sweep]").next().unwrap()).unwrap();
+    desk.ok(&["run", "one.toml", "--set", &format!("run.dir={}", RUNS[1]), "--set", "run.seed=9"]);
     let output = desk.run(&["sweep", "s.toml", "--only", "fedavg,imbalance=2"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(err(&output).contains("1 runs done now, 0 before, 1 failed"), "{}", err(&output));
+    assert!(err(&output).contains("another configuration"), "{}", err(&output));
+    let refused = desk.run(&["run", "s.toml"]);
+    assert!(refused.status.code() == Some(2) && err(&refused).contains("fedllava sweep s.toml"), "{}", err(&refused));
     assert_eq!(desk.states()[0].1, "done");
 }
 

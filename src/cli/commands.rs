@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::arms::arms;
 use super::report::show;
 use super::{Changes, Configured, machine, put, say};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::weights::Start;
 use crate::pipeline::{self, Stages};
 
@@ -19,6 +19,10 @@ pub fn stages(e: &Configured, stages: Stages, quiet: bool) -> Result<()> {
         resolved.check_inputs()?;
     }
     let config = resolved.config;
+    if config.sweeps() {
+        return Err(Error::input(format!("{} has a section [sweep]: many runs", e.config.display()))
+            .hint(format!("`fedllava sweep {}` runs them", e.config.display())));
+    }
     arms(&config, stages, &cx)?;
     show(&[PathBuf::from(&config.run.dir)], &e.output)
 }

@@ -124,6 +124,7 @@ fn sample(leaf: &Leaf<'_>) -> Value {
         Some(Node::Value(Form::Switch)) => Value::Boolean(true),
         Some(Node::Value(Form::Names(names))) => Value::String(names.first().map_or_else(String::new, |n| n.0.clone())),
         Some(Node::List(..)) => Value::Array(Vec::new()),
+        Some(Node::Changes) => Value::Table(toml::toml! { federated = { rounds = [10, 20] } }),
         Some(Node::Kinds(kinds)) => Value::String(kinds.first().map_or_else(String::new, |k| k.name.clone())),
         _ => Value::String("…".into()),
     }

@@ -306,8 +306,9 @@ mod tests {
                 for word in words.map(|w| w.trim_end_matches('.')) {
                     let Some((section, rest)) = word.split_once('.') else { continue };
                     // Names of files.
-                    let other =
-                        ["safetensors", "json", "jsonl", "toml", "txt", "rs", "svg"].iter().any(|e| rest.ends_with(e));
+                    let other = ["safetensors", "json", "jsonl", "npy", "pkl", "toml", "txt", "rs", "svg"]
+                        .iter()
+                        .any(|e| rest.ends_with(e));
                     if sections.iter().any(|k| k.name == section) && !rest.is_empty() && !other {
                         assert!(exists(word), "{}: `{word}` in {text:?} is no key", file.display());
                         keys += 1;

@@ -35,6 +35,9 @@ impl Config {
         if self.federated.mode == Mode::Local {
             Alone(self.algorithm.algorithm()).check()?;
         }
+        if self.sweeps() {
+            self.plan()?;
+        }
         self.federated.check(self.partition.clients(), self.algorithm.algorithm())
     }
 

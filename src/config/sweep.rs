@@ -372,7 +372,7 @@ mod tests {
     }
 
     fn message(text: &str) -> String {
-        config(text).plan().unwrap_err().to_string()
+        Config::from_table(toml::from_str(text).unwrap()).unwrap_err().to_string()
     }
 
     #[test]
@@ -434,7 +434,7 @@ mod tests {
         assert!(message("[sweep]\nmethods = [\"fedporx\"]").contains("did you mean `fedprox`?"));
         assert!(message("[sweep]\nseeds = [1, 1]").contains("twice"));
         assert!(message("[sweep]\ncross = { federated.rounds = 3 }").contains("not a list"));
-        assert!(message("[sweep]\ncross = { federated.round = [3] }").contains("federated.round"));
+        assert!(message("[sweep]\ncross = { federated.round = [3] }").contains("did you mean `rounds`?"));
         assert!(message("[sweep]\ncross = { federated.rounds = [3, 3] }").contains("two runs"));
     }
 }

@@ -74,7 +74,7 @@ impl Sweep {
     /// How far a run is.
     pub fn state(&self, run: &Planned) -> Result<State> {
         let dir = PathBuf::from(&run.config.run.dir);
-        if pipeline::finished(&dir)? {
+        if pipeline::finished(&dir)? && records::same(&dir, run)? {
             return Ok(State::Done(dir));
         }
         if let Some(record) = records::find(self, run)? {

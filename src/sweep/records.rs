@@ -17,14 +17,19 @@ pub fn find(sweep: &Sweep, run: &Planned) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     let dir = Path::new(&sweep.config.records).join(sweep.name(run));
+    Ok((dir.join("eval.json").exists() && same(&dir, run)?).then_some(dir))
+}
+
+/// Whether the config in a directory is the run's, but for what does not reach a number.
+pub fn same(dir: &Path, run: &Planned) -> Result<bool> {
     let file = dir.join("config.toml");
-    if !file.exists() || !dir.join("eval.json").exists() {
-        return Ok(None);
+    if !file.exists() {
+        return Ok(false);
     }
     let table = toml::from_str(&fsx::read_text(&file)?)
         .map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
-    let recorded = Config::from_table(table).at(|| file.display().to_string())?;
-    Ok((essence(&recorded) == essence(&run.config)).then_some(dir))
+    let there = Config::from_table(table).at(|| file.display().to_string())?;
+    Ok(essence(&there) == essence(&run.config))
 }
 
 /// A config without what does not reach a number.
