@@ -28,9 +28,12 @@ pub struct Chosen {
     pub dir: PathBuf,
 }
 
+/// A cell, and its seeds.
+type Place = (String, u64, Option<u64>);
+
 /// What is chosen, and the names of cells and seeds whose runs are not all finished.
 pub fn choose(sweep: &Sweep) -> Result<(Vec<Chosen>, Vec<String>)> {
-    let mut groups: Vec<((String, u64, Option<u64>), Vec<usize>)> = Vec::new();
+    let mut groups: Vec<(Place, Vec<usize>)> = Vec::new();
     let mut place = BTreeMap::new();
     for (i, run) in sweep.plan.runs.iter().enumerate() {
         let key = (run.cell.clone(), run.config.run.seed, run.config.run.split_seed);
