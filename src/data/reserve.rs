@@ -137,7 +137,7 @@ pub(super) fn take(
                     mine.len(),
                     held.len()
                 ))
-                .hint(format!("lower {name}.per_class")));
+                .hint(format!("lower {name}.per_class; 0 is no such set")));
             }
             withdrawn.extend_from_slice(&more);
             mine.extend(more);

@@ -61,10 +61,10 @@ impl Shots {
 fn by_rank(counts: &[u32], [many, medium, few]: [usize; 3]) -> Result<Groups> {
     let named = many.saturating_add(medium).saturating_add(few);
     if named != counts.len() {
-        return Err(Error::input(format!(
-            "shots = \"rank:{many}/{medium}/{few}\" names {named} classes, there are {}",
-            counts.len()
-        )));
+        let (all, message) =
+            (counts.len(), format!("evaluate.shots = \"rank:{many}/{medium}/{few}\" names {named} classes"));
+        return Err(Error::input(format!("{message}, there are {all}"))
+            .hint(format!("three numbers that add up to {all}, or evaluate.shots = \"strict\"")));
     }
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&class| std::cmp::Reverse(counts[class]));
@@ -81,8 +81,10 @@ impl TryFrom<String> for Shots {
 
     fn try_from(text: String) -> Result<Self> {
         let wrong = || {
-            Error::input(format!("shots = {text:?}: expected \"strict\", \"oltr\" or \"rank:many/medium/few\""))
-                .hint("for example \"rank:3/4/3\" for ten classes")
+            Error::input(format!(
+                "evaluate.shots = {text:?}: expected \"strict\", \"oltr\" or \"rank:many/medium/few\""
+            ))
+            .hint("for example \"rank:3/4/3\" for ten classes")
         };
         match text.as_str() {
             "strict" => Ok(Shots::Strict),
