@@ -90,6 +90,24 @@ fn what_was_done_by_the_number_of_rounds_is_named_and_nothing_is_touched() {
 }
 
 #[test]
+fn a_run_that_exported_its_best_round_grows_only_where_every_round_was_judged() {
+    let desk = Desk::new();
+    let best = ["federated.export=best", "validation.per_class=2", "pretrain.enabled=false", "align.enabled=false"];
+    extends(&desk, "best", &[&best[..], &["federated.eval_every=1"]].concat());
+    let run = |rounds: &str| {
+        let mut all = vec!["finetune", "c.toml", "--set", rounds, "--set", "federated.eval_every=5"];
+        best.iter().for_each(|item| all.extend(["--set", item]));
+        desk.run(&all)
+    };
+    assert!(run("federated.rounds=2").status.success());
+    let before = bytes(&desk.path("runs/c/seed-7"));
+    let longer = run("federated.rounds=4");
+    assert_eq!(longer.status.code(), Some(2), "{}", err(&longer));
+    assert!(err(&longer).contains("cannot grow: federated.export"), "{}", err(&longer));
+    assert_eq!(before, bytes(&desk.path("runs/c/seed-7")));
+}
+
+#[test]
 fn a_failed_start_leaves_nothing_and_the_corrected_command_runs() {
     let desk = Desk::new();
     let folder = "data={kind=\"folder\", path=\"nowhere\"}";

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use fedllava::report::compare::{compare, paired};
 use fedllava::report::figures::curve;
 use fedllava::report::figures::data::{self, Series};
+use fedllava::report::side::Side;
 use fedllava::report::{Contrasts, Report, Room, View};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -481,6 +483,54 @@ fn check_curve(report: &Report) {
     assert_eq!(placed, expected.collect(), "every stage of every run is on one line");
 }
 
+/// The half width of Student's 95 % interval, from a table of its 97.5 % quantile.
+fn half(v: &[f64]) -> f64 {
+    let quantile = [12.7062, 4.3027, 3.1824][v.len() - 2];
+    quantile * deviation(v) / (v.len() as f64).sqrt()
+}
+
+/// Two rows next to each other, compared: every number again from the files, paired by seed, and the sentence's sign.
+fn check_compare(report: &Report, rows: &[Known]) {
+    let side = |k: &Known| {
+        let of = |dir: &PathBuf| report.found.runs.iter().find(|r| r.dir == *dir).unwrap().clone();
+        Side {
+            name: k.row["run"].as_str().unwrap().into(),
+            stage: k.stage.clone(),
+            runs: k.dirs[..k.own.len()].iter().map(of).collect(),
+        }
+    };
+    for pair in rows.windows(2) {
+        let sides = [side(&pair[0]), side(&pair[1])];
+        let values = |k: &Known, name: &str| -> BTreeMap<u64, f64> {
+            let at = format!("/stages/{}/{name}", k.stage);
+            k.own.iter().filter_map(|p| Some((p.seed, 100.0 * p.eval.pointer(&at)?.as_f64()?))).collect()
+        };
+        let [a, b] = [&pair[0], &pair[1]].map(|k| values(k, "overall"));
+        let seeds: Vec<u64> = a.keys().copied().filter(|s| b.contains_key(s)).collect();
+        let Ok(view) = compare(&sides, Some("overall"), Room::default()) else {
+            assert!(seeds.is_empty(), "refused with seeds in common: {seeds:?}");
+            continue;
+        };
+        let told = &view.json["comparisons"][0];
+        assert_eq!(told["seeds"], json!(seeds));
+        for (name, figure) in told["figures"].as_object().unwrap() {
+            let [a, b] = [&pair[0], &pair[1]].map(|k| values(k, name));
+            let both: Vec<f64> = a.iter().filter_map(|(s, v)| Some(v - b.get(s)?)).collect();
+            assert_eq!(figure["differences"], json!(both), "{name}");
+            assert!(near(figure["mean"].as_f64().unwrap(), mean(&both)));
+            assert_eq!(figure["interval"].is_null(), both.len() < 2);
+            if both.len() > 1 {
+                let bound = |i: usize| figure["interval"][i].as_f64().unwrap();
+                assert!((bound(1) - mean(&both) - half(&both)).abs() < 1e-3 * (1.0 + half(&both)), "{name}");
+                assert!((mean(&both) - bound(0) - half(&both)).abs() < 1e-3 * (1.0 + half(&both)), "{name}");
+            }
+            assert_eq!(paired(&sides[0], &sides[1], name).seeds.len(), both.len());
+        }
+        let by = format!(" by {:.1}", mean(&seeds.iter().map(|s| a[s] - b[s]).collect::<Vec<_>>()).abs());
+        assert!(view.closing[0].contains(&by), "{} {by}", view.closing[0]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -500,6 +550,7 @@ proptest! {
         check_sheet(&view, &rows);
         check_views(&report, &rows);
         check_figures(&report, &rows);
+        check_compare(&report, &rows);
         for (name, svg) in fedllava::report::figures::all(&report).unwrap() {
             prop_assert!(svg.contains("prefers-color-scheme:dark") && svg.trim_end().ends_with("</svg>"), "{}", name);
         }
