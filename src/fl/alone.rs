@@ -16,9 +16,12 @@ impl Alone<'_> {
     /// Refuses algorithms whose clients need a server.
     pub fn check(&self) -> Result<()> {
         let needs = self.0.needs();
-        if needs.kept || needs.each || needs.server_set || needs.unlabelled {
-            return Err(Error::input("federated.mode = \"local\": this algorithm's clients need its server")
-                .hint("choose algorithm.kind = \"fedavg\", or one that changes the clients' loss alone"));
+        // Counts and moments that leave a client beside its model have nowhere to go.
+        let sends = !self.0.about().leaves.is_empty();
+        if sends || needs.kept || needs.each || needs.server_set || needs.unlabelled {
+            return Err(Error::input("federated.mode = \"local\": this algorithm's clients need its server").hint(
+                "choose algorithm.kind = \"fedavg\", or one that changes the clients' loss alone (prior = \"local\")",
+            ));
         }
         Ok(())
     }
@@ -77,5 +80,25 @@ impl Algorithm for Alone<'_> {
 
     fn personal(&self, _: &Params, _: &Params, kept: &Named, _: &Now<'_>) -> Result<Option<Params>> {
         Ok(kept.get(OWN).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fl::AlgorithmConfig;
+
+    #[test]
+    fn what_needs_a_server_is_refused_before_the_start() {
+        let alone: Vec<&str> = AlgorithmConfig::all()
+            .iter()
+            .filter(|(_, c)| Alone(c.algorithm()).check().is_ok())
+            .map(|(kind, _)| *kind)
+            .collect();
+        let train_alike = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"];
+        let own_loss = ["focal", "balancefl", "logit-adjustment", "fedlc"];
+        assert_eq!(alone, [&train_alike[..], &own_loss].concat());
+        let global: AlgorithmConfig = toml::from_str("kind = \"fedlc\"\nprior = \"global\"").unwrap();
+        assert!(Alone(global.algorithm()).check().is_err());
     }
 }
