@@ -193,9 +193,15 @@ impl Rng {
 
     /// Gamma with this shape and scale 1 (Marsaglia and Tsang, 2000; boosted below shape 1).
     pub fn gamma(&mut self, shape: f64) -> f64 {
+        self.gamma_with_log(shape).0
+    }
+
+    /// A gamma draw, which may be too small for a number, and its logarithm, which is not.
+    fn gamma_with_log(&mut self, shape: f64) -> (f64, f64) {
         if shape < 1.0 {
             let u = 1.0 - self.f64();
-            return self.gamma(shape + 1.0) * u.powf(1.0 / shape);
+            let boosted = self.gamma(shape + 1.0);
+            return (boosted * u.powf(1.0 / shape), boosted.ln() + u.ln() / shape);
         }
         let d = shape - 1.0 / 3.0;
         let c = 1.0 / (9.0 * d).sqrt();
@@ -203,16 +209,24 @@ impl Rng {
             let x = self.normal();
             let v = (1.0 + c * x).powi(3);
             if v > 0.0 && (1.0 - self.f64()).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-                return d * v;
+                return (d * v, (d * v).ln());
             }
         }
     }
 
-    /// A symmetric Dirichlet draw of dimension `n`; sums to 1.
+    /// A symmetric Dirichlet draw of dimension `n`; sums to 1. For any `alpha` above 0: towards 0 one entry has all.
     pub fn dirichlet(&mut self, alpha: f64, n: usize) -> Vec<f64> {
-        let draws: Vec<f64> = (0..n).map(|_| self.gamma(alpha).max(f64::MIN_POSITIVE)).collect();
-        let total: f64 = draws.iter().sum();
-        draws.into_iter().map(|g| g / total).collect()
+        let draws: Vec<(f64, f64)> = (0..n).map(|_| self.gamma_with_log(alpha)).collect();
+        let shares = |weights: Vec<f64>| {
+            let total: f64 = weights.iter().sum();
+            weights.into_iter().map(|w| w / total).collect()
+        };
+        if draws.iter().all(|(g, _)| *g >= f64::MIN_POSITIVE) {
+            return shares(draws.into_iter().map(|(g, _)| g).collect());
+        }
+        // Some are too small for a number: all over the largest, by their logarithms.
+        let largest = draws.iter().map(|(_, log)| *log).fold(f64::NEG_INFINITY, f64::max);
+        shares(draws.into_iter().map(|(_, log)| (log - largest).exp()).collect())
     }
 
     /// Shuffles in place (Fisher–Yates).

@@ -318,6 +318,23 @@ mod tests {
         }
     }
 
+    /// As alpha goes to 0 a class goes whole to one client, to each equally often (the corners of the simplex).
+    #[test]
+    fn at_a_tiny_alpha_each_class_goes_to_one_client_drawn_evenly() {
+        for alpha in [1e-3, 1e-6, 1e-12, f64::MIN_POSITIVE] {
+            let config = DirichletConfig { clients: 4, alpha, min_size: 0, ..Default::default() };
+            let mut won = [0usize; 4];
+            for s in 0..400 {
+                let split = dirichlet(&[(0..1000).collect()], &config, Key::from_seed(s)).unwrap();
+                let (winner, most) = split.iter().map(Vec::len).enumerate().max_by_key(|(_, n)| *n).unwrap();
+                won[winner] += 1;
+                assert!(most == 1000 || alpha > 1e-5 && most > 500, "alpha {alpha}: {most} of 1000");
+            }
+            // 100 expected, with a deviation of 8.7.
+            assert!(won.iter().all(|n| (60..140).contains(n)), "alpha {alpha}: {won:?}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_met_is_refused_with_what_to_change() {
         let refuse = |config: PartitionConfig| config.deal(&kept(), key()).unwrap_err().to_string();
