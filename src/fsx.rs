@@ -38,6 +38,12 @@ pub fn text(mut bytes: Vec<u8>) -> Result<String> {
     })
 }
 
+/// Opens a file to append to; a link is refused.
+pub fn append(path: &Path) -> Result<File> {
+    let mut options = fs::OpenOptions::new();
+    no_follow(options.create(true).append(true)).open(path).map_err(|e| Error::io("open", path, e))
+}
+
 /// Opens a file for reading.
 pub fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io("open", path, e))
@@ -46,6 +52,20 @@ pub fn open(path: &Path) -> Result<File> {
 /// Makes a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io("create the folder", path, e))
+}
+
+/// How unfinished files begin.
+pub const PART: &str = ".part-";
+
+/// Removes what a killed process left unfinished in a folder; only for who holds the folder's [`Lock`].
+pub fn sweep(folder: &Path) -> Result<()> {
+    for path in if folder.is_dir() { list(folder)? } else { Vec::new() } {
+        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PART)) {
+            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            gone.map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file whole or not at all: temporary sibling, fsync, rename, fsync of the folder.
@@ -58,9 +78,8 @@ pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
     let parent = parent(path);
     create_dir(parent)?;
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".part-").tempfile_in(parent)?;
+        let mut file = for_all(tempfile::Builder::new().prefix(PART)).tempfile_in(parent)?;
         fill(file.as_file_mut())?;
-        set_readable(file.as_file())?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
         sync_dir(parent)
@@ -94,6 +113,32 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes))
 }
 
+/// A SHA-256 that grows with what is written.
+#[derive(Clone, Default)]
+pub struct Growing(Sha256);
+
+impl Growing {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all so far, in hexadecimal.
+    pub fn hex(&self) -> String {
+        hex(self.0.clone().finalize())
+    }
+}
+
+/// SHA-256 of several pieces, with the length of each.
+pub fn proof(pieces: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for piece in pieces {
+        hasher.update((piece.len() as u64).to_le_bytes());
+        hasher.update(piece);
+    }
+    hasher.finalize().into()
+}
+
 /// SHA-256 of a file, in hexadecimal: what `sha256sum` prints.
 pub fn sha256_file(path: &Path) -> Result<String> {
     let mut file = open(path)?;
@@ -108,23 +153,32 @@ pub fn sha256_file(path: &Path) -> Result<String> {
 }
 
 /// An exclusive lock on a folder, held until dropped.
-pub struct Lock(#[allow(dead_code, reason = "the open file is the lock")] File);
+#[allow(dead_code, reason = "the open files are the lock")]
+pub struct Lock(File, Option<File>);
 
 impl Lock {
     /// Takes the lock of a folder, or says that another process has it.
     pub fn take(folder: &Path) -> Result<Lock> {
         create_dir(folder)?;
-        Self::try_file(&folder.join(".lock"))?.ok_or_else(|| {
+        let taken = || {
             Error::environment(format!("{} is in use by another process", folder.display()))
                 .hint("wait for it, or choose another directory with --set run.dir=…")
-        })
+        };
+        let mut lock = Self::try_file(&folder.join(".lock"))?.ok_or_else(taken)?;
+        // The folder itself too, where the file system can: the file may be deleted while its holder lives.
+        let own = open(folder)?;
+        match own.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => return Err(taken()),
+            held => lock.1 = held.is_ok().then_some(own),
+        }
+        Ok(lock)
     }
 
-    /// Takes this file as a lock; none where a living process has it.
+    /// Takes this file as a lock; none where a living process has it. A link is refused.
     pub fn try_file(path: &Path) -> Result<Option<Lock>> {
-        let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
+        let file = append(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Lock(file))),
+            Ok(()) => Ok(Some(Lock(file, None))),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", path, e)),
         }
@@ -148,16 +202,28 @@ fn sync_dir(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Temporary files are private; results are for everybody who may read the folder.
+/// Temporary files are private by default; results are for whom the umask says.
 #[cfg(unix)]
-fn set_readable(file: &File) -> std::io::Result<()> {
+fn for_all<'b, 'p, 's>(builder: &'b mut tempfile::Builder<'p, 's>) -> &'b mut tempfile::Builder<'p, 's> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
+    builder.permissions(fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(not(unix))]
-fn set_readable(_: &File) -> std::io::Result<()> {
-    Ok(())
+fn for_all<'b, 'p, 's>(builder: &'b mut tempfile::Builder<'p, 's>) -> &'b mut tempfile::Builder<'p, 's> {
+    builder
+}
+
+/// A link in a run's directory could lead a write anywhere.
+#[cfg(unix)]
+fn no_follow(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.custom_flags(libc::O_NOFOLLOW)
+}
+
+#[cfg(not(unix))]
+fn no_follow(options: &mut fs::OpenOptions) -> &mut fs::OpenOptions {
+    options
 }
 
 #[cfg(test)]

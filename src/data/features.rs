@@ -1,8 +1,8 @@
 //! Cached features of frozen models: computed once, and refused when they are stale.
 //!
 //! A cache is a safetensors file with `features` (f32, `(rows, dim)`), `digests` (u8, `(rows, 32)`: SHA-256 of what
-//! each row was computed from) and `ids` (UTF-8, one a line); its metadata name the model by its digest. Matrices that
-//! others published as `.npy` are read too.
+//! each row was computed from), `ids` (UTF-8, one a line) and `proof` (u8, `(32,)`: SHA-256 over all of it); its metadata
+//! name the model by its digest. Matrices that others published as `.npy` are read too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::npy::npy;
 use crate::error::{Error, Place, Result};
-
+use crate::exec::{Event, Events};
 use crate::fsx;
 
 pub use super::npy::{Row, Rows, npy_integers};
@@ -75,6 +75,7 @@ impl Features {
         self.check().at(|| format!("features {}", path.display()))?;
         let ids = self.ids.join("\n").into_bytes();
         let digests: Vec<u8> = self.digests.iter().map(|d| unhex(d)).collect::<Result<Vec<_>>>()?.concat();
+        let proof = self.proof(&ids, &digests);
         let view = |dtype, shape: Vec<usize>, bytes| {
             TensorView::new(dtype, shape, bytes).map_err(|e| Error::defect(format!("safetensors: {e}")))
         };
@@ -82,12 +83,27 @@ impl Features {
             ("features", view(Dtype::F32, vec![self.len(), self.dim], bytemuck::cast_slice(&self.data))?),
             ("ids", view(Dtype::U8, vec![ids.len()], &ids)?),
             ("digests", view(Dtype::U8, vec![self.digests.len(), 32], &digests)?),
+            ("proof", view(Dtype::U8, vec![32], &proof)?),
         ];
         // One entry only: several would be written in the order of a hash map, which changes from run to run.
         let metadata = [("model".to_string(), self.model.clone())];
         let bytes = safetensors::serialize(tensors, Some(metadata.into()))
             .map_err(|e| Error::defect(format!("safetensors: {}: {e}", path.display())))?;
         fsx::write_atomic(path, &bytes)
+    }
+
+    fn proof(&self, ids: &[u8], digests: &[u8]) -> [u8; 32] {
+        let dim = (self.dim as u64).to_le_bytes();
+        fsx::proof(&[bytemuck::cast_slice(&self.data), ids, digests, self.model.as_bytes(), &dim])
+    }
+
+    /// The cache, where there is one that [`load`](Self::load) takes; another one is said, and is to be made again.
+    pub fn kept(path: &Path, model: &str, digests: &[String], events: &dyn Events) -> Option<Features> {
+        if !path.exists() {
+            return None;
+        }
+        let loaded = Self::load(path, model, digests);
+        loaded.map_err(|e| events.on(Event::Warning(&format!("{}: computed again", e.message())))).ok()
     }
 
     /// Reads a cache made by `model` from inputs with these `digests` (row by row). Anything else is stale: refused.
@@ -117,7 +133,8 @@ impl Features {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged).at(place)?;
         let file = SafeTensors::deserialize(&bytes).map_err(damaged).at(place)?;
         let tensor = |name: &str| file.tensor(name).map_err(damaged).at(place);
-        let (features, ids, digests) = (tensor("features")?, tensor("ids")?, tensor("digests")?);
+        let (features, ids, digests, proof) =
+            (tensor("features")?, tensor("ids")?, tensor("digests")?, tensor("proof")?);
         let &[_, dim] = features.shape() else { return Err(Error::data("not a matrix")).at(place) };
         if features.dtype() != Dtype::F32 || digests.dtype() != Dtype::U8 || ids.dtype() != Dtype::U8 {
             return Err(Error::data("tensors of another type than f32 and u8")).at(place);
@@ -132,6 +149,9 @@ impl Features {
             model: metadata.get(&"model".to_string()).map(|m| m.to_string()).unwrap_or_default(),
         };
         got.check().at(place)?;
+        if proof.data() != got.proof(ids.data(), digests.data()) {
+            return Err(Error::data("damaged: not the numbers that were written")).at(place);
+        }
         Ok(got)
     }
 
@@ -220,8 +240,9 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[at] = value;
                 std::fs::write(&path, &bytes).unwrap();
+                // Another byte is refused wherever it is, unless it says the same (white space of the header).
                 if let Ok(read) = Features::read(&path) {
-                    assert_eq!(read.data.len(), read.len() * read.dim);
+                    assert_eq!(read, two(), "byte {at} as {value}");
                 }
             }
             std::fs::write(&path, &whole[..at]).unwrap();

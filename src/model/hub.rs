@@ -14,6 +14,11 @@ pub fn resolve(id_or_folder: &str) -> Result<PathBuf> {
     if folder.is_dir() {
         return Ok(folder.to_path_buf());
     }
+    if is_path(folder) {
+        return Err(Error::input(format!("{id_or_folder} is not there, or no folder")).hint(
+            "taken for a path, as its folder is there or it looks like one; of a Hugging Face id no folder has the owner's name",
+        ));
+    }
     if !is_id(id_or_folder) {
         return Err(Error::input(format!("{id_or_folder:?} is neither a folder nor a Hugging Face id"))
             .hint("an id looks like openai/clip-vit-base-patch32"));
@@ -47,6 +52,14 @@ fn repository(cache: &Path, id: &str) -> PathBuf {
 
 fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// Whether a name that no folder has is a mistyped path all the same: below a folder that is there, or with the look of
+/// a file or folder of ours. Such a name never reaches the network.
+fn is_path(name: &Path) -> bool {
+    let above = name.parent().filter(|p| !p.as_os_str().is_empty());
+    let file = ["safetensors", "bin", "json", "jsonl", "npy", "npz", "pt", "pth", "toml"];
+    above.is_some_and(Path::is_dir) || name.extension().is_some_and(|e| file.iter().any(|f| e.eq_ignore_ascii_case(f)))
 }
 
 /// `owner/name` of the characters the Hub allows, and not a path.
@@ -194,7 +207,12 @@ mod tests {
     fn a_missing_path_is_not_taken_for_an_id() {
         for text in ["./no/such", "/no/such", "models", "a/b/c", "../b", "a b/c"] {
             assert!(!is_id(text), "{text}");
-            assert!(resolve(text).unwrap_err().to_string().contains("neither a folder"), "{text}");
+            assert_eq!(resolve(text).unwrap_err().class(), crate::error::Class::Input, "{text}");
+        }
+        // These could be ids, and would be asked of the network.
+        for text in ["src/modell", "llava-hf/model.safetensors"] {
+            let e = resolve(text).unwrap_err().to_string();
+            assert!(is_id(text) && e.contains(&format!("{text} is not there")), "{e}");
         }
         assert!(is_id("openai/clip-vit-base-patch32") && is_id("llava-hf/llava-1.5-7b-hf"));
     }

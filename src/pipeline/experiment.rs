@@ -175,8 +175,11 @@ impl Experiment {
     /// Writes `split.json`, checks it on resumption, and measures what the sets share.
     pub fn record_split(&self, dir: &RunDir, cx: &Context) -> Result<()> {
         let path = dir.file("split.json");
-        if path.exists() {
-            let old = directory::read_json(&path)?;
+        let old = path.exists().then(|| directory::read_json(&path));
+        if let Some(Err(e)) = &old {
+            cx.events.on(Event::Warning(&format!("{}: drawn again", e.message())));
+        }
+        if let Some(Ok(old)) = old {
             if old["digest"].as_str() != Some(&self.split.digest()) {
                 return Err(Error::data(format!("{} is another split than this run draws", path.display()))
                     .hint("the data set changed since the run began; start it in another directory"));

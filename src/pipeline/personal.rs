@@ -26,7 +26,9 @@ impl Experiment {
         tuned: &Finetuned,
         cx: &Context,
     ) -> Result<()> {
-        if dir.file(FILE).exists() {
+        // Of another model, or damaged: judged again.
+        let known = dir.file(FILE).exists().then(|| directory::read_json(&dir.file(FILE)));
+        if known.is_some_and(|facts| facts.is_ok_and(|f| f["model"] == tuned.model.digest())) {
             return Ok(());
         }
         let Some(last) = &tuned.last else {
@@ -66,7 +68,7 @@ impl Experiment {
         cx.events.on(Event::Note(&text));
         let of = |key: &str| mean_and_deviation(&rows.iter().filter_map(|r| r[key].as_f64()).collect::<Vec<_>>());
         let pair = |v: Option<(f64, f64)>| json!({ "mean": v.map(|v| v.0), "deviation": v.map(|v| v.1) });
-        let facts = json!({ "clients": all.len(), "judged": rows.len(), "overall": pair(of("overall")),
+        let facts = json!({ "model": tuned.model.digest(), "clients": all.len(), "judged": rows.len(), "overall": pair(of("overall")),
             "own": pair(of("own")), "each": rows });
         dir.write_json(FILE, &facts)
     }

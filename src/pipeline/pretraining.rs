@@ -42,7 +42,7 @@ impl Experiment {
         let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
         if dir.finished("pretrain", &net.layout)?.is_none() {
             let shelf = self.pretrain_shelf(cx)?;
-            if !shelf.as_ref().map_or(Ok(false), |s| s.give(dir))? {
+            if !shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))? {
                 self.pretrain_on_pool(dir, &net, cx)?;
                 shelf.map_or(Ok(()), |s| s.keep(dir, &["pool"]))?;
             }

@@ -48,6 +48,10 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     let whole = |old| Config::from_table(old)?.to_table();
     let mut dir = RunDir::open_with(Path::new(&config.run.dir), &config.to_table()?, &whole)?;
     if stages == Stages::All && !dir.longer() && finished(dir.path())? {
+        // A process killed in its last instant has left another word.
+        if directory::read_json(&dir.file("manifest.json"))?["state"] != "done" {
+            dir.update_manifest(&[("state", json!("done"))].into())?;
+        }
         return Ok(());
     }
     let outcome = stages_of(config, stages, &mut dir, library, cx);
@@ -68,12 +72,17 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     outcome
 }
 
-/// Whether every stage of the run in this directory has been run and judged.
+/// Whether every stage of the run in this directory has been run and judged. One that has been, and whose figures,
+/// records or models are not there any more as they were, is an error.
 pub fn finished(dir: &Path) -> Result<bool> {
     let manifest = dir.join("manifest.json");
-    Ok(dir.join("eval.json").exists()
-        && manifest.exists()
-        && directory::read_json(&manifest)?["complete"].as_bool() == Some(true))
+    // One that cannot be read is made again by judging again.
+    let complete = manifest.exists() && directory::read_json(&manifest).is_ok_and(|m| m["complete"] == true);
+    if !complete || !dir.join("eval.json").exists() {
+        return Ok(false);
+    }
+    directory::prove(dir)?;
+    Ok(true)
 }
 
 /// Goes on with more rounds, unless something was done by the number of rounds that can not be taken back.
@@ -286,7 +295,7 @@ impl Experiment {
         let start = self.start(pretrained, cx)?;
         let done = dir.file("finetune/done.json").exists();
         let shelf = if done { None } else { self.finetune_shelf(&start)? };
-        let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir))?;
+        let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))?;
         let validation = self.validation()?;
         let validate = validation
             .as_ref()

@@ -39,7 +39,7 @@ impl Experiment {
         let prompts = Instruction::find_all(&config.prompts).at(|| "pretrain.llm.prompts")?;
         let cache = Path::new(&self.config.run.cache);
         let records = self.caption_records(pool)?;
-        let annotations = cached_annotations(&llava, pool, kept, &records, &prompts, cache)?;
+        let annotations = cached_annotations(&llava, pool, kept, &records, &prompts, cache, cx)?;
         let tower = match config.needs_tower() {
             true => Some(tower_features(&llava, pool, kept, cache, cx)?),
             false => None,

@@ -1,4 +1,4 @@
-//! Checkpoints of named state after a round: whole or not at all, verified when read.
+//! Checkpoints of named state after a round: whole or not at all, verified when read. The newest *whole* one counts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::clients::{Clients, Index};
-use super::{SCHEMA, directory, state};
+use super::{SCHEMA, directory, seal, state};
 use crate::error::{Error, Result};
+use crate::exec::{Event, Events};
 use crate::fsx;
 use crate::nn::Params;
 
@@ -47,16 +48,16 @@ pub fn save_with(
         meta.digests.insert(name.clone(), fsx::sha256(&bytes));
         fsx::write_atomic(&part.join(name), &bytes)?;
     }
-    let text = serde_json::to_string_pretty(&meta).map_err(|e| Error::defect(format!("meta.json: {e}")))?;
-    fsx::write_atomic(&part.join("meta.json"), text.as_bytes())?;
+    let value = serde_json::to_value(&meta).map_err(|e| Error::defect(format!("meta.json: {e}")))?;
+    fsx::write_atomic(&part.join("meta.json"), format!("{:#}\n", seal::seal(&value)).as_bytes())?;
     let target = folder.join(format!("round-{round:06}"));
     remove(&target)?;
     std::fs::rename(&part, &target).map_err(|e| Error::io("rename to", &target, e))?;
     let all = rounds(folder)?;
     let (old, kept) = all.split_at(all.len().saturating_sub(keep.max(1)));
-    let needed = kept.iter().map(|(_, path)| Ok(meta_of(path)?.clients)).collect::<Result<Vec<_>>>()?;
+    // One that cannot be read names no files.
+    let needed: Vec<Index> = kept.iter().filter_map(|(_, path)| Some(meta_of(path).ok()?.clients)).collect();
     for (_, path) in old {
-        // One that cannot be read names no files; it goes all the same.
         let gone = meta_of(path).map(|meta| meta.clients).unwrap_or_default();
         remove(path)?;
         clients.forget(&gone, &needed.iter().collect::<Vec<_>>())?;
@@ -64,17 +65,29 @@ pub fn save_with(
     Ok(())
 }
 
-/// The newest checkpoint, if there is one: its round and files.
-pub fn latest(folder: &Path) -> Result<Option<(usize, Files)>> {
-    Ok(latest_with(folder)?.map(|(round, files, _)| (round, files)))
+/// The newest whole checkpoint, if there is one: its round and files. Damaged ones after it are said; where none is
+/// whole, the newest's damage is the error.
+pub fn latest(folder: &Path, events: &dyn Events) -> Result<Option<(usize, Files)>> {
+    Ok(latest_with(folder, &Clients::new(folder), events)?.map(|(round, files, _)| (round, files)))
 }
 
-/// As [`latest`], with the files of what clients keep.
-pub fn latest_with(folder: &Path) -> Result<Option<(usize, Files, Index)>> {
-    match rounds(folder)?.pop() {
-        None => Ok(None),
-        Some((_, path)) => load(&path).map(Some),
+/// As [`latest`], with the files of what clients keep, which must be whole too.
+pub fn latest_with(folder: &Path, clients: &Clients, events: &dyn Events) -> Result<Option<(usize, Files, Index)>> {
+    let mut damage: Option<Error> = None;
+    for (round, path) in rounds(folder)?.into_iter().rev() {
+        match load(&path, round, clients) {
+            Ok(found) => {
+                if let Some(e) = damage {
+                    events.on(Event::Warning(&format!("{}: going on from {}", e.message(), path.display())));
+                }
+                return Ok(Some(found));
+            }
+            Err(e) => _ = damage.get_or_insert(e),
+        }
     }
+    damage.map_or(Ok(None), |e| {
+        Err(e.hint(format!("no whole checkpoint is left: delete {}, and the stage begins anew", folder.display())))
+    })
 }
 
 fn meta_of(path: &Path) -> Result<Meta> {
@@ -84,14 +97,17 @@ fn meta_of(path: &Path) -> Result<Meta> {
     serde_json::from_value(value).map_err(|e| Error::data(format!("{}: {e}", file.display())))
 }
 
-fn load(path: &Path) -> Result<(usize, Files, Index)> {
+fn load(path: &Path, round: usize, clients: &Clients) -> Result<(usize, Files, Index)> {
     let meta = meta_of(path)?;
+    if meta.round != round {
+        return Err(Error::data(format!("{}: meta.json is of round {}", path.display(), meta.round)));
+    }
+    clients.prove(&meta.clients)?;
     let mut files = Files::new();
     for (name, digest) in &meta.digests {
         let file = path.join(name);
         if fsx::sha256_file(&file)? != *digest {
-            return Err(Error::data(format!("{} does not have the digest that meta.json gives", file.display()))
-                .hint(format!("delete {} to go on from the checkpoint before it", path.display())));
+            return Err(Error::data(format!("{} does not have the digest that meta.json gives", file.display())));
         }
         files.insert(name.trim_end_matches(".safetensors").to_string(), state::load(&file)?);
     }
@@ -134,22 +150,61 @@ mod tests {
     #[test]
     fn the_newest_is_read_old_ones_go_and_a_torn_one_is_never_seen() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(latest(dir.path()).unwrap().is_none());
+        assert!(latest(dir.path(), &Heard::default()).unwrap().is_none());
         for round in [10, 20, 30] {
             save(dir.path(), round, &files(round as f32), 2).unwrap();
         }
         std::fs::create_dir(dir.path().join(".part-round-000040")).unwrap();
-        let (round, found) = latest(dir.path()).unwrap().unwrap();
+        let (round, found) = latest(dir.path(), &Heard::default()).unwrap().unwrap();
         assert_eq!((round, found["model"]["model"].data()[0]), (30, 30.0));
         assert_eq!(rounds(dir.path()).unwrap().len(), 2);
     }
 
+    /// Hears warnings.
+    #[derive(Default)]
+    struct Heard(std::sync::Mutex<Vec<String>>);
+
+    impl Events for Heard {
+        fn on(&self, event: Event<'_>) {
+            if let Event::Warning(text) = event {
+                self.0.lock().unwrap().push(text.to_string());
+            }
+        }
+    }
+
     #[test]
-    fn a_damaged_checkpoint_is_refused_with_the_way_out() {
+    fn over_a_damaged_checkpoint_the_whole_one_before_it_is_taken_and_said() {
         let dir = tempfile::tempdir().unwrap();
-        save(dir.path(), 1, &files(1.0), 2).unwrap();
-        std::fs::write(dir.path().join("round-000001/model.safetensors"), b"junk").unwrap();
-        let e = latest(dir.path()).unwrap_err().to_string();
-        assert!(e.contains("digest") && e.contains("round-000001"), "{e}");
+        let newest = dir.path().join("round-000002");
+        let damages: [&dyn Fn(); 4] = [
+            &|| std::fs::write(newest.join("model.safetensors"), b"junk").unwrap(),
+            &|| std::fs::remove_file(newest.join("model.safetensors")).unwrap(),
+            &|| std::fs::write(newest.join("meta.json"), b"{").unwrap(),
+            &|| {
+                let text = std::fs::read_to_string(newest.join("meta.json")).unwrap();
+                std::fs::write(newest.join("meta.json"), text.replace("\"round\": 2", "\"round\": 3")).unwrap();
+            },
+        ];
+        for damage in damages {
+            for round in [1, 2] {
+                save(dir.path(), round, &files(round as f32), 2).unwrap();
+            }
+            damage();
+            let heard = Heard::default();
+            let (round, found) = latest(dir.path(), &heard).unwrap().unwrap();
+            assert_eq!((round, found["model"]["model"].data()[0]), (1, 1.0));
+            let said = heard.0.into_inner().unwrap();
+            assert!(
+                said.len() == 1 && said[0].contains("round-000002") && said[0].ends_with("round-000001"),
+                "{said:?}"
+            );
+        }
+        // It is written anew over the damaged one.
+        save(dir.path(), 2, &files(5.0), 2).unwrap();
+        assert_eq!(latest(dir.path(), &Heard::default()).unwrap().unwrap().0, 2);
+        std::fs::remove_dir_all(dir.path().join("round-000001")).unwrap();
+        std::fs::write(newest.join("model.safetensors"), b"junk").unwrap();
+        let e = latest(dir.path(), &Heard::default()).unwrap_err().to_string();
+        assert!(e.contains("digest") && e.contains("delete"), "{e}");
     }
 }

@@ -45,6 +45,19 @@ impl Clients {
         Ok(Entry { round, digest: fsx::sha256(&bytes) })
     }
 
+    /// Refuses an index whose files are not those that it names.
+    pub fn prove(&self, index: &Index) -> Result<()> {
+        index.iter().try_for_each(|(&client, entry)| {
+            let file = self.file(client, entry.round);
+            match fsx::sha256_file(&file)? == entry.digest {
+                true => Ok(()),
+                false => {
+                    Err(Error::data(format!("{} does not have the digest that its checkpoint gives", file.display())))
+                }
+            }
+        })
+    }
+
     /// Reads it back; a file with another digest is refused.
     pub fn read(&self, client: u32, entry: &Entry) -> Result<Named> {
         let path = self.file(client, entry.round);

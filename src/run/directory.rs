@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use toml::Table;
 
-use super::{Records, SCHEMA};
+use super::{Records, SCHEMA, records, seal};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::nn::{Layout, Params};
@@ -40,6 +40,9 @@ pub struct Done {
     pub schema: u32,
     /// SHA-256 of the stage's model, as [`Params::digest`].
     pub digest: String,
+    /// SHA-256 of `model.safetensors`, for who does not read it; empty where an earlier version wrote this.
+    #[serde(default)]
+    pub file: String,
     /// Figures and notes of the stage.
     pub facts: Value,
 }
@@ -58,6 +61,9 @@ impl RunDir {
         let made =
             path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
         let lock = fsx::Lock::take(path)?;
+        for folder in ["", "checkpoints", "pretrain", "pretrain/checkpoints", "finetune", "align"] {
+            fsx::sweep(&path.join(folder))?;
+        }
         let file = path.join("config.toml");
         let fresh = !file.exists();
         let mut longer = false;
@@ -127,16 +133,22 @@ impl RunDir {
         self.path.join(name)
     }
 
-    /// Writes a JSON file in it, whole or not at all.
+    /// Writes a JSON file in it, sealed, whole or not at all.
     pub fn write_json(&self, name: &str, value: &Value) -> Result<()> {
-        let text = serde_json::to_string_pretty(value).map_err(|e| Error::defect(format!("{name}: {e}")))?;
+        let value = seal::seal(value);
+        let text = serde_json::to_string_pretty(&value).map_err(|e| Error::defect(format!("{name}: {e}")))?;
         fsx::write_atomic(&self.file(name), format!("{text}\n").as_bytes())
     }
 
-    /// Updates `manifest.json`: `facts` are merged into what is there.
+    /// Updates `manifest.json`: `facts` are merged into what is there. A damaged one is made again, and says so.
     pub fn update_manifest(&self, facts: &BTreeMap<&str, Value>) -> Result<()> {
         let path = self.file("manifest.json");
-        let mut manifest = if path.exists() { read_json(&path)? } else { json!({ "schema": SCHEMA }) };
+        let new = |remade: Option<String>| json!({ "schema": SCHEMA, "remade": remade });
+        let mut manifest = match path.exists().then(|| read_json(&path)) {
+            Some(Ok(manifest)) if manifest.is_object() => manifest,
+            Some(Err(e)) => new(Some(e.message().to_string())),
+            _ => json!({ "schema": SCHEMA }),
+        };
         if let Some(map) = manifest.as_object_mut() {
             map.extend(facts.iter().map(|(k, v)| ((*k).to_string(), v.clone())));
         }
@@ -147,7 +159,8 @@ impl RunDir {
     pub fn finish(&self, stage: &str, model: &Params, facts: Value) -> Result<Done> {
         let metadata = BTreeMap::from([("stage".to_string(), stage.to_string())]);
         model.save(&self.file(&format!("{stage}/model.safetensors")), &metadata)?;
-        let done = Done { schema: SCHEMA, digest: model.digest(), facts };
+        let file = fsx::sha256_file(&self.file(&format!("{stage}/model.safetensors")))?;
+        let done = Done { schema: SCHEMA, digest: model.digest(), file, facts };
         let value = serde_json::to_value(&done).map_err(|e| Error::defect(format!("done.json: {e}")))?;
         self.write_json(&format!("{stage}/done.json"), &value)?;
         Ok(done)
@@ -172,9 +185,39 @@ impl RunDir {
     }
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file; one that has a seal must fit it.
 pub fn read_json(path: &Path) -> Result<Value> {
-    serde_json::from_str(&fsx::read_text(path)?).map_err(|e| Error::data(format!("{}: {e}", path.display())))
+    let value: Value = serde_json::from_str(&fsx::read_text(path)?).map_err(|e| {
+        let hint = "delete it, and the run's command writes it again";
+        Error::data(format!("{}: {e}", path.display())).hint(hint)
+    })?;
+    seal::prove(&value, path)?;
+    Ok(value)
+}
+
+/// Refuses a finished run whose figures, records or models are not those that it finished with.
+pub fn prove(dir: &Path) -> Result<()> {
+    let eval = read_json(&dir.join("eval.json"))?;
+    records::prove(&dir.join("metrics.jsonl"))?;
+    for stage in ["pretrain", "finetune", "align"] {
+        let (folder, entry) = (dir.join(stage), &eval["stages"][stage]);
+        if entry.is_null() && !folder.join("done.json").exists() {
+            continue;
+        }
+        let model = folder.join("model.safetensors");
+        let again = format!("delete {} and eval.json: the same command does the stage again", folder.display());
+        let done = read_json(&folder.join("done.json")).map_err(|e| e.hint(again.clone()))?;
+        if !entry.is_null() && entry["digest"] != done["digest"] {
+            let text = format!("{}: eval.json has figures of another model of {stage}", dir.display());
+            return Err(Error::data(text).hint("delete eval.json, and the run's command writes it again"));
+        }
+        let expected = done["file"].as_str().filter(|file| !file.is_empty());
+        if !model.exists() || expected.is_some_and(|file| fsx::sha256_file(&model).ok().as_deref() != Some(file)) {
+            let state = if model.exists() { "is not the model that the run finished with" } else { "is gone" };
+            return Err(Error::data(format!("{} {state}", model.display())).hint(again));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a file of a later version of this program.

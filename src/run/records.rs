@@ -1,10 +1,12 @@
 //! `metrics.jsonl`: one record a line, written as it happens, cut back exactly when a run resumes. TensorBoard's event
-//! file beside it, where there is one, follows.
+//! file beside it, where there is one, follows. `metrics.seal` holds the length and the digest of what was there at the
+//! last checkpoint or finished stage: whoever reads the records asks it.
 
-use std::fs::{File, OpenOptions};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::tensorboard::Board;
 use crate::error::{Error, Result};
@@ -14,17 +16,48 @@ use crate::fsx;
 pub struct Records {
     path: PathBuf,
     file: File,
+    /// Of what the file holds.
+    digest: fsx::Growing,
+    bytes: usize,
     board: Option<Board>,
 }
 
 impl Records {
-    /// Opens the file; a torn last line is cut off.
+    /// Opens the file; a torn last line is cut off. Records that are not those that were sealed are refused.
     pub fn open(path: &Path) -> Result<Self> {
+        prove(path)?;
         if path.exists() {
             rewrite(path, |_| true)?;
         }
-        let file = append(path)?;
-        Ok(Records { path: path.to_path_buf(), file, board: board(path)? })
+        Self::opened(path)
+    }
+
+    fn opened(path: &Path) -> Result<Self> {
+        let file = fsx::append(path)?;
+        let text = fsx::read(path)?;
+        let mut digest = fsx::Growing::default();
+        digest.update(&text);
+        Ok(Records { path: path.to_path_buf(), file, digest, bytes: text.len(), board: board(path)? })
+    }
+
+    /// Writes what is there to the disk and seals it: before anything that relies on it.
+    pub fn seal(&mut self) -> Result<()> {
+        self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))?;
+        let seal = json!({ "bytes": self.bytes, "sha256": self.digest.hex() });
+        fsx::write_atomic(&seal_of(&self.path), format!("{seal}\n").as_bytes())
+    }
+
+    /// Refuses records with gaps: each of a stage's rounds up to `last` has one.
+    pub fn require(&self, stage: &str, last: usize) -> Result<()> {
+        let of = |r: &Value| r["round"].as_u64().filter(|_| r["stage"].as_str() == Some(stage));
+        let found: BTreeSet<u64> = Self::read(&self.path)?.iter().filter_map(of).collect();
+        let missing: Vec<String> = (1..=last as u64).filter(|r| !found.contains(r)).map(|r| r.to_string()).collect();
+        let Some(first) = missing.first() else { return Ok(()) };
+        let (path, n) = (self.path.display(), missing.len());
+        let named =
+            if n > 1 { format!("rounds {first} to {} ({n})", missing[n - 1]) } else { format!("round {first}") };
+        Err(Error::data(format!("{path} has no record of {stage} {named}, and a checkpoint of round {last} is there"))
+            .hint("bring the file back from a copy, or delete the run's directory to begin it anew"))
     }
 
     /// Drops the records of `stage` from round `from` on: what a stopped run wrote past its last checkpoint.
@@ -38,8 +71,7 @@ impl Records {
     /// Drops the records that `keep` does not want.
     pub fn retain(&mut self, keep: impl Fn(&Value) -> bool) -> Result<()> {
         rewrite(&self.path, keep)?;
-        self.file = append(&self.path)?;
-        self.board = board(&self.path)?;
+        *self = Self::opened(&self.path)?;
         Ok(())
     }
 
@@ -57,12 +89,17 @@ impl Records {
 
     /// Appends a record as it is.
     pub fn append(&mut self, record: &Value) -> Result<()> {
-        fsx::append_line(&mut self.file, &self.path, &record.to_string())?;
+        let line = record.to_string();
+        fsx::append_line(&mut self.file, &self.path, &line)?;
+        self.digest.update(line.as_bytes());
+        self.digest.update(b"\n");
+        self.bytes += line.len() + 1;
         self.board.as_mut().map_or(Ok(()), |board| board.add(record))
     }
 
-    /// All records, in order.
+    /// All records, in order. Those that are not what was sealed are refused.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
+        prove(path)?;
         let text = fsx::read_text(path)?;
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         lines
@@ -78,20 +115,53 @@ fn board(path: &Path) -> Result<Option<Board>> {
     Board::beside(path, || Records::read(path))
 }
 
-fn append(path: &Path) -> Result<File> {
-    OpenOptions::new().create(true).append(true).open(path).map_err(|e| Error::io("open", path, e))
+fn seal_of(path: &Path) -> PathBuf {
+    path.with_extension("seal")
 }
 
+/// Refuses a record file whose sealed part is not what was sealed.
+pub fn prove(path: &Path) -> Result<()> {
+    let seal = seal_of(path);
+    if !seal.exists() {
+        return Ok(());
+    }
+    let said = super::directory::read_json(&seal)?;
+    let (bytes, sha256) = (said["bytes"].as_u64().unwrap_or(u64::MAX), said["sha256"].as_str());
+    let text = if path.exists() { fsx::read(path)? } else { Vec::new() };
+    let sealed = usize::try_from(bytes).ok().and_then(|n| text.get(..n));
+    if sealed.is_some_and(|sealed| Some(fsx::sha256(sealed).as_str()) == sha256) {
+        return Ok(());
+    }
+    let state = match sealed {
+        _ if !path.exists() => "is gone",
+        None => "is shorter than it was",
+        Some(_) => "is not what was written",
+    };
+    Err(Error::data(format!("{} {state}: {} knows it with {bytes} bytes", path.display(), seal.display()))
+        .hint("bring it back from a copy, or delete the run's directory to begin it anew"))
+}
+
+/// Keeps the lines that `keep` wants; a torn last one goes.
 fn rewrite(path: &Path, keep: impl Fn(&Value) -> bool) -> Result<()> {
     let text = fsx::read_text(path)?;
     let mut kept = String::new();
-    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-        let Ok(record) = serde_json::from_str::<Value>(line) else { continue };
+    for (i, line) in text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate() {
+        let record: Value = serde_json::from_str(line).map_err(|e| {
+            Error::data(format!("{}:{}: no record: {e}", path.display(), i + 1))
+                .hint("bring the file back from a copy, or delete the run's directory to begin it anew")
+        })?;
         if keep(&record) {
             kept.push_str(line);
         }
     }
-    if kept != text { fsx::write_atomic(path, kept.as_bytes()) } else { Ok(()) }
+    if kept == text {
+        return Ok(());
+    }
+    // A seal of what is rewritten would say that it is damaged, should this be the last that the process does.
+    match std::fs::remove_file(seal_of(path)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &seal_of(path), e)),
+        _ => fsx::write_atomic(path, kept.as_bytes()),
+    }
 }
 
 #[cfg(test)]
@@ -117,5 +187,52 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[1]["round"], 2);
         assert!(lines[2]["loss"].is_null());
+    }
+
+    #[test]
+    fn sealed_records_that_changed_shrank_or_went_are_refused_and_later_lines_are_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut records = Records::open(&path).unwrap();
+        for round in 1..=2 {
+            records.add("finetune", round, "train", &[("loss", 0.5)]).unwrap();
+        }
+        records.seal().unwrap();
+        records.add("finetune", 3, "train", &[("loss", 0.25)]).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(Records::read(&path).unwrap().len(), 3);
+        let refused = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let e = Records::read(&path).unwrap_err().to_string();
+            assert_eq!(Records::open(&path).err().unwrap().to_string(), e);
+            e
+        };
+        assert!(refused(&whole.replacen("0.5", "0.6", 1)).contains("is not what was written"));
+        assert!(refused(&whole[..20]).contains("is shorter"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(Records::read(&path).unwrap_err().to_string().contains("is gone"));
+        std::fs::write(&path, whole.replace("0.25", "0.75")).unwrap();
+        let mut records = Records::open(&path).unwrap();
+        records.cut("finetune", 2).unwrap();
+        assert!(!seal_of(&path).exists(), "no seal of what is no more");
+        records.seal().unwrap();
+        assert_eq!(Records::read(&path).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_gap_and_a_broken_line_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut records = Records::open(&path).unwrap();
+        for round in [1, 2, 4] {
+            records.add("finetune", round, "train", &[]).unwrap();
+        }
+        records.require("finetune", 2).unwrap();
+        let e = records.require("finetune", 6).unwrap_err().to_string();
+        assert!(e.contains("no record of finetune rounds 3 to 6 (3)"), "{e}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replacen("\"round\":2", "\"round\"2", 1)).unwrap();
+        let e = Records::open(&path).err().unwrap().to_string();
+        assert!(e.contains("metrics.jsonl:2: no record"), "{e}");
     }
 }

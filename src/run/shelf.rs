@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Records, RunDir, SCHEMA, directory};
 use crate::error::{Error, Result};
+use crate::exec::{Event, Events};
 use crate::fsx;
 
 const FILES: [&str; 4] = ["model.safetensors", "done.json", "records.json", "inputs.json"];
@@ -40,20 +41,16 @@ impl Shelf {
         Ok(Shelf { stage, folder: cache.join(stage).join(&digest[..24]), inputs })
     }
 
-    /// Lays the kept stage into a run, with its records and the manifest's facts; false when none is kept.
-    pub fn give(&self, dir: &RunDir) -> Result<bool> {
-        let file = self.folder.join("meta.json");
-        if !file.exists() {
+    /// Lays the kept stage into a run, with its records and the manifest's facts; false when none is kept, or a damaged
+    /// one, which is said and goes.
+    pub fn give(&self, dir: &RunDir, events: &dyn Events) -> Result<bool> {
+        if !self.folder.exists() {
             return Ok(false);
         }
-        let read = |e: serde_json::Error| Error::data(format!("{}: {e}", file.display()));
-        let meta: Meta = serde_json::from_value(directory::read_json(&file)?).map_err(read)?;
-        for name in FILES {
-            let path = self.folder.join(name);
-            if meta.digests.get(name) != Some(&fsx::sha256_file(&path)?) {
-                return Err(Error::data(format!("{} does not have the digest that meta.json gives", path.display()))
-                    .hint(format!("delete {}; the stage is run again", self.folder.display())));
-            }
+        if let Err(e) = self.prove() {
+            events.on(Event::Warning(&format!("{}: {} is run again", e.message(), self.stage)));
+            std::fs::remove_dir_all(&self.folder).map_err(|e| Error::io("remove", &self.folder, e))?;
+            return Ok(false);
         }
         let kept = directory::read_json(&self.folder.join("records.json"))?;
         let mut records = Records::open(&dir.file("metrics.jsonl"))?;
@@ -61,6 +58,7 @@ impl Shelf {
         for record in kept["records"].as_array().into_iter().flatten() {
             records.append(record)?;
         }
+        records.seal()?;
         let facts = kept["facts"].as_object().cloned().unwrap_or_default();
         dir.update_manifest(&facts.iter().map(|(k, v)| (k.as_str(), v.clone())).collect())?;
         for name in ["model.safetensors", "done.json"] {
@@ -68,6 +66,20 @@ impl Shelf {
             fsx::write_atomic(&dir.file(&format!("{}/{name}", self.stage)), &bytes)?;
         }
         Ok(true)
+    }
+
+    /// Refuses files that do not have their digests.
+    fn prove(&self) -> Result<()> {
+        let file = self.folder.join("meta.json");
+        let read = |e: serde_json::Error| Error::data(format!("{}: {e}", file.display()));
+        let meta: Meta = serde_json::from_value(directory::read_json(&file)?).map_err(read)?;
+        for name in FILES {
+            let path = self.folder.join(name);
+            if meta.digests.get(name) != Some(&fsx::sha256_file(&path)?) {
+                return Err(Error::data(format!("{} does not have the digest that meta.json gives", path.display())));
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the stage that `dir` has finished, with these of its manifest's facts.
@@ -121,6 +133,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::exec::Silent;
     use crate::nn::{Layout, Params, Role};
 
     fn layout() -> Arc<Layout> {
@@ -144,10 +157,10 @@ mod tests {
         a.update_manifest(&BTreeMap::from([("pool", json!({ "images": 3 }))])).unwrap();
         a.finish("pretrain", &model, json!({})).unwrap();
         let shelf = Shelf::new(&cache, "pretrain", json!({ "seed": 1 })).unwrap();
-        assert!(!shelf.give(&b).unwrap());
+        assert!(!shelf.give(&b, &Silent).unwrap());
         shelf.keep(&a, &["pool"]).unwrap();
-        assert!(!Shelf::new(&cache, "pretrain", json!({ "seed": 2 })).unwrap().give(&b).unwrap());
-        assert!(shelf.give(&b).unwrap());
+        assert!(!Shelf::new(&cache, "pretrain", json!({ "seed": 2 })).unwrap().give(&b, &Silent).unwrap());
+        assert!(shelf.give(&b, &Silent).unwrap());
         for name in ["pretrain/model.safetensors", "pretrain/done.json"] {
             assert_eq!(fsx::read(&a.file(name)).unwrap(), fsx::read(&b.file(name)).unwrap(), "{name}");
         }
@@ -156,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_one_is_refused_with_the_way_out() {
+    fn a_damaged_one_is_said_and_goes() {
         let root = tempfile::tempdir().unwrap();
         let a = run(root.path(), "a");
         a.update_manifest(&BTreeMap::new()).unwrap();
@@ -165,7 +178,9 @@ mod tests {
         let shelf = Shelf::new(&root.path().join("cache"), "pretrain", json!({})).unwrap();
         shelf.keep(&a, &[]).unwrap();
         std::fs::write(shelf.folder.join("model.safetensors"), b"junk").unwrap();
-        let e = shelf.give(&run(root.path(), "b")).unwrap_err().to_string();
-        assert!(e.contains("digest") && e.contains("delete"), "{e}");
+        let b = run(root.path(), "b");
+        assert!(!shelf.give(&b, &Silent).unwrap() && !shelf.folder.exists() && !b.file("pretrain").exists());
+        shelf.keep(&a, &[]).unwrap();
+        assert!(shelf.give(&b, &Silent).unwrap());
     }
 }

@@ -36,6 +36,7 @@ pub fn align(
     let mut records = Records::open(&dir.file("metrics.jsonl"))?;
     records.cut("align", round)?;
     records.add("align", round, "test", &after.figures())?;
+    records.seal()?;
     dir.finish("align", &aligned, json!({ "rounds": round, "when": "end" }))?;
     cx.events.on(Event::Advance { done: 1, figures: &[("accuracy", after.overall)] });
     cx.events.on(Event::End);

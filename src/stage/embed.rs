@@ -144,7 +144,8 @@ impl Embedder {
                 let distinct: Vec<&String> =
                     texts.iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
                 let items: Vec<String> = distinct.iter().map(|t| fsx::sha256(t.as_bytes())).collect();
-                let unique = self.cached("texts", digest, items, || embed::texts(clip, tokenizer, &distinct, cx))?;
+                let unique =
+                    self.cached("texts", digest, items, cx, || embed::texts(clip, tokenizer, &distinct, cx))?;
                 let position: BTreeMap<&String, usize> = distinct.iter().enumerate().map(|(i, t)| (*t, i)).collect();
                 let data = texts.iter().flat_map(|t| unique.row(position[t])).copied().collect();
                 Features::new(unique.dim, data)
@@ -158,7 +159,7 @@ impl Embedder {
         let [_, side, _] = data.images.shape();
         let items = (0..data.len()).map(|i| fsx::sha256(format!("{} {i}", data.digest).as_bytes())).collect();
         let compute = || embed::squares(clip, preprocess, data.images.pixels(), side, cx);
-        self.cached(&data.name, digest, items, compute).at(|| format!("features of {}", data.name))
+        self.cached(&data.name, digest, items, cx, compute).at(|| format!("features of {}", data.name))
     }
 
     /// Unit image features of the pool's items `kept`, `(kept, width)`, each seen in its own size.
@@ -174,7 +175,7 @@ impl Embedder {
             Ok(Picture { height, width, pixels: planes.into() })
         };
         let compute = || embed::images(clip, preprocess, kept.len(), load, cx);
-        self.cached(&pool.name, digest, items, compute).at(|| format!("features of {}", pool.name))
+        self.cached(&pool.name, digest, items, cx, compute).at(|| format!("features of {}", pool.name))
     }
 
     fn tower(&self, cx: &Context) -> Result<(&Clip, &Preprocess, &str)> {
@@ -191,13 +192,13 @@ impl Embedder {
         what: &str,
         model: &str,
         items: Vec<String>,
+        cx: &Context,
         compute: impl FnOnce() -> Result<Features>,
     ) -> Result<Features> {
         let all = fsx::sha256(items.join("\n").as_bytes());
         let what: String = what.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let path = self.cache.join(format!("{what}-{:.12}-{all:.12}.safetensors", model));
-        if path.exists() {
-            let cached = Cache::load(&path, model, &items)?;
+        if let Some(cached) = Cache::kept(&path, model, &items, &*cx.events) {
             return Ok(Features { dim: cached.dim, data: cached.data });
         }
         let features = compute()?;

@@ -97,13 +97,13 @@ pub struct Last {
 impl Finetune<'_> {
     /// Runs the rounds that are missing; a finished stage is read back.
     pub fn run(&self, start: Params, cx: &Context) -> Result<Finetuned> {
-        if let Some(tuned) = self.read_back()? {
+        if let Some(tuned) = self.read_back(cx)? {
             return Ok(tuned);
         }
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
         let folder = self.dir.file("checkpoints");
         let clients = Clients::new(self.dir.path());
-        let (server, mut last, mut index, best) = match checkpoint::latest_with(&folder)? {
+        let (server, mut last, mut index, best) = match checkpoint::latest_with(&folder, &clients, &*cx.events)? {
             Some((round, mut files, index)) => {
                 let best = files.remove(BEST).unwrap_or_default();
                 let (mut server, last) = restore(round, files)?;
@@ -112,6 +112,7 @@ impl Finetune<'_> {
             }
             None => (self.federation.start(start, cx)?, None, Index::new(), Named::new()),
         };
+        records.require("finetune", server.round)?;
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
         let mut selection = Selection::resume(self.federation.config.export, best, &self.dir.file("metrics.jsonl"))?;
@@ -128,6 +129,7 @@ impl Finetune<'_> {
             times.add("finetune", round, &[("seconds", trained), ("evaluation", judged)])?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || round == config.rounds {
+                records.seal()?;
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
                 checkpoint::save_with(&folder, round, &files(&finished, &selection), kept, config.keep_checkpoints)?;
@@ -136,6 +138,7 @@ impl Finetune<'_> {
             began = Instant::now();
             Ok(())
         })?;
+        records.seal()?;
         cx.events.on(Event::End);
         let last = match last {
             Some(models) => models,
@@ -145,7 +148,7 @@ impl Finetune<'_> {
     }
 
     /// A finished stage's models; none where it is not finished.
-    fn read_back(&self) -> Result<Option<Finetuned>> {
+    fn read_back(&self, cx: &Context) -> Result<Option<Finetuned>> {
         let layout = &self.net.layout;
         let Some((model, _)) = self.dir.finished("finetune", layout)? else { return Ok(None) };
         let aligned = match self.federation.align {
@@ -156,7 +159,7 @@ impl Finetune<'_> {
             return Ok(None);
         }
         let clients = Clients::new(self.dir.path());
-        let (last, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"))? {
+        let (last, kept) = match checkpoint::latest_with(&self.dir.file("checkpoints"), &clients, &*cx.events)? {
             Some((round, files, index)) => {
                 let (server, (deployed, _)) = restore(round, files)?;
                 (Some(Last { model: server.model, deployed }), read_kept(&clients, &index)?)

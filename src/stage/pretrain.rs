@@ -106,7 +106,7 @@ impl PretrainConfig {
         if self.batch_size < 2 {
             return Err(Error::input("pretrain.batch_size: a contrast needs at least 2 images"));
         }
-        if !(self.temperature > 0.0 && self.lambda >= 0.0 && (0.0..=1.0).contains(&self.warmup)) {
+        if !(self.temperature > 0.0 && (0.0..=f32::MAX).contains(&self.lambda) && (0.0..=1.0).contains(&self.warmup)) {
             return Err(Error::input("pretrain: temperature > 0, lambda ≥ 0, warmup in [0, 1]"));
         }
         Ok(())
@@ -160,17 +160,17 @@ impl Pretrain<'_> {
         }
         self.config.check()?;
         if self.pool.len < self.config.batch_size {
-            return Err(Error::input(format!(
-                "pretrain: a pool of {} images for batches of {}",
-                self.pool.len, self.config.batch_size
-            )));
+            let (images, batch) = (self.pool.len, self.config.batch_size);
+            return Err(Error::input(format!("pretrain: a pool of {images} images for batches of {batch}"))
+                .hint(format!("bring more images, or --set pretrain.batch_size={}", images.max(1))));
         }
         let folder = self.dir.file("pretrain/checkpoints");
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
-        let standing = match checkpoint::latest(&folder)? {
+        let standing = match checkpoint::latest(&folder, &*cx.events)? {
             Some((epochs, files)) => restore(epochs, files)?,
             None => Standing::default(),
         };
+        records.require("pretrain", standing.epochs)?;
         records.cut("pretrain", standing.epochs + 1)?;
         let times = Times::open(self.dir.path(), "pretrain", standing.epochs + 1)?;
         let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
@@ -314,6 +314,7 @@ impl Observer for Log<'_> {
         self.records.add("pretrain", done, "pool", &figures)?;
         let seconds = std::mem::replace(&mut self.began, Instant::now()).elapsed().as_secs_f64();
         self.times.add("pretrain", done, &[("seconds", seconds)])?;
+        self.records.seal()?;
         checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
         self.cx.events.on(Event::Advance { done: done as u64, figures: &figures[..2] });
         Ok(())

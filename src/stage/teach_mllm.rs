@@ -61,7 +61,7 @@ pub fn distributions(
     let item = |i: &u32| fsx::sha256(format!("{} {i} {asked}", data.digest).as_bytes());
     let compute = || likelihoods(&folder, &instruction, &answers, data, ids, cx);
     let items = ids.iter().map(item).collect();
-    let rows = embedder.cached(&format!("{} mllm", data.name), &revision_of(&folder)?, items, compute)?;
+    let rows = embedder.cached(&format!("{} mllm", data.name), &revision_of(&folder)?, items, cx, compute)?;
     let classes = answers.len();
     let mut out = Vec::with_capacity(ids.len() * classes);
     for row in rows.data.chunks_exact(2 * classes) {

@@ -62,6 +62,7 @@ pub fn cached_annotations(
     records: &[Caption],
     prompts: &[Instruction],
     folder: &Path,
+    cx: &Context,
 ) -> Result<Vec<Vec<Sample>>> {
     let model = llava.revision()?;
     let mut made_of = model.clone();
@@ -75,7 +76,10 @@ pub fn cached_annotations(
     let digest = crate::fsx::sha256(made_of.as_bytes());
     let path = folder.join(format!("tokens-{model:.12}-{digest:.12}.safetensors"));
     if path.exists() {
-        return tokens::load(&path, &digest);
+        match tokens::load(&path, &digest) {
+            Ok(kept) => return Ok(kept),
+            Err(e) => cx.events.on(Event::Warning(&format!("{}: made again", e.message()))),
+        }
     }
     let made = annotations(llava, pool, kept, records, prompts)?;
     tokens::save(&made, &path, &digest)?;
@@ -108,8 +112,8 @@ pub fn tower_features(llava: &Llava, pool: &Pool, kept: &[u32], folder: &Path, c
     let items: Vec<String> = kept.iter().map(|&i| digests[i as usize].clone()).collect();
     let all = crate::fsx::sha256(items.join("\n").as_bytes());
     let path = folder.join(format!("tower-{model:.12}-{all:.12}.safetensors"));
-    if path.exists() {
-        return Features::load(&path, &model, &items);
+    if let Some(kept) = Features::kept(&path, &model, &items, &*cx.events) {
+        return Ok(kept);
     }
     let chunk = |_: &mut (), n: usize| -> Result<Vec<f32>> {
         cx.cancel.check()?;

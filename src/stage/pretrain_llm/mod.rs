@@ -157,10 +157,11 @@ impl LlmPretrain<'_> {
         }
         let folder = self.dir.file("pretrain/checkpoints");
         let mut records = Records::open(&self.dir.file("metrics.jsonl"))?;
-        let standing = match checkpoint::latest(&folder)? {
+        let standing = match checkpoint::latest(&folder, &*cx.events)? {
             Some((epochs, files)) => restore(epochs, files)?,
             None => Standing::default(),
         };
+        records.require("pretrain", standing.epochs)?;
         records.cut("pretrain", standing.epochs + 1)?;
         let times = Times::open(self.dir.path(), "pretrain", standing.epochs + 1)?;
         let (done, total) = (standing.epochs as u64, self.config.epochs as u64);
@@ -295,6 +296,7 @@ impl Observer for Log<'_> {
         self.records.add("pretrain", done, "pool", &figures)?;
         let seconds = std::mem::replace(&mut self.began, Instant::now()).elapsed().as_secs_f64();
         self.times.add("pretrain", done, &[("seconds", seconds)])?;
+        self.records.seal()?;
         checkpoint::save(&self.folder, done, &files(standing()?), 1)?;
         self.cx.events.on(Event::Advance { done: done as u64, figures: &figures });
         Ok(())

@@ -1,5 +1,5 @@
 //! Annotations as tokens, on disk: `ids` (u32, all samples one after the other) and `samples` (u32, `(samples, 3)`: the
-//! image, the first token of the answer, the number of tokens).
+//! image, the first token of the answer, the number of tokens), and `proof` (u8, `(32,)`: SHA-256 over both).
 
 use std::path::Path;
 
@@ -22,11 +22,21 @@ pub fn save(annotations: &[Vec<Sample>], path: &Path, made_of: &str) -> Result<(
         TensorView::new(Dtype::U32, shape, bytemuck::cast_slice(values))
             .map_err(|e| Error::defect(format!("tokens: {e}")))
     };
-    let tensors = [("ids", view(vec![ids.len()], &ids)?), ("samples", view(vec![samples.len() / 3, 3], &samples)?)];
+    let proof = proof(&ids, &samples);
+    let proof = TensorView::new(Dtype::U8, vec![32], &proof).map_err(|e| Error::defect(format!("tokens: {e}")))?;
+    let tensors = [
+        ("ids", view(vec![ids.len()], &ids)?),
+        ("samples", view(vec![samples.len() / 3, 3], &samples)?),
+        ("proof", proof),
+    ];
     let metadata = [("made_of".to_string(), made_of.to_string())];
     let bytes = safetensors::serialize(tensors, Some(metadata.into()))
         .map_err(|e| Error::defect(format!("tokens: {}: {e}", path.display())))?;
     fsx::write_atomic(path, &bytes)
+}
+
+fn proof(ids: &[u32], samples: &[u32]) -> [u8; 32] {
+    fsx::proof(&[bytemuck::cast_slice(ids), bytemuck::cast_slice(samples)])
 }
 
 /// Reads them back; a file made of anything else is refused.
@@ -44,6 +54,9 @@ pub fn load(path: &Path, made_of: &str) -> Result<Vec<Vec<Sample>>> {
         Ok(view.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
     let (ids, samples) = (numbers("ids")?, numbers("samples")?);
+    if tensors.tensor("proof").map_err(|e| bad(e.to_string()))?.data() != proof(&ids, &samples) {
+        return Err(bad("damaged: not the numbers that were written".into()));
+    }
     let mut annotations: Vec<Vec<Sample>> = Vec::new();
     let mut at = 0;
     for s in samples.chunks_exact(3) {
