@@ -1,6 +1,6 @@
 """The methods of one experiment as a Markdown table: accuracies in percent, seconds and burden of a round.
 
-    python scripts/methods_table.py runs/methods > data/methods-cifar10-lt.md
+    python scripts/methods_table.py runs/methods > data/results/methods-cifar10-lt.md
 
 Reads what runs wrote: eval.json, metrics.jsonl, times.jsonl. Needs Python alone. "Last ten" is the mean over the last ten
 rounds; many, medium and few are the last round's. Seconds are the median over rounds, evaluation left out.
