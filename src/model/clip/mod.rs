@@ -10,7 +10,6 @@ mod direct;
 pub mod embed;
 pub mod layers;
 pub mod preprocess;
-pub mod resize;
 pub mod text;
 pub mod tokenizer;
 pub mod train;

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use serde_json::Value;
 
-use super::resize::{Filter, resize};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use crate::nn::kernels::resample::{Filter, resize};
 
 /// An 8-bit RGB image, `(3, height, width)`.
 #[derive(Clone, Debug)]

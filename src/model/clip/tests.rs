@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::resize::{Filter, resize};
 use super::train::{Pairs, TrainConfig, train};
 use super::zeroshot::{Prompts, Templates, ZeroShot};
 use super::*;
 use crate::exec::Context;
 use crate::key::Purpose;
+use crate::nn::kernels::resample::{Filter, resize};
 use crate::nn::optim::AdamwConfig;
 
 fn golden() -> PathBuf {

@@ -21,6 +21,7 @@ pub mod matrix;
 pub mod norms;
 mod panels;
 mod peak;
+pub mod resample;
 pub(in crate::nn) mod simd;
 pub mod spare;
 
