@@ -57,6 +57,11 @@ impl Augment {
     }
 }
 
+/// What each byte of a channel becomes: in f32, step by step, as torchvision's `ToTensor` and `Normalize` compute it.
+pub(super) fn normal(mean: f32, std: f32) -> [f32; 256] {
+    std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std)
+}
+
 /// Fills batches from images of one shape.
 #[derive(Clone, Debug)]
 pub struct Loader {
@@ -94,9 +99,7 @@ impl Loader {
                 augment.crop
             )));
         }
-        // In f32, step by step, as torchvision's ToTensor and Normalize compute it.
-        let row = |(&mean, &std): (&f32, &f32)| std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std);
-        let table = augment.mean.iter().zip(&augment.std).map(row).collect();
+        let table = augment.mean.iter().zip(&augment.std).map(|(&mean, &std)| normal(mean, std)).collect();
         Ok(Loader { augment: augment.clone(), shape, table })
     }
 

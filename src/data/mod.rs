@@ -5,6 +5,7 @@
 //! | [`dataset`] | a benchmark in memory |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
 //! | [`decode`] | image files to pixels |
+//! | [`crop`] | pictures of many sizes to squares of one |
 //! | [`census`] | what each reader saw and passed over |
 //! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
 //! | [`reserve`] | the server's and the validation set |
@@ -34,6 +35,7 @@ pub mod census;
 pub mod cifar;
 mod cifar_names;
 pub mod creff;
+pub mod crop;
 pub mod dataset;
 pub mod decode;
 pub mod dsa;

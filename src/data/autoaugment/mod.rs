@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::key::{Key, Purpose, Rng};
 
 pub mod geometry;
-mod tone;
+pub(in crate::data) mod tone;
 
 #[cfg(test)]
 mod tests;

@@ -3,45 +3,50 @@
 //! An image is planar, `(C, H, W)`, and `plane` is `H·W`, at least 1.
 
 /// Inverts every value.
-pub(super) fn invert(image: &mut [u8]) {
+pub(in crate::data) fn invert(image: &mut [u8]) {
     image.iter_mut().for_each(|v| *v = 255 - *v);
 }
 
 /// Keeps the upper `bits` of every value, 1 to 8.
-pub(super) fn posterize(image: &mut [u8], bits: u32) {
+pub(in crate::data) fn posterize(image: &mut [u8], bits: u32) {
     let mask = !255u32.checked_shr(bits).unwrap_or(0) as u8;
     image.iter_mut().for_each(|v| *v &= mask);
 }
 
 /// Inverts every value that is not below `threshold`.
-pub(super) fn solarize(image: &mut [u8], threshold: f64) {
+pub(in crate::data) fn solarize(image: &mut [u8], threshold: f64) {
     let table = std::array::from_fn(|v| if (v as f64) < threshold { v as u8 } else { 255 - v as u8 });
     look_up(image, &table);
 }
 
 /// Moves every value away from black by `factor`.
-pub(super) fn brightness(image: &mut [u8], factor: f32) {
+pub(in crate::data) fn brightness(image: &mut [u8], factor: f32) {
     look_up(image, &std::array::from_fn(|v| blend(0, v as u8, factor)));
 }
 
 /// Moves every value away from the image's mean grey, rounded, by `factor`.
-pub(super) fn contrast(image: &mut [u8], plane: usize, factor: f32) {
-    let sum: u64 = (0..plane).map(|p| u64::from(grey(image, plane, p))).sum();
+pub(in crate::data) fn contrast(image: &mut [u8], plane: usize, factor: f32) {
+    let sum: u64 = match colours(image, plane) {
+        Some([r, g, b]) => r.iter().zip(g).zip(b).map(|((r, g), b)| u64::from(grey([*r, *g, *b]))).sum(),
+        None => image.iter().map(|v| u64::from(*v)).sum(),
+    };
     let mean = (sum as f64 / plane as f64 + 0.5) as u8;
     look_up(image, &std::array::from_fn(|v| blend(mean, v as u8, factor)));
 }
 
 /// Moves every pixel away from its grey by `factor`. An image of one channel stays as it is.
-pub(super) fn color(image: &mut [u8], plane: usize, factor: f32) {
-    for p in 0..plane {
-        let grey = grey(image, plane, p);
-        image[p..].iter_mut().step_by(plane).for_each(|v| *v = blend(grey, *v, factor));
+pub(in crate::data) fn color(image: &mut [u8], plane: usize, factor: f32) {
+    if let Some([red, green, blue]) = colours(image, plane) {
+        for ((r, g), b) in red.iter_mut().zip(green).zip(blue) {
+            let grey = grey([*r, *g, *b]);
+            [*r, *g, *b] = [*r, *g, *b].map(|v| blend(grey, v, factor));
+        }
     }
 }
 
 /// Moves every value away from its neighbourhood's weighted mean (5 in the middle, 1 for the eight around it), rounded,
 /// by `factor`. The border stays as it is, as does an image with a side below 3.
-pub(super) fn sharpness(image: &mut [u8], [_, h, w]: [usize; 3], factor: f32, scratch: &mut Vec<u8>) {
+pub(in crate::data) fn sharpness(image: &mut [u8], [_, h, w]: [usize; 3], factor: f32, scratch: &mut Vec<u8>) {
     if h < 3 || w < 3 {
         return;
     }
@@ -61,7 +66,7 @@ pub(super) fn sharpness(image: &mut [u8], [_, h, w]: [usize; 3], factor: f32, sc
 }
 
 /// Stretches each channel to the whole range.
-pub(super) fn autocontrast(image: &mut [u8], plane: usize) {
+pub(in crate::data) fn autocontrast(image: &mut [u8], plane: usize) {
     for channel in image.chunks_exact_mut(plane) {
         let (low, high) = channel.iter().fold((255, 0), |(low, high), &v| (low.min(v), high.max(v)));
         if low < high {
@@ -73,7 +78,7 @@ pub(super) fn autocontrast(image: &mut [u8], plane: usize) {
 }
 
 /// Evens out the histogram of each channel. One with too few pixels for it stays as it is.
-pub(super) fn equalize(image: &mut [u8], plane: usize) {
+pub(in crate::data) fn equalize(image: &mut [u8], plane: usize) {
     for channel in image.chunks_exact_mut(plane) {
         let mut histogram = [0usize; 256];
         channel.iter().for_each(|&v| histogram[usize::from(v)] += 1);
@@ -100,11 +105,14 @@ fn blend(from: u8, value: u8, factor: f32) -> u8 {
     (f32::from(from) + factor * (f32::from(value) - f32::from(from))) as u8
 }
 
-/// The luma (ITU-R 601-2) of pixel `p` in 16 bits of fraction; of one channel, its value.
-fn grey(image: &[u8], plane: usize, p: usize) -> u8 {
-    let at = |channel: usize| image.get(channel * plane + p).map(|&v| u32::from(v));
-    match (at(0), at(1), at(2)) {
-        (Some(r), Some(g), Some(b)) => ((19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16) as u8,
-        (only, ..) => only.unwrap_or(0) as u8,
-    }
+/// The three channels, where there are three.
+fn colours(image: &mut [u8], plane: usize) -> Option<[&mut [u8]; 3]> {
+    let (red, rest) = image.split_at_mut_checked(plane)?;
+    let (green, blue) = rest.split_at_mut_checked(plane)?;
+    (blue.len() == plane).then_some([red, green, blue])
+}
+
+/// The luma (ITU-R 601-2) of a pixel in 16 bits of fraction.
+fn grey([r, g, b]: [u8; 3]) -> u8 {
+    ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + 0x8000) >> 16) as u8
 }
