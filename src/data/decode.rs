@@ -74,7 +74,10 @@ fn in_words(e: &ImageError, format: ImageFormat) -> String {
 }
 
 /// Whether a JPEG goes on to its end mark: the decoder fills what is missing with grey and says nothing.
-fn jpeg_ends(bytes: &[u8]) -> bool {
+pub(super) fn jpeg_ends(bytes: &[u8]) -> bool {
+    if bytes.ends_with(&[0xff, 0xd9]) {
+        return true;
+    }
     let mut at = 2;
     while let Some(next) = bytes.get(at..).and_then(|rest| rest.windows(2).position(|w| w[0] == 0xff && marks(w[1]))) {
         at += next + 2;

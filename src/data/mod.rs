@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`dataset`] | a benchmark in memory |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
-//! | [`decode`] | image files to pixels |
+//! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
 //! | [`crop`] | pictures of many sizes to squares of one |
 //! | [`census`] | what each reader saw and passed over |
 //! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
@@ -42,6 +42,7 @@ pub mod dsa;
 pub mod features;
 pub mod folder;
 pub mod hf_parquet;
+pub mod jpeg;
 pub mod loader;
 pub mod longtail;
 pub mod npy;
