@@ -148,8 +148,7 @@ pub fn ordered<A, T: Send>(
             Err(e) => return line.fail(0, e),
         };
         while let Some(i) = line.take() {
-            let caught = catch_unwind(AssertUnwindSafe(|| job(&mut arena, i)));
-            match caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p))))) {
+            match caught(|| job(&mut arena, i)) {
                 Ok(result) => line.put(i, result),
                 Err(e) => line.fail(i, e),
             }
@@ -228,6 +227,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn into_inner<T>(mutex: Mutex<T>) -> T {
     mutex.into_inner().unwrap_or_else(|e| e.into_inner())
+}
+
+/// What `work` gives; its panic as an error.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let caught = catch_unwind(AssertUnwindSafe(work));
+    caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p)))))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -5,7 +5,7 @@
 //! | [`dataset`] | a benchmark in memory |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
 //! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
-//! | [`crop`] | pictures of many sizes to squares of one |
+//! | [`encoded`], [`stream`], [`crop`] | pictures of many sizes, decoded when they are needed, cut to squares |
 //! | [`census`] | what each reader saw and passed over |
 //! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
 //! | [`reserve`] | the server's and the validation set |
@@ -39,6 +39,7 @@ pub mod crop;
 pub mod dataset;
 pub mod decode;
 pub mod dsa;
+pub mod encoded;
 pub mod features;
 pub mod folder;
 pub mod hf_parquet;
@@ -56,6 +57,7 @@ pub mod reserve;
 pub mod shots;
 pub mod split;
 pub mod split_file;
+pub mod stream;
 pub mod unlabelled;
 pub mod webdataset;
 pub mod world;
