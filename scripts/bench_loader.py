@@ -1,10 +1,10 @@
 """Photographs from files to normalised batches: ours beside torchvision's DataLoader on Pillow, in turn.
 
     binary=$(cargo bench --bench loader --no-run 2>&1 | sed -n 's/.*Executable.*(\\(.*\\))$/\\1/p')
-    python scripts/bench_loader.py $binary PHOTOS [--rounds 5] [--count 2000] [--python OTHER/bin/python]
+    python scripts/bench_loader.py $binary PHOTOS [--rounds 5] [--count 2000] [--quality 90] [--python OTHER/bin/python]
 
 PHOTOS is a folder of photographs; of them the script makes `count` JPEGs as ImageNet has them (500 x 375 and 375 x 500,
-quality 90), into a temporary folder or --folder. Both sides read those files, 64 a batch, to float32 (64, 3, 224, 224).
+of this quality), into a temporary folder or --folder. Both sides read those files, 64 a batch, to float32 (64, 3, 224, 224).
 
 `one core` pins both sides to one processor (no worker processes there); `2 workers` has two worker threads here and two
 worker processes there. Times are milliseconds a picture: the processor's (all threads and processes; little moved by other
@@ -27,7 +27,7 @@ from pathlib import Path
 CASES = ["train", "jitter", "evaluate"]
 
 
-def make(photos, folder, count):
+def make(photos, folder, count, quality):
     from PIL import Image
 
     sources = sorted(p for p in Path(photos).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -43,7 +43,7 @@ def make(photos, folder, count):
         high = wide * height / width
         left, top = rng.uniform(0, image.width - wide), rng.uniform(0, image.height - high)
         image = image.resize((width, height), Image.LANCZOS, box=(left, top, left + wide, top + high))
-        image.save(folder / f"{i:05}.jpg", quality=90)
+        image.save(folder / f"{i:05}.jpg", quality=quality)
 
 
 def theirs(folder, case, workers):
@@ -115,6 +115,7 @@ def main():
     parser.add_argument("--folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--quality", type=int, default=90)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--cases", nargs="+", default=CASES)
     a = parser.parse_args()
@@ -125,7 +126,7 @@ def main():
         folder = Path(a.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
-            make(a.photos, folder, a.count)
+            make(a.photos, folder, a.count, a.quality)
         sizes = [p.stat().st_size for p in folder.iterdir()]
         print(f"{len(sizes)} JPEGs, {statistics.mean(sizes) / 1024:.0f} KiB on average")
         floor = {name: [] for name in ("bare", "whole", "crop", "Pillow")}

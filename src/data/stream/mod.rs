@@ -8,8 +8,8 @@
 //! | `line` | what is under way, and who works on it |
 //! | `cache` | encoded bytes that stay in memory |
 //!
-//! A picture depends on its bytes and its key alone, so neither the number of threads nor what was asked ahead changes a
-//! batch.
+//! Pictures are turned as EXIF says (torchvision's own reader leaves them as they lie). A picture depends on its bytes and
+//! its key alone, so neither the number of threads nor what was asked ahead changes a batch.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
