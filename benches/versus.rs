@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fedllava::key::Key;
 use fedllava::model::cnn::Cnn;
-use fedllava::model::resnet::{Plain, Resnet8};
+use fedllava::model::resnet::{Imagenet, Resnet8};
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::engine::cpu::{Algorithm, Engine};
 use fedllava::nn::kernels::{Isa, peak};
@@ -40,8 +40,8 @@ fn main() {
         "narrow" => (ModelConfig::Resnet8(Resnet8 { width: 16, mlp: None }), 32),
         "wide" => (ModelConfig::Resnet8(Resnet8::default()), 32),
         "cnn" => (ModelConfig::Cnn(Cnn { dropout_map: 0.0, dropout_feature: 0.0 }), 32),
-        "resnet18" => (ModelConfig::Resnet18(Plain {}), 224),
-        "resnet50" => (ModelConfig::Resnet50(Plain {}), 224),
+        "resnet18" => (ModelConfig::Resnet18(Imagenet::default()), 224),
+        "resnet50" => (ModelConfig::Resnet50(Imagenet::default()), 224),
         other => panic!("no network {other}"),
     };
     let net = config.build([3, side, side], Head::Classes(10)).expect("builds");

@@ -57,10 +57,12 @@ pub enum ModelConfig {
     Resnet20(resnet::Plain),
     /// CIFAR ResNet-56, option A.
     Resnet56(resnet::Plain),
+    /// ImageNet ResNet-10.
+    Resnet10(resnet::Imagenet),
     /// ImageNet ResNet-18.
-    Resnet18(resnet::Plain),
+    Resnet18(resnet::Imagenet),
     /// ImageNet ResNet-50.
-    Resnet50(resnet::Plain),
+    Resnet50(resnet::Imagenet),
     /// pfl-research's two-convolution network.
     Cnn(cnn::Cnn),
     /// Fully connected layers on the flattened image.
@@ -74,6 +76,17 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
+    /// Refuses sizes that no image could make right.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            ModelConfig::Resnet8(_) | ModelConfig::Cnn(_) | ModelConfig::Mlp(_) => {
+                self.build([3, 32, 32], Head::Classes(2)).map(|_| ())
+            }
+            ModelConfig::Resnet10(c) | ModelConfig::Resnet18(c) | ModelConfig::Resnet50(c) => c.check(),
+            ModelConfig::Resnet20(_) | ModelConfig::Resnet56(_) => Ok(()),
+        }
+    }
+
     /// The network for images of shape `(C, H, W)`. Taps: `feature` (what the head sees) and, where there is one,
     /// `map` (the last spatial map).
     pub fn build(&self, input: [usize; 3], head: Head) -> Result<Net> {
@@ -85,8 +98,9 @@ impl ModelConfig {
             ModelConfig::Resnet8(config) => config.build(input, head),
             ModelConfig::Resnet20(_) => resnet::cifar(20, input, head),
             ModelConfig::Resnet56(_) => resnet::cifar(56, input, head),
-            ModelConfig::Resnet18(_) => resnet::resnet18(input, head),
-            ModelConfig::Resnet50(_) => resnet::resnet50(input, head),
+            ModelConfig::Resnet10(config) => config.resnet10(input, head),
+            ModelConfig::Resnet18(config) => config.resnet18(input, head),
+            ModelConfig::Resnet50(config) => config.resnet50(input, head),
             ModelConfig::Cnn(config) => config.build(input, head),
             ModelConfig::Mlp(config) => config.build(input, head),
         }

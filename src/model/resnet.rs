@@ -4,7 +4,8 @@
 //!   `bn1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `classifier`; CLIP2FL's extra layer is `add_mlp`.
 //! - [`cifar`]: the 6n + 2 layers of the paper's section 4.2 with option A shortcuts; names as in akamaster's
 //!   `pytorch_resnet_cifar10` (`layer1.0.conv1`, …, `linear`).
-//! - [`resnet18`], [`resnet50`]: as in torchvision (`fc`; the stride of a bottleneck on its 3×3).
+//! - [`Imagenet`]: ResNet-18 and ResNet-50 as in torchvision (`fc`; the stride of a bottleneck on its 3×3), and ResNet-10;
+//!   with CLIP2FL's `add_mlp` too.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,14 @@ use crate::nn::{Net, NetBuilder, Node};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Plain {}
+
+/// A network for ImageNet: a 7×7 stem, max-pooling, four stages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Imagenet {
+    /// Width of CLIP2FL's extra linear layer (512), without activation, before the head. None: torchvision's.
+    pub mlp: Option<usize>,
+}
 
 /// ResNet-8: a 3×3 stem and three stages of one basic block, projection shortcuts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -77,29 +86,57 @@ pub fn cifar(depth: usize, [c, h, w]: [usize; 3], head: Head) -> Result<Net> {
     b.finish(format!("resnet{depth}"), logits)
 }
 
-/// torchvision's ResNet-18.
-pub fn resnet18(input: [usize; 3], head: Head) -> Result<Net> {
-    let (mut b, mut x) = imagenet_stem(input)?;
-    for stage in 0..4 {
-        for block in 0..2 {
-            let stride = 1 + usize::from(stage > 0 && block == 0);
-            let name = format!("layer{}.{block}", stage + 1);
-            x = basic(&mut b, x, &name, 64 << stage, stride, fan_out, Shortcut::Projection)?;
-        }
+impl Imagenet {
+    /// With one basic block a stage, as work on long tails uses it (Liu et al., CVPR 2019).
+    pub fn resnet10(&self, input: [usize; 3], head: Head) -> Result<Net> {
+        self.basic("resnet10", 1, input, head)
     }
-    imagenet_end(b, x, "resnet18", head)
-}
 
-/// torchvision's ResNet-50.
-pub fn resnet50(input: [usize; 3], head: Head) -> Result<Net> {
-    let (mut b, mut x) = imagenet_stem(input)?;
-    for (stage, blocks) in [3, 4, 6, 3].into_iter().enumerate() {
-        for block in 0..blocks {
-            let stride = 1 + usize::from(stage > 0 && block == 0);
-            x = bottleneck(&mut b, x, &format!("layer{}.{block}", stage + 1), 64 << stage, stride)?;
+    /// torchvision's ResNet-18.
+    pub fn resnet18(&self, input: [usize; 3], head: Head) -> Result<Net> {
+        self.basic("resnet18", 2, input, head)
+    }
+
+    fn basic(&self, name: &str, blocks: usize, input: [usize; 3], head: Head) -> Result<Net> {
+        let (mut b, mut x) = imagenet_stem(input)?;
+        for stage in 0..4 {
+            for block in 0..blocks {
+                let stride = 1 + usize::from(stage > 0 && block == 0);
+                let name = format!("layer{}.{block}", stage + 1);
+                x = basic(&mut b, x, &name, 64 << stage, stride, fan_out, Shortcut::Projection)?;
+            }
+        }
+        self.end(b, x, name, head)
+    }
+
+    /// torchvision's ResNet-50.
+    pub fn resnet50(&self, input: [usize; 3], head: Head) -> Result<Net> {
+        let (mut b, mut x) = imagenet_stem(input)?;
+        for (stage, blocks) in [3, 4, 6, 3].into_iter().enumerate() {
+            for block in 0..blocks {
+                let stride = 1 + usize::from(stage > 0 && block == 0);
+                x = bottleneck(&mut b, x, &format!("layer{}.{block}", stage + 1), 64 << stage, stride)?;
+            }
+        }
+        self.end(b, x, "resnet50", head)
+    }
+
+    fn end(&self, mut b: NetBuilder, x: Node, name: &str, head: Head) -> Result<Net> {
+        b.tap("map", x);
+        let mut feature = b.global_avg_pool(x)?;
+        if let Some(width) = self.mlp {
+            feature = b.linear(feature, "add_mlp", width)?;
+        }
+        finish(b, name.to_string(), feature, head, "fc")
+    }
+
+    /// Refuses sizes that no image could make right.
+    pub fn check(&self) -> Result<()> {
+        match self.mlp {
+            Some(0) => Err(Error::input("model.mlp must be at least 1")),
+            _ => Ok(()),
         }
     }
-    imagenet_end(b, x, "resnet50", head)
 }
 
 /// How a block's input reaches its sum when shapes differ.
@@ -136,12 +173,6 @@ fn imagenet_stem([c, h, w]: [usize; 3]) -> Result<(NetBuilder, Node)> {
     let x = stem(&mut b, 64, 7, 2, 3, fan_out)?;
     let x = b.max_pool(x, 3, 2, 1)?;
     Ok((b, x))
-}
-
-fn imagenet_end(mut b: NetBuilder, x: Node, name: &str, head: Head) -> Result<Net> {
-    b.tap("map", x);
-    let feature = b.global_avg_pool(x)?;
-    finish(b, name.to_string(), feature, head, "fc")
 }
 
 /// Convolution (3×3 with padding 1, or 1×1) and batch norm.
@@ -230,15 +261,18 @@ mod tests {
         assert_eq!(resnet8(16, None, 10), 78_042);
         assert_eq!(weights(cifar(20, [3, 32, 32], Head::Classes(10))), 269_722);
         assert_eq!(weights(cifar(56, [3, 32, 32], Head::Classes(10))), 853_018);
-        assert_eq!(weights(resnet18([3, 224, 224], Head::Classes(1000))), 11_689_512);
-        assert_eq!(weights(resnet50([3, 224, 224], Head::Classes(1000))), 25_557_032);
+        let (plain, clip2fl) = (Imagenet::default(), Imagenet { mlp: Some(512) });
+        assert_eq!(weights(plain.resnet10([3, 224, 224], Head::Classes(1000))), 5_418_792);
+        assert_eq!(weights(plain.resnet18([3, 224, 224], Head::Classes(1000))), 11_689_512);
+        assert_eq!(weights(plain.resnet50([3, 224, 224], Head::Classes(1000))), 25_557_032);
+        assert_eq!(weights(clip2fl.resnet50([3, 224, 224], Head::Classes(1000))), 25_070_120);
     }
 
     #[test]
     fn published_costs_are_met() {
         let macs = |net: Result<Net>| net.unwrap().multiply_adds() as f64 / 1e6;
         assert!((macs(Resnet8::default().build([3, 32, 32], Head::Classes(10))) - 195.0).abs() < 1.0);
-        assert!((macs(resnet50([3, 224, 224], Head::Classes(1000))) - 4089.0).abs() < 1.0);
+        assert!((macs(Imagenet::default().resnet50([3, 224, 224], Head::Classes(1000))) - 4089.0).abs() < 1.0);
     }
 
     #[test]
