@@ -14,6 +14,7 @@ mod hints;
 mod iterates;
 mod laws;
 mod layers;
+mod lists;
 mod llava;
 mod matrix;
 mod methods;

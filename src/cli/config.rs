@@ -204,7 +204,9 @@ fn check(file: &Path, changes: &Changes) -> Result<()> {
         let name = if name.is_empty() { String::new() } else { format!("{name}: ") };
         match pipeline::outlook(arm, &mut speeds, &cx)? {
             Some(outlook) => put(&format!("{name}{}", in_words(&outlook, cx.threads)))?,
-            None => put(&format!("{name}a folder's sizes are known when it is read: no estimate"))?,
+            None => {
+                put(&format!("{name}the sizes of a folder and of lists are known when they are read: no estimate"))?
+            }
         }
     }
     resolved.check_inputs()

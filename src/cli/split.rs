@@ -60,10 +60,11 @@ pub fn split(s: &Split, quiet: bool) -> Result<()> {
 fn draw(config: &Path, s: &Split, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(config, &s.changes, quiet)?;
     let e = Experiment::open(config, &cx)?;
+    let [server, validation] = e.reserved();
     if s.json {
         let facts = json!({
             "counts": e.split.counts(), "counts_sha1": e.split.counts_sha1(), "digest": e.split.digest(),
-            "server": e.split.count(&e.split.server), "validation": e.split.count(&e.split.validation),
+            "server": server, "validation": validation,
         });
         return put(&facts.to_string());
     }
@@ -72,8 +73,8 @@ fn draw(config: &Path, s: &Split, quiet: bool) -> Result<()> {
     put(&format!(
         "{} clients hold {held} images · server {} · validation {} · left out {}",
         e.split.clients.len(),
-        e.split.server.len(),
-        e.split.validation.len(),
+        server.iter().sum::<u32>(),
+        validation.iter().sum::<u32>(),
         e.split.discarded.len()
     ))?;
     put(&format!("counts {} · split {}", e.split.counts_sha1(), &e.split.digest()[..12]))

@@ -72,7 +72,7 @@ impl Config {
     }
 
     /// The teachers that are asked.
-    fn teachers(&self) -> Vec<(String, &TeacherConfig)> {
+    pub(super) fn teachers(&self) -> Vec<(String, &TeacherConfig)> {
         let aligned = self.align.enabled;
         let asked =
             self.algorithm.algorithm().needs().teacher || (aligned && (self.align.beta > 0.0 || self.evaluate.teacher));
@@ -108,6 +108,7 @@ fn data_input(section: &str, data: &DataConfig) -> Option<Input> {
         DataConfig::Cifar10(c) => &c.path,
         DataConfig::Cifar100(c) => &c.path,
         DataConfig::Folder(c) => &c.path,
+        DataConfig::List(c) | DataConfig::ImagenetLt(c) | DataConfig::PlacesLt(c) => &c.path,
         DataConfig::World(_) => return None,
     };
     Some(Input::new(format!("{section}.path"), path, false))

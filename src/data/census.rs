@@ -41,12 +41,20 @@ pub enum Why {
     Elsewhere,
     /// What another tool gave to clients for their own tests.
     OwnTest,
+    /// A line whose label is none, or of no class.
+    Label,
+    /// An image of another class than the list's others in its folder.
+    OtherClass,
+    /// An image that another list has too.
+    Shared,
+    /// An image that no list names.
+    Unlisted,
 }
 
 impl Why {
     /// Whether something is lost: what was never meant as data is not.
     pub fn lost(self) -> bool {
-        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest)
+        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted)
     }
 
     fn words(self) -> &'static str {
@@ -63,6 +71,10 @@ impl Why {
             Why::TextAlone => "about no image at all",
             Why::Elsewhere => "about images elsewhere",
             Why::OwnTest => "meant for clients' own tests",
+            Why::Label => "whose label is none",
+            Why::OtherClass => "of another class than their folder's",
+            Why::Shared => "in the training list too",
+            Why::Unlisted => "on no list",
         }
     }
 }
@@ -111,6 +123,13 @@ impl Census {
         }
     }
 
+    /// Counts so many things that have no names here.
+    pub fn pass_unnamed(&mut self, why: Why, count: usize) {
+        if count > 0 {
+            self.passed.entry(why).or_default().count += count;
+        }
+    }
+
     /// Adds what was passed over elsewhere.
     pub fn add(&mut self, other: Census) {
         for (why, passed) in other.passed {
@@ -147,7 +166,10 @@ impl Census {
         let one = |(why, passed): (&Why, &Passed)| {
             let shown = &passed.first[..names.min(passed.first.len())];
             let more = if passed.count > shown.len() { ", …" } else { "" };
-            format!("{} {} ({}{more})", passed.count, why.words(), shown.join(", "))
+            match shown {
+                [] => format!("{} {}", passed.count, why.words()),
+                _ => format!("{} {} ({}{more})", passed.count, why.words(), shown.join(", ")),
+            }
         };
         self.passed.iter().filter(|(why, _)| of(**why)).map(one).collect::<Vec<_>>().join(", ")
     }

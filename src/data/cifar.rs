@@ -30,21 +30,48 @@ impl Default for Cifar10Config {
     }
 }
 
-/// `data.kind = "cifar100"`: the hundred fine labels.
+/// `data.kind = "cifar100"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cifar100Config {
     /// The folder; a relative one may lie below `$FEDLLAVA_DATA`.
     pub path: String,
+    /// Which of an image's two labels is its class.
+    pub labels: Cifar100Labels,
 }
 
 impl Default for Cifar100Config {
     fn default() -> Self {
-        Cifar100Config { path: "cifar100".into() }
+        Cifar100Config { path: "cifar100".into(), labels: Cifar100Labels::Fine }
     }
 }
 
-/// What differs between the two data sets.
+/// The labels of CIFAR-100.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cifar100Labels {
+    /// The hundred classes.
+    #[default]
+    Fine,
+    /// The twenty superclasses, five classes each.
+    Coarse,
+}
+
+impl Cifar100Labels {
+    /// Number of classes.
+    pub fn classes(self) -> usize {
+        self.layout().classes.len()
+    }
+
+    fn layout(self) -> &'static Layout {
+        match self {
+            Cifar100Labels::Fine => &CIFAR100,
+            Cifar100Labels::Coarse => &CIFAR100_COARSE,
+        }
+    }
+}
+
+/// What differs between the data sets.
 struct Layout {
     name: &'static str,
     classes: &'static [&'static str],
@@ -68,11 +95,13 @@ struct Binary {
     folder: &'static str,
     train: &'static [&'static str],
     test: &'static str,
-    /// Label bytes before the pixels; the last one is used.
+    /// Label bytes before the pixels.
     label_bytes: usize,
+    /// Which of them is used.
+    label: usize,
 }
 
-const CIFAR10: Layout = Layout {
+static CIFAR10: Layout = Layout {
     name: "cifar10",
     classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     column: "label",
@@ -90,10 +119,11 @@ const CIFAR10: Layout = Layout {
         train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
         test: "test_batch.bin",
         label_bytes: 1,
+        label: 0,
     },
 };
 
-const CIFAR100: Layout = Layout {
+const FINE: Layout = Layout {
     name: "cifar100",
     classes: super::cifar_names::CIFAR100,
     column: "fine_label",
@@ -106,7 +136,18 @@ const CIFAR100: Layout = Layout {
         meta: "meta",
         names: "fine_label_names",
     },
-    binary: Binary { folder: "cifar-100-binary", train: &["train.bin"], test: "test.bin", label_bytes: 2 },
+    binary: Binary { folder: "cifar-100-binary", train: &["train.bin"], test: "test.bin", label_bytes: 2, label: 1 },
+};
+
+static CIFAR100: Layout = FINE;
+
+static CIFAR100_COARSE: Layout = Layout {
+    name: "cifar100 superclasses",
+    classes: super::cifar_names::SUPERCLASSES,
+    column: "coarse_label",
+    pickles: Pickles { labels: "coarse_labels", names: "coarse_label_names", ..FINE.pickles },
+    binary: Binary { label: 0, ..FINE.binary },
+    ..FINE
 };
 
 /// Bytes of an image, 3 · 32 · 32: red plane, green plane, blue plane.
@@ -117,9 +158,9 @@ pub fn load10(config: &Cifar10Config, cx: &Context) -> Result<Benchmark> {
     CIFAR10.load(&resolve(&config.path)?, cx)
 }
 
-/// Reads CIFAR-100 with its fine labels.
+/// Reads CIFAR-100 with its fine or its coarse labels.
 pub fn load100(config: &Cifar100Config, cx: &Context) -> Result<Benchmark> {
-    CIFAR100.load(&resolve(&config.path)?, cx)
+    config.labels.layout().load(&resolve(&config.path)?, cx)
 }
 
 /// How a copy of CIFAR-10 lies in `folder`, in words; none where none is there. No image is read.
@@ -242,7 +283,7 @@ impl Layout {
         }
         for row in bytes.chunks_exact(record) {
             let (label, image) = row.split_at(self.binary.label_bytes);
-            labels.extend(label.last().map(|&y| u32::from(y)));
+            labels.push(u32::from(label[self.binary.label]));
             pixels.extend_from_slice(image);
         }
         Ok(())
@@ -406,11 +447,53 @@ mod tests {
     }
 
     #[test]
+    fn every_layout_gives_the_superclasses_too() {
+        let cx = Context::cpu(1);
+        for folder in ["cifar100-parquet", "cifar-100-binary"] {
+            let path = golden().join(folder).display().to_string();
+            let set = load100(&Cifar100Config { path, labels: Cifar100Labels::Coarse }, &cx).unwrap();
+            assert_eq!(set.train.labels, [11, 15, 4], "{folder}");
+            assert_eq!(set.train.classes.len(), 20, "{folder}");
+        }
+        // The small pickles have no names of superclasses.
+        let batch = pickle::Batch::read(&golden().join("cifar-100-python/train")).unwrap();
+        assert_eq!(batch.labels(CIFAR100_COARSE.pickles.labels).unwrap(), [11, 15, 4]);
+    }
+
+    /// Counts of clients × classes as the reference code draws them, and five classes in each superclass.
+    #[test]
+    fn the_real_cifar_100_gives_the_published_splits_when_it_is_there() {
+        use super::super::*;
+        let Some(root) = real_data() else { return };
+        let set = CIFAR100.load(&root.join("cifar100"), &Context::cpu(2)).unwrap();
+        assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![500; 100], vec![100; 100]));
+        for (mean, want) in set.train.images.held().unwrap().channel_means().iter().zip([0.50708, 0.48655, 0.44092]) {
+            assert!((mean - want).abs() < 1e-4, "{mean}");
+        }
+        for (imbalance, want) in [(100.0, "4e2f99681080"), (50.0, "90c8d5ffef6f"), (10.0, "17e60a973bef")] {
+            let tail = LongTailConfig { imbalance, ..Default::default() };
+            let none = ServerSetConfig { per_class: Some(0), ..Default::default() };
+            let key = crate::key::Key::from_seed(7);
+            let (cut, validation) = (PartitionConfig::default(), ValidationConfig::default());
+            let split = Split::draw(&set.train.labels, 100, &tail, &cut, &none, &validation, key).unwrap();
+            assert_eq!(split.counts_sha1()[..12], *want, "imbalance {imbalance}");
+        }
+        let shards = hf_parquet::shards(&root.join("cifar100"), "test").unwrap();
+        let coarse = hf_parquet::read("coarse", &shards, "coarse_label", &[], None, &Context::cpu(2)).unwrap();
+        assert_eq!((coarse.classes.len(), coarse.class_counts()), (20, vec![500; 20]));
+        let pairs: std::collections::BTreeSet<(u32, u32)> =
+            set.test.labels.iter().copied().zip(coarse.labels.iter().copied()).collect();
+        assert_eq!(pairs.len(), 100, "every class lies in one superclass");
+        assert_eq!(coarse.classes[4], "fruit_and_vegetables");
+        assert!(pairs.contains(&(0, 4)), "an apple is a fruit");
+    }
+
+    #[test]
     fn the_real_cifar_10_is_read_when_it_is_there() {
         let Some(root) = super::super::real_data() else { return };
         let set = CIFAR10.load(&root.join("cifar10"), &Context::cpu(2)).unwrap();
         assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![5000; 10], vec![1000; 10]));
-        for (mean, want) in set.train.channel_means().iter().zip([0.4914, 0.4822, 0.4465]) {
+        for (mean, want) in set.train.images.held().unwrap().channel_means().iter().zip([0.4914, 0.4822, 0.4465]) {
             assert!((mean - want).abs() < 1e-4, "{mean}");
         }
     }

@@ -1,5 +1,29 @@
 //! Class names of CIFAR-100, for layouts that do not carry them.
 
+/// The twenty superclasses in label order, as the data set spells them.
+pub(super) const SUPERCLASSES: &[&str] = &[
+    "aquatic_mammals",
+    "fish",
+    "flowers",
+    "food_containers",
+    "fruit_and_vegetables",
+    "household_electrical_devices",
+    "household_furniture",
+    "insects",
+    "large_carnivores",
+    "large_man-made_outdoor_things",
+    "large_natural_outdoor_scenes",
+    "large_omnivores_and_herbivores",
+    "medium_mammals",
+    "non-insect_invertebrates",
+    "people",
+    "reptiles",
+    "small_mammals",
+    "trees",
+    "vehicles_1",
+    "vehicles_2",
+];
+
 /// The hundred fine classes in label order, as the data set spells them.
 pub(super) const CIFAR100: &[&str] = &[
     "apple",

@@ -1,9 +1,10 @@
-//! A benchmark in memory: pixels, labels, class names, and where the order of its images comes from.
+//! A benchmark: images, labels, class names, and where the order of its images comes from.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
+use super::pictures::Pictures;
 use crate::error::{Error, Result};
 use crate::fsx;
 
@@ -55,6 +56,19 @@ impl Images {
         &self.pixels
     }
 
+    /// Mean of each channel in `[0, 1]`, `(C,)`.
+    pub fn channel_means(&self) -> Vec<f64> {
+        let [channels, h, w] = self.shape;
+        let mut sums = vec![0u64; channels];
+        for image in self.pixels.chunks_exact(self.size()) {
+            for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(h * w)) {
+                *sum += plane.iter().map(|&v| u64::from(v)).sum::<u64>();
+            }
+        }
+        let count = (self.len() * h * w).max(1) as f64;
+        sums.into_iter().map(|s| s as f64 / count / 255.0).collect()
+    }
+
     /// The images at `indices`, in that order.
     pub fn select(&self, indices: &[u32]) -> Images {
         let mut pixels = Vec::with_capacity(indices.len() * self.size());
@@ -80,15 +94,16 @@ pub enum Order {
 pub struct Dataset {
     /// Name for people: `cifar10 train`.
     pub name: String,
-    /// The pixels.
-    pub images: Images,
+    /// The images.
+    pub images: Pictures,
     /// A class for each image, below `classes.len()`.
     pub labels: Vec<u32>,
     /// Class names in label order.
     pub classes: Vec<String>,
     /// Where the order comes from.
     pub order: Order,
-    /// SHA-256 over class names, shape, labels and pixels: names these very images in this very order.
+    /// SHA-256 over class names, shape, labels and pixels (of images in files: their names and lengths): names these
+    /// very images in this very order.
     pub digest: String,
     /// What its reader saw; without a source where it was not read from anywhere.
     pub census: Census,
@@ -98,12 +113,12 @@ impl Dataset {
     /// Puts a data set together: checks lengths and labels, and computes the digest (on all of rayon's threads).
     pub fn new(
         name: impl Into<String>,
-        images: Images,
+        images: impl Into<Pictures>,
         labels: Vec<u32>,
         classes: Vec<String>,
         order: Order,
     ) -> Result<Self> {
-        let name = name.into();
+        let (name, images) = (name.into(), images.into());
         if images.len() != labels.len() {
             return Err(Error::data(format!("{name}: {} images but {} labels", images.len(), labels.len())));
         }
@@ -139,19 +154,6 @@ impl Dataset {
         class_counts(&self.labels, self.classes.len())
     }
 
-    /// Mean of each channel in `[0, 1]`, `(C,)`.
-    pub fn channel_means(&self) -> Vec<f64> {
-        let [channels, h, w] = self.images.shape();
-        let mut sums = vec![0u64; channels];
-        for image in self.images.pixels().chunks_exact(self.images.size()) {
-            for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(h * w)) {
-                *sum += plane.iter().map(|&v| u64::from(v)).sum::<u64>();
-            }
-        }
-        let count = (self.len() * h * w).max(1) as f64;
-        sums.into_iter().map(|s| s as f64 / count / 255.0).collect()
-    }
-
     /// The images at `indices` as a data set of its own; its order is the given one.
     pub fn select(&self, name: impl Into<String>, indices: &[u32]) -> Result<Dataset> {
         if let Some(&i) = indices.iter().find(|&&i| i as usize >= self.len()) {
@@ -180,6 +182,10 @@ pub struct Benchmark {
     pub train: Dataset,
     /// The whole test set.
     pub test: Dataset,
+    /// A validation set of its own, where the benchmark has one.
+    pub val: Option<Dataset>,
+    /// What was seen of places that several sets lie in.
+    pub sources: Vec<Census>,
 }
 
 impl Benchmark {
@@ -198,18 +204,23 @@ impl Benchmark {
                 test.classes.join(", ")
             )));
         }
-        Ok(Benchmark { train, test })
+        Ok(Benchmark { train, test, val: None, sources: Vec::new() })
     }
 }
 
 /// A digest of digests, so that threads can share the work.
-fn digest(images: &Images, labels: &[u32], classes: &[String]) -> String {
-    let chunk = images.size() * 1024;
-    let parts: Vec<_> = images.pixels().par_chunks(chunk).map(Sha256::digest).collect();
+fn digest(images: &Pictures, labels: &[u32], classes: &[String]) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{:?} {:?}\n", images.shape(), classes));
     labels.iter().for_each(|y| hasher.update(y.to_le_bytes()));
-    parts.iter().for_each(|part| hasher.update(part));
+    match images {
+        Pictures::Held(images) => {
+            let chunk = images.size() * 1024;
+            let parts: Vec<_> = images.pixels().par_chunks(chunk).map(Sha256::digest).collect();
+            parts.iter().for_each(|part| hasher.update(part));
+        }
+        Pictures::Streamed(pictures) => hasher.update(pictures.digest()),
+    }
     fsx::hex(hasher.finalize())
 }
 
@@ -227,7 +238,10 @@ mod tests {
         let toy = three();
         assert_eq!(toy.images.get(1), [3, 4]);
         let some = toy.select("some", &[2, 0]).unwrap();
-        assert_eq!((some.images.pixels(), some.labels.as_slice()), ([5, 6, 1, 2].as_slice(), [0, 0].as_slice()));
+        assert_eq!(
+            (some.images.held().unwrap().pixels(), some.labels.as_slice()),
+            ([5, 6, 1, 2].as_slice(), [0, 0].as_slice())
+        );
         assert_eq!(toy.class_counts(), [2, 1]);
         assert!(toy.select("none", &[3]).unwrap_err().to_string().contains("no image 3"));
     }

@@ -115,6 +115,13 @@ pub fn planes(image: &RgbImage, out: &mut Vec<u8>) {
     }
 }
 
+/// Interleaved `(H, W, 3)` as planes `(3, H, W)`.
+pub fn to_planes(image: &RgbImage) -> Vec<u8> {
+    let mut out = Vec::with_capacity(image.as_raw().len());
+    planes(image, &mut out);
+    out
+}
+
 /// Planes `(3, H, W)` or `(1, H, W)` back to an RGB image.
 pub fn from_planes(pixels: &[u8], shape: [usize; 3]) -> Result<RgbImage> {
     let [channels, h, w] = shape;

@@ -84,23 +84,32 @@ fn empty(class: &str, folder: &Path, census: &Census) -> Error {
 /// Image files below a folder to any depth, ordered as torchvision's `ImageFolder` orders them; whatever else is there
 /// is counted by its path below `root`.
 pub(super) fn images(folder: &Path, root: &Path, census: &mut Census) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    walk(folder, root, &mut found, census)?;
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    walk(folder, root, census, &mut |path, why| match why {
+        None => found.push(path),
+        Some(why) => others.push((path, why)),
+    })?;
+    others.into_iter().for_each(|(path, why)| census.pass(why, below(&path, root)));
     found.sort_by(|a, b| (a.parent().map(Path::as_os_str), a).cmp(&(b.parent().map(Path::as_os_str), b)));
     Ok(found)
 }
 
-fn walk(folder: &Path, root: &Path, found: &mut Vec<PathBuf>, census: &mut Census) -> Result<()> {
+/// Hands every file below a folder to `meet`, with the reason where it is no image that is read; hidden ones are
+/// counted by their path below `root`.
+pub(super) fn walk(
+    folder: &Path,
+    root: &Path,
+    census: &mut Census,
+    meet: &mut dyn FnMut(PathBuf, Option<Why>),
+) -> Result<()> {
     for path in fsx::list(folder)? {
         if path.file_name().is_some_and(|n| hidden(&n.to_string_lossy())) {
             census.pass(Why::Hidden, below(&path, root));
         } else if path.is_dir() {
-            walk(&path, root, found, census)?;
+            walk(&path, root, census, meet)?;
         } else {
-            match sort_out(&path) {
-                None => found.push(path),
-                Some(why) => census.pass(why, below(&path, root)),
-            }
+            let why = sort_out(&path);
+            meet(path, why);
         }
     }
     Ok(())

@@ -67,32 +67,35 @@ pub fn read(
     Ok(Dataset::new(name, images, labels, classes, Order::Unknown)?.counted(census))
 }
 
-fn damaged(_: parquet::errors::ParquetError) -> Error {
+pub(super) fn damaged(_: parquet::errors::ParquetError) -> Error {
     Error::data("cannot be read as Parquet: damaged, cut off, or another format").hint("fetch the file again")
 }
 
 fn read_shard<R: FileReader>(reader: &R, label: &str, files: &mut Vec<ByteArray>, labels: &mut Vec<u32>) -> Result<()> {
-    let schema = reader.metadata().file_metadata().schema_descr();
-    let columns: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
-    let find = |wanted: &[&str]| {
-        columns
-            .iter()
-            .position(|c| wanted.contains(&c.as_str()))
-            .ok_or_else(|| Error::data(format!("no column {}; there are {}", wanted.join(" or "), columns.join(", "))))
-    };
-    let (images, labelled) = (find(&["img.bytes", "image.bytes", "img", "image"])?, find(&[label])?);
+    let images = column(reader, &["img.bytes", "image.bytes", "img", "image"])?;
+    let labelled = column(reader, &[label])?;
     for g in 0..reader.num_row_groups() {
-        for column in [images, labelled] {
-            if reader.metadata().row_group(g).column(column).compression() == Compression::LZO {
-                return Err(Error::data(format!("{} is compressed with LZO, which is not read", columns[column]))
-                    .hint("write it again with zstd or snappy"));
-            }
-        }
         let group = reader.get_row_group(g).map_err(damaged)?;
-        read_files(&*group, images, files).at(|| format!("row group {g}, {}", columns[images]))?;
+        read_files(&*group, images, files).at(|| format!("row group {g}, the images"))?;
         read_labels(&*group, labelled, labels).at(|| format!("row group {g}, {label}"))?;
     }
     Ok(())
+}
+
+/// The number of the first column that has one of these names, in a compression that is read.
+pub(super) fn column<R: FileReader>(reader: &R, wanted: &[&str]) -> Result<usize> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let columns: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+    let found = columns
+        .iter()
+        .position(|c| wanted.contains(&c.as_str()))
+        .ok_or_else(|| Error::data(format!("no column {}; there are {}", wanted.join(" or "), columns.join(", "))))?;
+    let packed = |g: usize| reader.metadata().row_group(g).column(found).compression() == Compression::LZO;
+    match (0..reader.num_row_groups()).any(packed) {
+        true => Err(Error::data(format!("{} is compressed with LZO, which is not read", columns[found]))
+            .hint("write it again with zstd or snappy")),
+        false => Ok(found),
+    }
 }
 
 fn read_files(group: &dyn RowGroupReader, column: usize, files: &mut Vec<ByteArray>) -> Result<()> {
@@ -129,7 +132,7 @@ fn read_labels(group: &dyn RowGroupReader, column: usize, labels: &mut Vec<u32>)
     Ok(())
 }
 
-fn whole(found: usize, rows: usize) -> Result<()> {
+pub(super) fn whole(found: usize, rows: usize) -> Result<()> {
     if found == rows { Ok(()) } else { Err(Error::data(format!("{found} values in {rows} rows: some are null"))) }
 }
 

@@ -3,13 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::dataset::{Dataset, Images};
+use super::dataset::Dataset;
+use super::pictures::{Pictures, Streamed};
 use super::{autoaugment, dsa};
 use crate::error::{Error, Place, Result};
 use crate::key::{Key, Purpose, Rng};
 use crate::nn::{Batch, View};
 
-/// Normalisation and augmentation of training images.
+/// Normalisation and augmentation of training images. Crop, flip and `per` are those of images in memory; how images in
+/// files are cut says `data.crop`.
 ///
 /// Order as in the reference code: normalise, **then** pad with zeros, crop, flip; so the border is the mean colour.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -55,6 +57,27 @@ impl Augment {
     pub fn without(&self) -> Self {
         Augment { crop: 0, flip: false, ..self.clone() }
     }
+
+    /// Refuses constants that do not fit images of `shape`, `[C, H, W]`, or any.
+    pub fn check(&self, shape: [usize; 3]) -> Result<()> {
+        let (channels, Augment { crop, mean, std, .. }) = (shape[0], self);
+        if mean.len() != channels || std.len() != channels {
+            let (means, deviations) = (mean.len(), std.len());
+            return Err(Error::input(format!(
+                "augment: {means} means and {deviations} deviations for {channels} channels"
+            )));
+        }
+        if let Some(mean) = mean.iter().find(|m| !m.is_finite()) {
+            return Err(Error::input(format!("augment.mean: {mean} is not a number")));
+        }
+        if let Some(std) = std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+            return Err(Error::input(format!("augment.std: {std} is not a positive number")));
+        }
+        if *crop > shape[1].max(shape[2]).saturating_mul(4) {
+            return Err(Error::input(format!("augment.crop = {crop} is far larger than the image, {shape:?}")));
+        }
+        Ok(())
+    }
 }
 
 /// What each byte of a channel becomes: in f32, step by step, as torchvision's `ToTensor` and `Normalize` compute it.
@@ -82,23 +105,7 @@ struct Cut {
 impl Loader {
     /// A loader for images of `shape`, `[C, H, W]`; the constants must fit C.
     pub fn new(augment: &Augment, shape: [usize; 3]) -> Result<Self> {
-        let channels = shape[0];
-        if augment.mean.len() != channels || augment.std.len() != channels {
-            return Err(Error::input(format!(
-                "augment: {} means and {} deviations for {channels} channels",
-                augment.mean.len(),
-                augment.std.len()
-            )));
-        }
-        if let Some(std) = augment.std.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
-            return Err(Error::input(format!("augment.std: {std} is not a positive number")));
-        }
-        if augment.crop > shape[1].max(shape[2]).saturating_mul(4) {
-            return Err(Error::input(format!(
-                "augment.crop = {} is far larger than the image, {shape:?}",
-                augment.crop
-            )));
-        }
+        augment.check(shape)?;
         let table = augment.mean.iter().zip(&augment.std).map(|(&mean, &std)| normal(mean, std)).collect();
         Ok(Loader { augment: augment.clone(), shape, table })
     }
@@ -111,14 +118,46 @@ impl Loader {
         Ok(())
     }
 
+    /// Says which images will be filled in soon: work on those in files begins.
+    pub fn ahead(&self, data: &Dataset, indices: &[u32], view: View, key: Key) {
+        if let Pictures::Streamed(pictures) = &data.images {
+            pictures.ahead(indices, drawn(view, key));
+        }
+    }
+
+    /// Pictures of files: cut as their section says, then as the view has it.
+    fn streamed(&self, pictures: &Streamed, indices: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
+        let (mut squares, mut scratch) = (Vec::new(), Vec::new());
+        pictures.squares(indices, drawn(view, key), &mut squares)?;
+        self.resize(batch, indices.len());
+        batch.ids.extend_from_slice(indices);
+        let size: usize = self.shape.iter().product();
+        let targets = batch.x.chunks_exact_mut(size);
+        for (position, (image, target)) in squares.chunks_exact_mut(size).zip(targets).enumerate() {
+            if view == View::Strong {
+                let key = key.fold(Purpose::Item, position as u64);
+                autoaugment::strong(image, self.shape, key, &mut scratch)?;
+            }
+            self.normalise(image, target);
+        }
+        if view == View::Dsa {
+            dsa::dsa(&mut batch.x, self.shape, key);
+        }
+        Ok(())
+    }
+
     /// Everything but the labels, which are left empty.
-    fn images(&self, images: &Images, indices: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
+    fn images(&self, images: &Pictures, indices: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()> {
         if images.shape() != self.shape {
             return Err(Error::defect(format!("loader for {:?} given images {:?}", self.shape, images.shape())));
         }
         if let Some(i) = indices.iter().find(|&&i| i as usize >= images.len()) {
             return Err(Error::data(format!("no image {i}; there are {}", images.len())));
         }
+        let images = match images {
+            Pictures::Held(images) => images,
+            Pictures::Streamed(pictures) => return self.streamed(pictures, indices, view, key, batch),
+        };
         self.resize(batch, indices.len());
         batch.ids.extend_from_slice(indices);
         let targets = indices.iter().zip(batch.x.chunks_exact_mut(images.size()));
@@ -198,9 +237,14 @@ impl Loader {
     }
 }
 
+/// The key that the views which are cut at random draw from.
+fn drawn(view: View, key: Key) -> Option<Key> {
+    matches!(view, View::Weak | View::Strong).then(|| key.fold(Purpose::Augment, 0))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::dataset::Order;
+    use super::super::dataset::{Images, Order};
     use super::*;
 
     /// `n` images `(1, 3, 4)` whose bytes count up from 1.

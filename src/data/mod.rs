@@ -2,8 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`dataset`] | a benchmark in memory |
+//! | [`dataset`], [`pictures`] | a benchmark: labels, and images in memory or in files |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
+//! | [`list`], [`source`] | published lists, and where their images lie |
 //! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
 //! | [`encoded`], [`stream`], [`crop`] | pictures of many sizes, decoded when they are needed, cut to squares |
 //! | [`census`] | what each reader saw and passed over |
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
 use crate::shipped;
@@ -44,6 +45,7 @@ pub mod features;
 pub mod folder;
 pub mod hf_parquet;
 pub mod jpeg;
+pub mod list;
 pub mod loader;
 pub mod longtail;
 pub mod npy;
@@ -52,9 +54,11 @@ pub mod overlap;
 pub mod partition;
 pub mod pfllib;
 pub mod pickle;
+pub mod pictures;
 pub mod pool;
 pub mod reserve;
 pub mod shots;
+pub mod source;
 pub mod split;
 pub mod split_file;
 pub mod stream;
@@ -65,11 +69,14 @@ pub mod world;
 pub use census::{Census, Ledger, Why};
 pub use cifar::{Cifar10Config, Cifar100Config};
 pub use dataset::{Benchmark, Dataset, Images, Order};
+pub use encoded::Encoded;
 pub use features::Features;
 pub use folder::FolderConfig;
+pub use list::ListConfig;
 pub use loader::{Augment, Loader, Per};
 pub use longtail::{LongTailConfig, LongTailKind};
 pub use partition::PartitionConfig;
+pub use pictures::{Pictures, Streamed};
 pub use pool::{Pool, PoolConfig};
 pub use reserve::{Origin, ServerSetConfig, ValidationConfig};
 pub use shots::{Groups, Shots};
@@ -82,12 +89,71 @@ pub use unlabelled::UnlabelledConfig;
 pub enum DataConfig {
     /// CIFAR-10 from a folder: Parquet, Python pickles or the binary version.
     Cifar10(Cifar10Config),
-    /// CIFAR-100 with its fine labels, likewise.
+    /// CIFAR-100 with its fine labels, or its superclasses, likewise.
     Cifar100(Cifar100Config),
     /// `train/<class>/…` and `test/<class>/…`.
     Folder(FolderConfig),
+    /// Published lists of images with labels (iNaturalist's, or one's own), the images below a folder, decoded when they
+    /// are needed.
+    List(ListConfig),
+    /// ImageNet-LT by its published lists, whose counts are checked.
+    ImagenetLt(ListConfig),
+    /// Places-LT, likewise.
+    PlacesLt(ListConfig),
     /// The procedural world, drawn from the run's seed.
     World(world::WorldConfig),
+}
+
+/// The sizes of a benchmark that are known without reading it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Known {
+    /// Training images before any long tail.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// Classes.
+    pub classes: usize,
+    /// `(C, H, W)`.
+    pub shape: [usize; 3],
+}
+
+impl DataConfig {
+    /// Refuses values that no data could make right; `section` is what the keys stand under.
+    pub fn check(&self, section: &str) -> Result<()> {
+        match self {
+            DataConfig::World(c) => c.resolve().map(|_| ()).at(|| section.to_string()),
+            _ => self.lists().map_or(Ok(()), |(lists, _)| lists.check(section)),
+        }
+    }
+
+    /// The benchmark's sizes; those of a folder and of lists are known only when they are read.
+    pub fn known(&self) -> Option<Known> {
+        let cifar = |classes| Some(Known { train: 50_000, test: 10_000, classes, shape: [3, 32, 32] });
+        match self {
+            DataConfig::Cifar10(_) => cifar(10),
+            DataConfig::Cifar100(c) => cifar(c.labels.classes()),
+            DataConfig::World(w) => {
+                let (n, shape) = (w.classes.len(), [3, world::SIDE, world::SIDE]);
+                Some(Known { train: w.train_per_class * n, test: w.test_per_class * n, classes: n, shape })
+            }
+            DataConfig::ImagenetLt(_) | DataConfig::PlacesLt(_) => {
+                let (config, official) = self.lists()?;
+                let ([train, _, test], classes) = (official?.images(), official?.classes);
+                Some(Known { train, test, classes, shape: [3, config.crop.side, config.crop.side] })
+            }
+            DataConfig::Folder(_) | DataConfig::List(_) => None,
+        }
+    }
+
+    /// The section of a benchmark that comes as lists, and the published one that it must be.
+    pub fn lists(&self) -> Option<(&ListConfig, Option<&'static list::Official>)> {
+        match self {
+            DataConfig::List(c) => Some((c, None)),
+            DataConfig::ImagenetLt(c) => Some((c, Some(&list::IMAGENET_LT))),
+            DataConfig::PlacesLt(c) => Some((c, Some(&list::PLACES_LT))),
+            _ => None,
+        }
+    }
 }
 
 impl Default for DataConfig {
@@ -103,6 +169,9 @@ pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
         DataConfig::Cifar10(c) => cifar::load10(c, cx),
         DataConfig::Cifar100(c) => cifar::load100(c, cx),
         DataConfig::Folder(c) => folder::load(c, cx),
+        DataConfig::List(c) => list::load(c, None, cx),
+        DataConfig::ImagenetLt(c) => list::load(c, Some(&list::IMAGENET_LT), cx),
+        DataConfig::PlacesLt(c) => list::load(c, Some(&list::PLACES_LT), cx),
         DataConfig::World(c) => world::World::new(c.clone(), key.fold(Purpose::World, 0))?.load(),
     }
 }
@@ -137,13 +206,18 @@ fn resolve_below(path: &str, root: Option<&Path>) -> Result<PathBuf> {
     if let Some(copy) = shipped::unpacked(&direct)? {
         return Ok(copy);
     }
-    let error = |looked: String| Err(Error::input(format!("{path} does not exist; looked for {looked}")));
-    match below {
+    let error = |looked: String| Error::input(format!("{path} does not exist; looked for {looked}"));
+    let failed = match below {
         Some(below) => error(format!("{path} here and for {}", below.display())),
         _ if direct.is_relative() => error(format!("{path} in the current folder"))
-            .map_err(|e: Error| e.hint("FEDLLAVA_DATA may name the folder that holds the data sets")),
+            .hint("FEDLLAVA_DATA may name the folder that holds the data sets"),
         _ => error(path.to_string()),
-    }
+    };
+    // "C:\temp" has a tab in it.
+    Err(match path.contains(char::is_control) {
+        true => failed.hint("between double quotes a backslash begins an escape; write paths between 'single quotes'"),
+        false => failed,
+    })
 }
 
 /// The folder of real data sets that `FEDLLAVA_DATA` names; without it a test says that it skips.
@@ -175,7 +249,7 @@ mod tests {
     fn kinds_are_named_in_the_section_and_a_typo_is_refused() {
         let read = |text: &str| toml::from_str::<DataConfig>(text);
         let config = read("kind = \"cifar100\"\npath = \"here\"").unwrap();
-        assert_eq!(config, DataConfig::Cifar100(Cifar100Config { path: "here".into() }));
+        assert_eq!(config, DataConfig::Cifar100(Cifar100Config { path: "here".into(), ..Default::default() }));
         assert!(read("kind = \"cifar10\"\npaht = \"here\"").unwrap_err().to_string().contains("paht"));
         let e = read("kind = \"cifar\"").unwrap_err().to_string();
         assert!(e.contains("cifar10") && e.contains("cifar100") && e.contains("folder"), "{e}");

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use image::RgbImage;
 use image_hasher::{HasherConfig, ImageHash};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::dataset::Images;
 use super::decode;
+use super::pictures::Pictures;
 use crate::error::{Error, Result};
 use crate::exec::Context;
 
@@ -49,14 +50,19 @@ pub struct Overlap {
 
 impl Fingerprints {
     /// Of the images at `indices`.
-    pub fn new(name: impl Into<String>, images: &Images, indices: &[u32], cx: &Context) -> Result<Fingerprints> {
+    pub fn new(name: impl Into<String>, images: &Pictures, indices: &[u32], cx: &Context) -> Result<Fingerprints> {
         let name = name.into();
         if let Some(i) = indices.iter().find(|&&i| i as usize >= images.len()) {
             return Err(Error::defect(format!("overlaps of {name}: no image {i} of {}", images.len())));
         }
         let one = |&i: &u32| -> Result<([u8; 32], [u64; 4])> {
-            let pixels = images.get(i as usize);
-            Ok((Sha256::digest(pixels).into(), perceptual(pixels, images.shape())?))
+            let image = images.square(i as usize)?;
+            let digest = match images.held() {
+                Some(images) => Sha256::digest(images.get(i as usize)),
+                None => Sha256::digest(decode::to_planes(&image)),
+            };
+            cx.cancel.check()?;
+            Ok((digest.into(), perceptual(&image)))
         };
         let both = decode::on_threads(cx, || indices.par_iter().map(one).collect::<Result<Vec<_>>>())??;
         let (pixels, hashes) = both.into_iter().unzip();
@@ -107,15 +113,14 @@ pub fn overlaps(sets: &[Fingerprints], near: u32, cx: &Context) -> Result<Vec<Ov
     Ok(all)
 }
 
-fn perceptual(pixels: &[u8], shape: [usize; 3]) -> Result<[u64; 4]> {
-    let image = decode::from_planes(pixels, shape)?;
+fn perceptual(image: &RgbImage) -> [u64; 4] {
     let hasher = HasherConfig::new().hash_size(16, 16).to_hasher();
-    let hash: ImageHash = hasher.hash_image(&image);
+    let hash: ImageHash = hasher.hash_image(image);
     let mut words = [0u64; 4];
     for (word, bytes) in words.iter_mut().zip(hash.as_bytes().chunks(8)) {
         *word = bytes.iter().fold(0, |w, &b| w << 8 | u64::from(b));
     }
-    Ok(words)
+    words
 }
 
 fn apart(a: &[u64; 4], b: &[u64; 4]) -> u32 {
@@ -142,6 +147,7 @@ pub fn coverage<'t>(classes: &[String], texts: impl Iterator<Item = &'t str>) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::dataset::Images;
     use super::*;
 
     /// Random smooth images `(3, 32, 32)`.
@@ -164,7 +170,7 @@ mod tests {
     fn set(name: &str, pixels: Vec<u8>) -> Fingerprints {
         let images = Images::new([3, 32, 32], pixels).unwrap();
         let all: Vec<u32> = (0..images.len() as u32).collect();
-        Fingerprints::new(name, &images, &all, &Context::cpu(2)).unwrap()
+        Fingerprints::new(name, &images.into(), &all, &Context::cpu(2)).unwrap()
     }
 
     #[test]
@@ -196,7 +202,7 @@ mod tests {
             .collect();
         let small = Images::new([3, 16, 16], half).unwrap();
         let cx = Context::cpu(1);
-        let small = Fingerprints::new("small", &small, &[0, 1, 2, 3, 4], &cx).unwrap();
+        let small = Fingerprints::new("small", &small.into(), &[0, 1, 2, 3, 4], &cx).unwrap();
         let got = set("large", base).overlap(&small, 24, &cx).unwrap();
         assert_eq!(
             got.examples.iter().map(|e| (e.0, e.1)).collect::<Vec<_>>(),

@@ -168,19 +168,37 @@ impl PartitionConfig {
         }
     }
 
+    /// Refuses values that no images could make right.
+    pub fn check(&self) -> Result<()> {
+        let (alpha, attempts) = match self {
+            PartitionConfig::Creff(c) => (c.alpha, c.attempts),
+            PartitionConfig::Dirichlet(c) => (c.alpha, c.attempts),
+            PartitionConfig::Shards(c) if c.per_client == 0 => {
+                return Err(Error::input("partition.per_client = 0: the smallest is 1"));
+            }
+            _ => return Ok(()),
+        };
+        match (alpha.is_finite() && alpha > 0.0, attempts) {
+            (false, _) => Err(Error::input(format!("partition.alpha = {alpha} is not a positive number"))),
+            (_, 0) => Err(Error::input("partition.attempts = 0: nothing would be drawn")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses more clients than images.
+    pub fn fits(&self, images: usize) -> Result<()> {
+        let clients = self.clients();
+        match clients == 0 || clients > images {
+            true => Err(Error::input(format!("partition.clients = {clients} with {images} images"))
+                .hint("every client needs at least one image")),
+            false => Ok(()),
+        }
+    }
+
     /// Deals `kept` (image indices of each class, in draw order) to the clients; every image to exactly one.
     pub fn deal(&self, kept: &[Vec<u32>], run: Key) -> Result<Vec<Vec<u32>>> {
-        let (clients, total) = (self.clients(), kept.iter().map(Vec::len).sum::<usize>());
-        if clients == 0 || clients > total {
-            return Err(Error::input(format!("partition.clients = {clients} with {total} images"))
-                .hint("every client needs at least one image"));
-        }
-        if let PartitionConfig::Creff(CreffConfig { alpha, .. })
-        | PartitionConfig::Dirichlet(DirichletConfig { alpha, .. }) = self
-            && !(alpha.is_finite() && *alpha > 0.0)
-        {
-            return Err(Error::input(format!("partition.alpha = {alpha} is not a positive number")));
-        }
+        self.fits(kept.iter().map(Vec::len).sum())?;
+        self.check()?;
         let key = self.key(run).fold(Purpose::Partition, 0);
         match self {
             PartitionConfig::Creff(c) => creff::partition(kept, c.clients, c.alpha, c.seed, c.attempts),

@@ -24,7 +24,7 @@ type Index = BTreeMap<[u8; 32], Vec<u32>>;
 pub fn import(folder: &Path, benchmark: &Benchmark) -> Result<(Split, Census)> {
     let (train, test) = (&benchmark.train, &benchmark.test);
     let files = clients(folder)?;
-    let (mut left, mut tests) = (index(train), index(test));
+    let (mut left, mut tests) = (index(train)?, index(test)?);
     let mut census = Census::new(folder.display().to_string(), "images");
     let mut lists = Vec::new();
     for (k, path) in files.iter().enumerate() {
@@ -65,12 +65,16 @@ fn clients(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-fn index(set: &Dataset) -> Index {
+fn index(set: &Dataset) -> Result<Index> {
+    let images = set.images.held().ok_or_else(|| {
+        Error::input(format!("{}: PFLlib's clients are found by their pixels, and these images lie in files", set.name))
+            .hint("import a list of image numbers instead: `fedllava split export` shows the form")
+    })?;
     let mut index = Index::new();
     for i in (0..set.len()).rev() {
-        index.entry(key(set.images.get(i), set.labels[i])).or_default().push(i as u32);
+        index.entry(key(images.get(i), set.labels[i])).or_default().push(i as u32);
     }
-    index
+    Ok(index)
 }
 
 fn key(pixels: &[u8], label: u32) -> [u8; 32] {

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::captions::{Captions, spelled};
 use super::census::{Census, Why};
 use super::dataset::Images;
+use super::encoded::Encoded;
+use super::pictures::Pictures;
 use super::{decode, folder, resolve, webdataset};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
@@ -101,11 +103,11 @@ pub struct Pool {
     pub census: Vec<Census>,
 }
 
-/// Decoded images of one size, and what could not be decoded.
+/// Images that can be decoded, and what could not be.
 #[derive(Clone, Debug)]
 pub struct Decoded {
-    /// `(kept, 3, side, side)`.
-    pub images: Images,
+    /// `(kept, 3, side, side)`, or those that are decoded again when they are needed.
+    pub images: Pictures,
     /// Item of each image, ascending.
     pub kept: Vec<u32>,
     /// Id of each item that failed, and why.
@@ -251,24 +253,43 @@ impl Pool {
     /// Decodes the items at `wanted` to squares of `side` pixels. Undecodable ones are left out and reported; only if
     /// nothing is left is that an error.
     pub fn decode(&self, wanted: &[u32], side: usize, cx: &Context) -> Result<Decoded> {
-        let one = |&i: &u32| -> Result<Result<Vec<u8>, (String, String)>> {
+        let mut pixels = Vec::new();
+        let square = |image: &RgbImage| decode::to_planes(&decode::square(image, side as u32));
+        let (kept, failed) = self.each(wanted, cx, square, |image| pixels.extend(image))?;
+        Ok(Decoded { images: Images::new([3, side, side], pixels)?.into(), kept, failed })
+    }
+
+    /// The items at `wanted` as a data set like `model` has its images: in memory and of its size, or in files, where each
+    /// is decoded here once, to know which cannot be.
+    pub fn like(&self, model: &Pictures, wanted: &[u32], cx: &Context) -> Result<Decoded> {
+        let Pictures::Streamed(streamed) = model else { return self.decode(wanted, model.shape()[1], cx) };
+        let (kept, failed) = self.each(wanted, cx, |_| (), |()| ())?;
+        let digest = fsx::sha256(self.digests(cx)?.join("\n").as_bytes());
+        let images = streamed.like(Arc::new(self.clone()), cx)?.with(kept.clone(), digest);
+        Ok(Decoded { images: images.into(), kept, failed })
+    }
+
+    /// Decodes the items at `wanted` in their own sizes and hands what `look` makes of each to `take`, in order: those
+    /// that could be decoded, and id and reason of the others.
+    fn each<T: Send>(
+        &self,
+        wanted: &[u32],
+        cx: &Context,
+        look: impl Fn(&RgbImage) -> T + Sync,
+        mut take: impl FnMut(T),
+    ) -> Result<(Vec<u32>, Vec<(String, String)>)> {
+        let one = |&i: &u32| -> Result<Result<T, (String, String)>> {
             cx.cancel.check()?;
             let item = self.item(i as usize)?;
-            Ok(match self.square(i as usize, side) {
-                Ok(image) => {
-                    let mut pixels = Vec::with_capacity(3 * side * side);
-                    decode::planes(&image, &mut pixels);
-                    Ok(pixels)
-                }
-                Err(e) => Err((item.id.clone(), e.message().to_string())),
-            })
+            let image = self.rgb(i as usize);
+            Ok(image.map(|image| look(&image)).map_err(|e| (item.id.clone(), e.message().to_string())))
         };
         let results: Vec<_> = decode::on_threads(cx, || wanted.par_iter().map(one).collect::<Result<_>>())??;
-        let (mut pixels, mut kept, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut kept, mut failed) = (Vec::new(), Vec::new());
         for (&i, result) in wanted.iter().zip(results) {
             match result {
                 Ok(image) => {
-                    pixels.extend(image);
+                    take(image);
                     kept.push(i);
                 }
                 Err(why) => failed.push(why),
@@ -278,7 +299,7 @@ impl Pool {
             (true, Some((id, why))) => {
                 Err(Error::data(format!("pool {}: no image can be decoded; {id}: {why}", self.name)))
             }
-            _ => Ok(Decoded { images: Images::new([3, side, side], pixels)?, kept, failed }),
+            _ => Ok((kept, failed)),
         }
     }
 
@@ -345,6 +366,23 @@ impl Pool {
         }
         self.captions_digest = Some(captions.digest.clone());
         Ok(census)
+    }
+}
+
+impl Encoded for Pool {
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.items.get(index).map_or_else(String::new, |item| format!("pool {}: {}", self.name, item.id))
+    }
+
+    fn bytes(&self, index: usize) -> Result<Vec<u8>> {
+        match &self.item(index)?.source {
+            Source::Pixels(..) => Err(Error::defect(format!("pool {}: pixels in memory are no file", self.name))),
+            _ => Pool::bytes(self, index),
+        }
     }
 }
 
@@ -418,6 +456,6 @@ mod tests {
         let item = |i: usize| Item { id: format!("w{i}"), texts: vec![], source: Source::Pixels(images.clone(), i) };
         let pool = Pool::new("world", vec![item(0), item(1)], false).unwrap();
         let got = pool.decode(&[0, 1], 2, &Context::cpu(1)).unwrap();
-        assert_eq!(got.images, *images);
+        assert_eq!(got.images.held(), Some(&*images));
     }
 }

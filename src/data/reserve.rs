@@ -51,23 +51,57 @@ impl ServerSetConfig {
     /// Images of each class that are cut from the training set (0 for another origin).
     pub fn from_train(&self, classes: usize) -> Result<usize> {
         match self.origin {
-            Origin::TrainReserve => Ok(self.per_class.unwrap_or((500 / classes.max(1)).max(1))),
+            Origin::TrainReserve => Ok(self.each(classes)),
             Origin::Folder if self.path.is_empty() => {
                 Err(Error::input("server_set.origin = \"folder\" needs server_set.path"))
             }
-            Origin::Folder => Ok(0),
+            Origin::Folder | Origin::Val => Ok(0),
             Origin::Test => {
                 Err(Error::input("server_set.origin = \"test\" is refused: test images never align a model")
                     .hint("use \"train-reserve\" (the default) or \"folder\""))
             }
-            Origin::Pool | Origin::Val => Err(Error::input(format!(
-                "server_set.origin = \"{}\": this benchmark has no labelled {} to draw from",
-                if self.origin == Origin::Pool { "pool" } else { "val" },
-                if self.origin == Origin::Pool { "pool" } else { "validation set" }
-            ))
-            .hint("use \"train-reserve\" (the default), or \"folder\" with server_set.path")),
+            Origin::Pool => {
+                Err(Error::input("server_set.origin = \"pool\": this benchmark has no labelled pool to draw from")
+                    .hint("use \"train-reserve\" (the default), or \"folder\" with server_set.path"))
+            }
         }
     }
+
+    /// Images of each class, those that are there by default.
+    fn each(&self, classes: usize) -> usize {
+        self.per_class.unwrap_or((500 / classes.max(1)).max(1))
+    }
+}
+
+/// The server's and the validation set from the benchmark's own validation set, `None` for another origin.
+///
+/// By key, `server_set.per_class` and then `validation.per_class` images of each class; an empty set is `None`.
+pub fn from_val(
+    config: &ServerSetConfig,
+    validation: &ValidationConfig,
+    val: Option<&Dataset>,
+    key: Key,
+) -> Result<Option<[Option<Dataset>; 2]>> {
+    if config.origin != Origin::Val {
+        return Ok(None);
+    }
+    let val = val.ok_or_else(|| {
+        Error::input("server_set.origin = \"val\": this benchmark has no validation set of its own")
+            .hint("use \"train-reserve\" (the default), or name data.val")
+    })?;
+    let mut left = vec![Vec::new(); val.classes.len()];
+    val.labels.iter().enumerate().for_each(|(i, &y)| left[y as usize].push(i as u32));
+    let sets = [
+        ("server_set", "server set", config.each(val.classes.len()), Purpose::ServerSet),
+        ("validation", "validation", validation.per_class, Purpose::Validation),
+    ];
+    let mut take = |(section, name, each, purpose): (&str, &str, usize, Purpose)| {
+        let taken = self::take(section, each, &val.labels, &mut left, &mut [], key.fold(purpose, 0))
+            .map_err(|e| e.context(format!("{} has too few images of a class", val.name)))?;
+        (each > 0).then(|| val.select(format!("{} ({name})", val.name), &taken)).transpose()
+    };
+    let [server, validation] = sets;
+    Ok(Some([take(server)?, take(validation)?]))
 }
 
 /// The server's set from a folder of class folders, `None` for another origin.

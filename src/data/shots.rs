@@ -32,6 +32,7 @@ pub struct Groups {
 impl Shots {
     /// Groups classes by their number of training images over all clients, after the tail.
     pub fn group(self, counts: &[u32]) -> Result<Groups> {
+        self.check(counts.len())?;
         if let Shots::Rank(many, medium, few) = self {
             return by_rank(counts, [many, medium, few]);
         }
@@ -47,6 +48,18 @@ impl Shots {
         Ok(groups)
     }
 
+    /// Refuses ranks that are not so many.
+    pub fn check(self, classes: usize) -> Result<()> {
+        let Shots::Rank(many, medium, few) = self else { return Ok(()) };
+        match many.saturating_add(medium).saturating_add(few) {
+            named if named == classes => Ok(()),
+            named => Err(Error::input(format!(
+                "evaluate.shots = \"rank:{many}/{medium}/{few}\" names {named} classes, there are {classes}"
+            ))
+            .hint(format!("three numbers that add up to {classes}, or evaluate.shots = \"strict\""))),
+        }
+    }
+
     /// The rule in words, for the foot of a table.
     pub fn rule(self) -> String {
         match self {
@@ -58,14 +71,7 @@ impl Shots {
 }
 
 /// Largest class first; equal sizes by label.
-fn by_rank(counts: &[u32], [many, medium, few]: [usize; 3]) -> Result<Groups> {
-    let named = many.saturating_add(medium).saturating_add(few);
-    if named != counts.len() {
-        let (all, message) =
-            (counts.len(), format!("evaluate.shots = \"rank:{many}/{medium}/{few}\" names {named} classes"));
-        return Err(Error::input(format!("{message}, there are {all}"))
-            .hint(format!("three numbers that add up to {all}, or evaluate.shots = \"strict\"")));
-    }
+fn by_rank(counts: &[u32], [many, medium, _]: [usize; 3]) -> Result<Groups> {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&class| std::cmp::Reverse(counts[class]));
     let sorted = |range: std::ops::Range<usize>| {

@@ -8,7 +8,7 @@ use sha2::Digest;
 use super::dataset::{Dataset, class_counts};
 use super::longtail::{Draw, LongTailConfig};
 use super::partition::PartitionConfig;
-use super::reserve::{self, ServerSetConfig, ValidationConfig};
+use super::reserve::{self, Origin, ServerSetConfig, ValidationConfig};
 use crate::error::{Error, Result};
 use crate::fsx;
 use crate::key::{Key, Purpose};
@@ -38,7 +38,8 @@ impl Split {
     /// Draws a split: long tail, partition, then the reserves.
     ///
     /// `labels` are the whole training set's, in its order; `key` is the run's. Without an explicit `longtail.seed`
-    /// the tail's images are chosen with the `creff` partition's seed and numpy's generator, or by key.
+    /// the tail's images are chosen with the `creff` partition's seed and numpy's generator, or by key. Where the server's
+    /// set comes from the benchmark's own validation set, so does the validation set: see [`reserve::from_val`].
     pub fn draw(
         labels: &[u32],
         classes: usize,
@@ -64,7 +65,8 @@ impl Split {
             reserve::take(name, n, labels, &mut tail.discarded, &mut clients, root.fold(purpose, 0))
         };
         let server = take("server_set", server_each, Purpose::ServerSet)?;
-        let validation = take("validation", validation.per_class, Purpose::Validation)?;
+        let validation_each = if server_set.origin == Origin::Val { 0 } else { validation.per_class };
+        let validation = take("validation", validation_each, Purpose::Validation)?;
         Self::from_lists(labels, classes, clients, server, validation)
     }
 

@@ -18,7 +18,8 @@ use super::pool::{Item, Pool, Source};
 use super::resolve;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
-use sample::{Said, in_shard, samples};
+use sample::{Said, samples};
+pub(super) use sample::{each_member, in_shard, is_hidden};
 
 /// `pool.kind = "webdataset"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -86,28 +87,34 @@ pub(super) fn load(config: &WebDatasetConfig) -> Result<Pool> {
 /// The tar files of a folder by name and number (`9.tar` before `10.tar`); a missing one is an error.
 fn shards(folder: &Path, expected: usize) -> Result<Vec<PathBuf>> {
     let is_tar = |p: &PathBuf| p.extension().is_some_and(|e| e == "tar");
-    let mut shards: Vec<((String, Option<u64>), PathBuf)> =
-        fsx::list(folder)?.into_iter().filter(is_tar).map(|p| (numbered(&p), p)).collect();
-    shards.sort();
+    let shards: Vec<PathBuf> = fsx::list(folder)?.into_iter().filter(is_tar).collect();
     if shards.is_empty() || (expected > 0 && shards.len() != expected) {
         let wanted = if expected > 0 { expected.to_string() } else { "at least 1".into() };
         return Err(Error::data(format!("{}: {} tar shards, expected {wanted}", folder.display(), shards.len())));
     }
+    let shards = in_order(shards);
     for pair in shards.windows(2) {
-        if let ((a, Some(m)), (b, Some(n))) = (&pair[0].0, &pair[1].0)
+        let [(a, m), (b, n)] = [numbered(&pair[0]), numbered(&pair[1])];
+        if let (Some(m), Some(n)) = (m, n)
             && a == b
-            && n.saturating_sub(*m) > 1
+            && n.saturating_sub(m) > 1
         {
             return Err(Error::data(format!(
                 "shard number {} is missing between {} and {}",
                 m + 1,
-                pair[0].1.display(),
-                pair[1].1.display()
+                pair[0].display(),
+                pair[1].display()
             ))
             .hint("fetch it, or renumber the shards if the rest is all there is"));
         }
     }
-    Ok(shards.into_iter().map(|(_, path)| path).collect())
+    Ok(shards)
+}
+
+/// Shards by folder, name and number.
+pub(super) fn in_order(mut shards: Vec<PathBuf>) -> Vec<PathBuf> {
+    shards.sort_by_cached_key(|p| (p.parent().map(Path::to_path_buf), numbered(p), p.clone()));
+    shards
 }
 
 /// `pool-00012.tar` as `("pool-", 12)`.

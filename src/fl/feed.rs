@@ -160,6 +160,13 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// Says that these images come next; `key` is the batch's.
+    pub fn ahead(&self, ids: &[u32], key: Key) {
+        if let Rowed::Images(source) = &self.source {
+            source.samples.ahead(ids, self.feed.view, key);
+        }
+    }
+
     /// Fills a batch with these images, or rows.
     pub fn fill(&self, ids: &[u32], key: Key, batch: &mut Batch) -> Result<()> {
         match &self.source {

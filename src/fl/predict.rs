@@ -25,6 +25,9 @@ pub fn predict(
     let (mut values, mut labels) = (Vec::new(), Vec::with_capacity(ids.len()));
     let job = |(session, batch): &mut (Plain, Batch), i: usize| {
         cx.cancel.check()?;
+        if let Some(next) = chunks.get(i + cx.threads) {
+            images.ahead(next, View::Plain, Key::from_seed(0));
+        }
         images.fill(chunks[i], View::Plain, Key::from_seed(0), batch)?;
         let mut value = [Vec::new()];
         session.look(params, &batch.x, chunks[i].len(), Mode::Infer, &[node], &mut value)?;

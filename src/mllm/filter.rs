@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::data::Pictures;
 use crate::data::captions::Caption;
-use crate::data::dataset::Images;
 use crate::data::overlap::{Fingerprints, NEAR};
 use crate::data::pool::Pool;
 use crate::error::{Error, Result};
@@ -136,10 +136,9 @@ pub fn degenerate(text: &str, config: &FilterConfig) -> Option<Reason> {
 }
 
 /// Ids of the pool's images that are nearly one of `test`'s; squares of the test's own side are compared.
-pub fn near_test(pool: &Pool, test: &Images, config: &FilterConfig, cx: &Context) -> Result<BTreeSet<String>> {
-    let [_, side, _] = test.shape();
+pub fn near_test(pool: &Pool, test: &Pictures, config: &FilterConfig, cx: &Context) -> Result<BTreeSet<String>> {
     let all = |n: usize| (0..n as u32).collect::<Vec<u32>>();
-    let decoded = pool.decode(&all(pool.len()), side, cx)?;
+    let decoded = pool.like(test, &all(pool.len()), cx)?;
     let here = Fingerprints::new("pool", &decoded.images, &all(decoded.images.len()), cx)?;
     let there = Fingerprints::new("test", test, &all(test.len()), cx)?;
     let pairs = there.pairs(&here, config.near, cx)?;

@@ -26,6 +26,9 @@ pub trait Samples: Sync {
     /// Fills `x`, `y`, `ids` and `rows = [ids.len()]` with the images `ids` in a view; `key` is the draw's own.
     fn fill(&self, ids: &[u32], view: View, key: Key, batch: &mut Batch) -> Result<()>;
 
+    /// Says which images will be filled in soon, and how, so that work on them may begin. Changes no batch.
+    fn ahead(&self, _ids: &[u32], _view: View, _key: Key) {}
+
     /// The label of every image by its number; empty where images have none.
     fn labels(&self) -> &[u32] {
         &[]

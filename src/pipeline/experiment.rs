@@ -10,7 +10,7 @@ use super::outlook::memory;
 use crate::config::Config;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{
-    self, Benchmark, Census, Dataset, Groups, Images, Ledger, Loader, Order, PartitionConfig, Split, reserve,
+    self, Benchmark, Census, Dataset, Groups, Ledger, Loader, Order, PartitionConfig, Pictures, Split, reserve,
 };
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
@@ -38,8 +38,10 @@ pub struct Experiment {
     pub benchmark: Benchmark,
     /// Who holds what.
     pub split: Split,
-    /// The server set, where it comes from a folder instead of the training images.
+    /// The server set, where it comes from elsewhere than the training images.
     pub server: Option<Dataset>,
+    /// The validation set, where it comes from the benchmark's own.
+    own_validation: Option<Dataset>,
     /// Classes by frequency over all clients.
     pub groups: Groups,
     /// Normalisation and augmentation.
@@ -66,17 +68,23 @@ impl Experiment {
         let benchmark = library.benchmark(&config, split_key, cx)?;
         let ledger = Ledger::default();
         let enter = |census: &Census| ledger.enter(census, config.run.tolerate, cx);
-        enter(&benchmark.train.census)?;
-        enter(&benchmark.test.census)?;
+        let sets = [Some(&benchmark.train), benchmark.val.as_ref(), Some(&benchmark.test)];
+        benchmark.sources.iter().try_for_each(enter)?;
+        sets.into_iter().flatten().try_for_each(|set| enter(&set.census))?;
         say_absent(&benchmark, cx);
-        let (split, census) = draw(&config, &benchmark, split_key)?;
+        let drawn = split_key.fold(Purpose::Partition, 0);
+        let (split, census) = draw(&config, &benchmark, drawn)?;
         enter(&census)?;
         let groups = config.evaluate.shots.group(&split.global_counts())?;
         let shape = benchmark.train.images.shape();
         let loader = Loader::new(&config.augment, shape)?;
         let net = Arc::new(config.model.build(shape, Head::Classes(benchmark.train.classes.len()))?);
         let embedder = Embedder::new(&config.clip, &config.run.cache);
-        let server = reserve::from_folder(&config.server_set, &benchmark.train, cx)?;
+        let (val, drawn) = (benchmark.val.as_ref(), config.partition.key(drawn));
+        let [server, own_validation] = match reserve::from_val(&config.server_set, &config.validation, val, drawn)? {
+            Some(both) => both,
+            None => [reserve::from_folder(&config.server_set, &benchmark.train, cx)?, None],
+        };
         server.iter().try_for_each(|s| enter(&s.census))?;
         if let PartitionConfig::File(file) = &config.partition {
             let text = format!(
@@ -97,6 +105,7 @@ impl Experiment {
             benchmark,
             split,
             server,
+            own_validation,
             groups,
             loader,
             net,
@@ -133,9 +142,24 @@ impl Experiment {
 
     /// The validation images, where some are reserved.
     pub fn validation(&self) -> Result<Option<Dataset>> {
+        if self.own_validation.is_some() {
+            return Ok(self.own_validation.clone());
+        }
         let (train, ids) = (&self.benchmark.train, &self.split.validation);
         let name = || format!("{} (validation)", train.name);
         (!ids.is_empty()).then(|| train.select(name(), ids)).transpose()
+    }
+
+    /// Images of each class of the server's and of the validation set, `(classes,)`.
+    pub fn reserved(&self) -> [Vec<u32>; 2] {
+        let (server, ids) = self.server_set();
+        let mut counts = vec![0; self.split.classes];
+        ids.iter().for_each(|&i| counts[server.labels[i as usize] as usize] += 1);
+        let validation = match &self.own_validation {
+            Some(own) => own.class_counts(),
+            None => self.split.count(&self.split.validation),
+        };
+        [counts, validation]
     }
 
     /// The cohort of a round, from 1: an imported one, the reference generator's, or the key path's.
@@ -166,7 +190,11 @@ impl Experiment {
     /// Bytes the run will take, refused when they cannot be had.
     pub fn estimate(&self, cx: &Context) -> Result<Estimate> {
         let (train, test) = (&self.benchmark.train, &self.benchmark.test);
-        let pixels = (train.images.pixels().len() + test.images.pixels().len()) as u64;
+        let pixels = match train.images {
+            // Both are seen through one stream.
+            Pictures::Streamed(_) => train.images.memory(),
+            Pictures::Held(_) => train.images.memory() + test.images.memory(),
+        };
         let estimate = memory(&self.config, &self.net, pixels, cx.threads);
         estimate.check(available_memory())?;
         Ok(estimate)
@@ -194,21 +222,24 @@ impl Experiment {
     }
 
     /// Exact and near duplicates between the sets of this run, and other sets given as images.
-    pub fn overlaps(&self, others: &[(&str, &Images)], cx: &Context) -> Result<Value> {
+    pub fn overlaps(&self, others: &[(&str, &Pictures)], cx: &Context) -> Result<Value> {
         let train = &self.benchmark.train.images;
         let clients: Vec<u32> = {
             let mut all: Vec<u32> = self.split.clients.iter().flatten().copied().collect();
             all.sort_unstable();
             all
         };
-        let everything = |images: &Images| (0..images.len() as u32).collect::<Vec<u32>>();
+        let everything = |images: &Pictures| (0..images.len() as u32).collect::<Vec<u32>>();
         let mut sets = Vec::new();
         for (name, images) in others {
             sets.push(Fingerprints::new(*name, images, &everything(images), cx)?);
         }
         let (server, ids) = self.server_set();
         sets.push(Fingerprints::new("server", &server.images, &ids, cx)?);
-        sets.push(Fingerprints::new("validation", train, &self.split.validation, cx)?);
+        sets.push(match &self.own_validation {
+            Some(own) => Fingerprints::new("validation", &own.images, &everything(&own.images), cx)?,
+            None => Fingerprints::new("validation", train, &self.split.validation, cx)?,
+        });
         sets.push(Fingerprints::new("clients", train, &clients, cx)?);
         let test = &self.benchmark.test.images;
         sets.push(Fingerprints::new("test", test, &everything(test), cx)?);
@@ -241,6 +272,11 @@ impl Experiment {
             ("instruction_set", json!(instruction_set())),
             ("train", json!({ "digest": train.digest, "images": train.len(), "order": train.order })),
             ("test", json!({ "digest": test.digest, "images": test.len() })),
+            (
+                "apart",
+                json!({ "server": self.server.as_ref().map(|s| &s.digest),
+                "validation": self.own_validation.as_ref().map(|s| &s.digest) }),
+            ),
             ("split", json!({ "digest": self.split.digest(), "counts_sha1": self.split.counts_sha1() })),
             ("sources", self.ledger.to_json()),
             ("parameters", json!(self.net.layout.weights())),
@@ -264,7 +300,7 @@ fn say_absent(benchmark: &Benchmark, cx: &Context) {
     }
 }
 
-/// Draws the split, or reads the one that `partition.kind = "file"` names.
+/// Draws the split from its own key, or reads the one that `partition.kind = "file"` names.
 fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<(Split, Census)> {
     let train = &benchmark.train;
     let classes = train.classes.len();
@@ -277,7 +313,6 @@ fn draw(config: &Config, benchmark: &Benchmark, key: Key) -> Result<(Split, Cens
         return Ok((split, census));
     }
     let Config { longtail, partition, server_set, validation, .. } = config;
-    let key = key.fold(Purpose::Partition, 0);
     let split = Split::draw(&train.labels, classes, longtail, partition, server_set, validation, key)?;
     Ok((split, Census::default()))
 }

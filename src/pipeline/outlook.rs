@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Config;
-use crate::data::world::SIDE;
-use crate::data::{DataConfig, Dataset, Images, Loader, Order, PoolConfig};
+use crate::data::{DataConfig, Dataset, Images, Known, Loader, LongTailKind, Order, PoolConfig};
 use crate::error::Result;
 use crate::exec::Context;
 use crate::fl::LEAF;
@@ -21,19 +20,6 @@ use crate::stage::Loaded;
 const LOOK: f64 = 0.3;
 /// Images in it.
 const IMAGES: usize = 128;
-
-/// The sizes of a benchmark that are known without reading it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Known {
-    /// Training images before any long tail.
-    pub train: usize,
-    /// Test images.
-    pub test: usize,
-    /// Classes.
-    pub classes: usize,
-    /// `(C, H, W)`.
-    pub shape: [usize; 3],
-}
 
 /// What a run will take.
 pub struct Outlook {
@@ -66,29 +52,17 @@ pub(super) fn memory(config: &Config, net: &Net, pixels: u64, threads: usize) ->
     estimate
 }
 
-/// The sizes of a config's benchmark; a folder's are known only when it is read.
-pub fn known(data: &DataConfig) -> Option<Known> {
-    let cifar = |classes| Some(Known { train: 50_000, test: 10_000, classes, shape: [3, 32, 32] });
-    match data {
-        DataConfig::Cifar10(_) => cifar(10),
-        DataConfig::Cifar100(_) => cifar(100),
-        DataConfig::World(w) => {
-            let n = w.classes.len();
-            let (train, test) = (w.train_per_class * n, w.test_per_class * n);
-            Some(Known { train, test, classes: n, shape: [3, SIDE, SIDE] })
-        }
-        DataConfig::Folder(_) => None,
-    }
-}
-
 /// Networks whose speed was looked at, with images a second, so that arms of one network look once.
 pub type Speeds = Vec<(ModelConfig, Backend, Known, f64)>;
 
 /// The outlook of a config; none where the benchmark's sizes are not known.
 pub fn outlook(config: &Config, speeds: &mut Speeds, cx: &Context) -> Result<Option<Outlook>> {
-    let Some(known) = known(&config.data) else { return Ok(None) };
+    let Some(known) = config.data.known() else { return Ok(None) };
     let net = Arc::new(config.model.build(known.shape, Head::Classes(known.classes))?);
-    let pixels = ((known.train + known.test) * known.shape.iter().product::<usize>()) as u64;
+    let pixels = match config.data.lists() {
+        Some(_) => 0,
+        None => ((known.train + known.test) * known.shape.iter().product::<usize>()) as u64,
+    };
     let memory = memory(config, &net, pixels, cx.threads);
     let same = |s: &&(ModelConfig, Backend, Known, f64)| {
         (&s.0, s.1, s.2.shape) == (&config.model, config.run.engine, known.shape)
@@ -127,7 +101,10 @@ pub fn outlook(config: &Config, speeds: &mut Speeds, cx: &Context) -> Result<Opt
 /// Forward passes of all rounds, training counted as three.
 fn rounds(config: &Config, known: Known) -> Result<f64> {
     let most = known.train / known.classes.max(1);
-    let held: usize = config.longtail.class_counts(most, known.classes)?.iter().sum();
+    let held: usize = match config.longtail.kind {
+        LongTailKind::None => known.train,
+        LongTailKind::Exp => config.longtail.class_counts(most, known.classes)?.iter().sum(),
+    };
     let federated = &config.federated;
     let share = federated.cohort as f64 / config.partition.clients().max(1) as f64;
     let trained = held as f64 * share * (federated.local_epochs * federated.rounds) as f64;
@@ -137,11 +114,13 @@ fn rounds(config: &Config, known: Known) -> Result<f64> {
 
 /// How many images a second the network sees on this machine, by a look at blank ones.
 fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: &Context) -> Result<f64> {
-    let images = Images::new(known.shape, vec![0; IMAGES * known.shape.iter().product::<usize>()])?;
+    // Of large images half as many tell enough.
+    let n = if known.shape[1] > 64 { IMAGES / 2 } else { IMAGES };
+    let images = Images::new(known.shape, vec![0; n * known.shape.iter().product::<usize>()])?;
     let classes = (0..known.classes).map(|c| c.to_string()).collect();
-    let data = Dataset::new("blank", images, vec![0; IMAGES], classes, Order::Original)?;
+    let data = Dataset::new("blank", images, vec![0; n], classes, Order::Original)?;
     let loader = Loader::new(&config.augment, known.shape)?;
-    let ids: Vec<u32> = (0..IMAGES as u32).collect();
+    let ids: Vec<u32> = (0..n as u32).collect();
     let params = net.init(Key::from_seed(0).fold(Purpose::Init, 0));
     let look =
         || predict(net, config.run.engine, &params, net.logits, &Loaded { data: &data, loader: &loader }, &ids, cx);
@@ -149,7 +128,7 @@ fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: 
     let (began, mut seen) = (Instant::now(), 0);
     while began.elapsed().as_secs_f64() < LOOK {
         look()?;
-        seen += IMAGES;
+        seen += n;
     }
     Ok(seen as f64 / began.elapsed().as_secs_f64())
 }
@@ -161,11 +140,11 @@ mod tests {
     #[test]
     fn more_rounds_take_longer_and_a_folder_is_unknown() {
         let config = Config::default();
-        let known = known(&config.data).unwrap();
+        let known = config.data.known().unwrap();
         let mut longer = config.clone();
         longer.federated.rounds *= 2;
         let (a, b) = (rounds(&config, known).unwrap(), rounds(&longer, known).unwrap());
         assert!((b / a - 2.0).abs() < 1e-6, "{a} {b}");
-        assert_eq!(super::known(&DataConfig::Folder(Default::default())), None);
+        assert_eq!(DataConfig::Folder(Default::default()).known(), None);
     }
 }

@@ -67,8 +67,7 @@ impl Experiment {
             return Err(Error::input(format!("pool {}: no image has a caption", pool.name))
                 .hint("name a caption file with pool.captions, or a text field with pool.text"));
         }
-        let [_, side, _] = self.benchmark.train.images.shape();
-        let decoded = pool.decode(&captioned, side, cx)?;
+        let decoded = pool.like(&self.benchmark.train.images, &captioned, cx)?;
         self.enter(&decoded.census(&pool.name), cx)?;
         let (texts, captions) = captions_of(&pool, &decoded.kept);
         self.describe_pool(dir, &pool, &decoded.images, &texts, cx)?;
@@ -103,8 +102,7 @@ impl Experiment {
         if self.config.pretrain.enabled {
             let pool = self.open_pool(cx)?;
             let all: Vec<u32> = (0..pool.len() as u32).collect();
-            let [_, side, _] = self.benchmark.train.images.shape();
-            let decoded = pool.decode(&all, side, cx)?;
+            let decoded = pool.like(&self.benchmark.train.images, &all, cx)?;
             self.enter(&decoded.census(&pool.name), cx)?;
             let kept = decoded.kept;
             let (texts, _) = captions_of(&pool, &kept);
@@ -138,7 +136,7 @@ impl Experiment {
         &self,
         dir: &RunDir,
         pool: &Pool,
-        images: &data::Images,
+        images: &data::Pictures,
         texts: &[String],
         cx: &Context,
     ) -> Result<()> {

@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Embedder;
+use crate::data::Pictures;
 use crate::data::captions::{Caption, Captions};
-use crate::data::dataset::Images;
 use crate::data::pool::Pool;
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
@@ -44,11 +44,25 @@ impl Default for CaptionConfig {
     }
 }
 
+impl CaptionConfig {
+    /// Refuses values that no pool could make right.
+    pub fn check(&self) -> Result<()> {
+        if self.batch_size == 0 {
+            return Err(Error::input("caption.batch_size = 0: expected at least 1"));
+        }
+        Instruction::find_all(&self.prompts).at(|| "caption.prompts")?;
+        match &self.captioner {
+            CaptionerConfig::Llava(c) => c.decoding.check().at(|| "caption.captioner.decoding"),
+            CaptionerConfig::File(_) => Ok(()),
+        }
+    }
+}
+
 /// What the filters may look at besides the records.
 #[derive(Clone, Copy, Default)]
 pub struct Judges<'a> {
     /// Test images, none of which may be in the pool.
-    pub test: Option<&'a Images>,
+    pub test: Option<&'a Pictures>,
     /// A CLIP that says whether image and text go together.
     pub clip: Option<&'a Embedder>,
 }
@@ -144,6 +158,7 @@ fn similarity(clip: &Embedder, pool: &Pool, records: &[Caption], cx: &Context) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Images;
     use crate::data::pool::{Item, Source};
     use crate::mllm::{Answer, Identity, Seen};
     use std::sync::Arc;
@@ -179,7 +194,7 @@ mod tests {
         let mut items: Vec<Item> = (0..4).map(item).collect();
         items.push(Item { id: "torn".into(), texts: vec![], source: Source::File("no such file.png".into()) });
         let pool = Pool::new("p", items, false).unwrap();
-        let test = images.select(&[1]);
+        let test: Pictures = images.select(&[1]).into();
         let dir = tempfile::tempdir().unwrap();
         let painter =
             Painter(Identity { model: "painter".into(), revision: "1".into(), decoding: serde_json::Value::Null });

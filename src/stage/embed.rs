@@ -34,6 +34,16 @@ impl Default for ClipConfig {
     }
 }
 
+impl ClipConfig {
+    /// Refuses prompts that no class could fill.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            ClipConfig::Model(c) => c.prompts.check(),
+            ClipConfig::Texts(_) => Ok(()),
+        }
+    }
+}
+
 /// A CLIP by folder or by id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -156,9 +166,15 @@ impl Embedder {
     /// Unit image features of a data set, `(images, width)`.
     pub fn dataset_features(&self, data: &Dataset, cx: &Context) -> Result<Features> {
         let (clip, preprocess, digest) = self.tower(cx)?;
-        let [_, side, _] = data.images.shape();
         let items = (0..data.len()).map(|i| fsx::sha256(format!("{} {i}", data.digest).as_bytes())).collect();
-        let compute = || embed::squares(clip, preprocess, data.images.pixels(), side, cx);
+        let load = |i: usize| {
+            let ([height, width], planes) = data.images.seen(i)?;
+            Ok(Picture { height, width, pixels: planes.into_owned().into() })
+        };
+        let compute = || match data.images.held() {
+            Some(images) => embed::squares(clip, preprocess, images.pixels(), images.shape()[1], cx),
+            None => embed::images(clip, preprocess, data.len(), load, cx),
+        };
         self.cached(&data.name, digest, items, cx, compute).at(|| format!("features of {}", data.name))
     }
 

@@ -81,6 +81,10 @@ impl Samples for Loaded<'_> {
         self.loader.fill(self.data, ids, view, key, batch)
     }
 
+    fn ahead(&self, ids: &[u32], view: View, key: Key) {
+        self.loader.ahead(self.data, ids, view, key);
+    }
+
     fn labels(&self) -> &[u32] {
         &self.data.labels
     }

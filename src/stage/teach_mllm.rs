@@ -88,11 +88,10 @@ fn likelihoods(
 ) -> Result<Features> {
     let llava = Llava::open(folder, cx)?;
     let prompt = llava.prompt(&[Turn::about_image(&instruction.text)], true)?;
-    let [_, height, width] = data.images.shape();
     let one = |_: &mut (), n: usize| -> Result<Vec<Likelihood>> {
         cx.cancel.check()?;
-        let pixels = data.images.get(ids[n] as usize);
-        let seen = llava.see(&[Picture { height, width, pixels: pixels.into() }])?;
+        let ([height, width], planes) = data.images.seen(ids[n] as usize)?;
+        let seen = llava.see(&[Picture { height, width, pixels: planes }])?;
         llava.score(&prompt, &seen, answers)
     };
     let mut rows = Vec::with_capacity(ids.len() * 2 * answers.len());

@@ -114,30 +114,54 @@ impl Sample {
     }
 }
 
-/// The samples of a shard in order of their first member.
-pub(super) fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, Sample)>> {
-    let broken = |_: std::io::Error| Error::data("not a whole tar file: cut off or damaged").hint("fetch it again");
+/// A file in a shard.
+pub(in crate::data) struct Placed {
+    /// Its path there.
+    pub path: String,
+    /// First byte in the shard.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+fn broken(_: std::io::Error) -> Error {
+    Error::data("not a whole tar file: cut off or damaged").hint("fetch it again")
+}
+
+/// Hands every file of a shard to `meet`, in order, with a reader of its contents.
+pub(in crate::data) fn each_member(
+    shard: &Path,
+    mut meet: impl FnMut(Placed, &mut dyn Read) -> Result<()>,
+) -> Result<()> {
     let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
     let mut archive = tar::Archive::new(fsx::open(shard)?);
-    let mut samples: Vec<(String, Sample)> = Vec::new();
-    let mut index = BTreeMap::new();
     for entry in archive.entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let Some((key, rest)) = named(&path) else {
-            census.pass(if is_hidden(&path) { Why::Hidden } else { Why::Other }, in_shard(shard, &path));
-            continue;
-        };
         let (offset, len) = (entry.raw_file_position(), entry.size());
         if offset.saturating_add(len) > length {
             return Err(Error::data(format!("not a whole tar file: {path} is cut off")).hint("fetch it again"));
         }
+        meet(Placed { path, offset, len }, &mut entry)?;
+    }
+    Ok(())
+}
+
+/// The samples of a shard in order of their first member.
+pub(super) fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, Sample)>> {
+    let mut samples: Vec<(String, Sample)> = Vec::new();
+    let mut index = BTreeMap::new();
+    each_member(shard, |Placed { path, offset, len }, contents| {
+        let Some((key, rest)) = named(&path) else {
+            census.pass(if is_hidden(&path) { Why::Hidden } else { Why::Other }, in_shard(shard, &path));
+            return Ok(());
+        };
         let mut text = Vec::new();
         if is_text(&rest) {
-            entry.read_to_end(&mut text).map_err(broken).at(|| path.clone())?;
+            contents.read_to_end(&mut text).map_err(broken).at(|| path.clone())?;
         }
         let at = *index.entry(key.clone()).or_insert_with(|| {
             samples.push((key, Sample::default()));
@@ -146,17 +170,19 @@ pub(super) fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, 
         if !samples[at].1.take(&path, rest, offset, len, text) {
             census.pass(Why::Double, in_shard(shard, &path));
         }
-    }
+        Ok(())
+    })?;
     Ok(samples)
 }
 
 /// A member's name for people: its shard's, and its own.
-pub(super) fn in_shard(shard: &Path, name: &str) -> String {
+pub(in crate::data) fn in_shard(shard: &Path, name: &str) -> String {
     let shard = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     format!("{shard}: {name}")
 }
 
-fn is_hidden(path: &str) -> bool {
+/// Whether a part of a member's path is hidden.
+pub(in crate::data) fn is_hidden(path: &str) -> bool {
     path.split('/').any(|part| part != "." && folder::hidden(part))
 }
 

@@ -133,9 +133,31 @@ impl<'a> Lane<'a> {
             }
             self.streams[i].join(&ids, self.plan.data.columns, &mut self.columns)?;
         }
+        if only.is_none() {
+            self.ahead(step + 1, epoch);
+        }
         match only {
             Some(i) if self.feeds[i].is_empty() => Err(Error::defect(format!("fit: feed {i} has no images"))),
             _ => Ok(()),
+        }
+    }
+
+    /// Says what the next step of the same epoch will see.
+    fn ahead(&mut self, step: usize, epoch: Key) {
+        let at = step % self.batches;
+        if at == 0 || step >= self.total {
+            return;
+        }
+        let key = epoch.fold(Purpose::Step, at as u64);
+        let first = self.streams[0].ids(step, self.plan.key, 0).to_vec();
+        for i in 0..self.streams.len() {
+            let key = key.fold(Purpose::Augment, i as u64);
+            if matches!(self.plan.train.feeds[i].order, crate::fl::brief::Order::Paired) {
+                self.streams[i].ahead(&first, key);
+            } else {
+                let ids = self.streams[i].ids(step, self.plan.key, i as u64).to_vec();
+                self.streams[i].ahead(&ids, key);
+            }
         }
     }
 

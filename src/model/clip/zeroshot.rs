@@ -56,6 +56,14 @@ impl Default for Prompts {
 }
 
 impl Prompts {
+    /// Refuses templates without a place for the class, and none at all; files are looked at when they are read.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Prompts::Templates(t) => filled(&t.list, &[]).map(|_| ()),
+            Prompts::TemplateFile(_) | Prompts::Descriptions(_) => Ok(()),
+        }
+    }
+
     /// Each class's texts, in the order of `classes`. Underscores in class names are read as spaces.
     pub fn texts(&self, classes: &[String]) -> Result<Vec<Vec<String>>> {
         match self {
