@@ -311,6 +311,13 @@ fn a_batch_of_one_under_batch_norm_is_known_before_the_first_round() {
     );
     assert!(!desk.path("runs/c/metrics.jsonl").exists());
     desk.says(0, &["finetune", "c.toml"], &["data.size=32", "federated.drop_last=true", "run.dir=dropped"]);
+    // FedYoYo shows every image twice: one image is two rows.
+    desk.says(0, &["finetune", "c.toml"], &["data.size=32", "algorithm.kind=fedyoyo", "run.dir=yoyo"]);
+    let aligned = ["align.enabled=true", "align.beta=0", "align.bn=update", "server_set.per_class=1", "data.size=32"];
+    let one = [&aligned[..], &["align.batch_size=1", "federated.drop_last=true", "run.dir=runs/one"]].concat();
+    let said = desk.says(2, &["run", "c.toml"], &one);
+    assert!(said.contains("align.bn = \"update\": 2 images in batches of 1 leave a batch of one"), "{said}");
+    assert!(!desk.path("runs/one/metrics.jsonl").exists());
 }
 
 /// The tiny LLaVA of `tests/golden/llava`, to be changed.

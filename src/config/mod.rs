@@ -3,6 +3,7 @@
 //! [`tree`] holds the keys, read off the structs' own docs; [`source`] a text with the place of every key; [`check`]
 //! finds mistakes, [`lay`] puts one table on another, [`resolve`] does all of it and remembers who said what.
 
+mod before;
 pub mod check;
 pub mod foreign;
 mod inputs;

@@ -21,6 +21,7 @@ impl Config {
                 .hint("use a newer fedllava"));
         }
         self.check_arms()?;
+        self.check_before()?;
         self.check_sizes()?;
         self.check_rates()?;
         self.finetune.check()?;

@@ -35,7 +35,16 @@ impl Source {
     pub fn file(path: &Path) -> Result<Source> {
         let text = Self::read(path)?;
         let mut source = Source { file: Some(path.into()), text, table: Table::new(), spans: BTreeMap::new() };
-        source.parse().map_err(|(message, span)| Error::input(message).detail(source.excerpt(span)))?;
+        source.parse().map_err(|(message, span)| {
+            let escaped = source.text[source.line(span.start).1].contains('\\');
+            let e = Error::input(message).detail(source.excerpt(span));
+            match escaped {
+                true => {
+                    e.hint("between double quotes a backslash begins an escape; write paths between 'single quotes'")
+                }
+                false => e,
+            }
+        })?;
         Ok(source)
     }
 
@@ -191,6 +200,19 @@ mod tests {
         let path = dir.path().join("c.toml");
         std::fs::write(&path, "[run]\nseed 1\n").unwrap();
         let e = Source::file(&path).unwrap_err().to_string();
-        assert!(e.contains("c.toml:2") && e.contains("2 | seed 1"), "{e}");
+        assert!(e.contains("c.toml:2") && e.contains("2 | seed 1") && !e.contains("hint"), "{e}");
+    }
+
+    #[test]
+    fn a_windows_path_between_double_quotes_is_told_of_single_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        for name in [r"C:\Users\me", r"D:\data"] {
+            std::fs::write(&path, format!("[data]\npath = \"{name}\"\n")).unwrap();
+            let e = Source::file(&path).unwrap_err().to_string();
+            assert!(e.contains("c.toml:2") && e.contains("'single quotes'"), "{e}");
+            std::fs::write(&path, format!("[data]\npath = '{name}'\n")).unwrap();
+            assert_eq!(Source::file(&path).unwrap().table["data"]["path"].as_str(), Some(name));
+        }
     }
 }

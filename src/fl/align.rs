@@ -120,6 +120,12 @@ impl AlignConfig {
         }
         Ok(())
     }
+
+    /// Whether a set of so many images gives a batch of a single one, of which batch norm would take the statistics.
+    pub fn leaves_one(&self, images: usize) -> bool {
+        let (size, batches) = (self.batch_size, images.div_ceil(self.batch_size.max(1)));
+        self.bn == BatchNorm::Update && images > 0 && (size == 1 || (images % size == 1 && self.steps >= batches))
+    }
 }
 
 /// Alignment ready to run: the server as a client with data of its own.

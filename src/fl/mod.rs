@@ -60,6 +60,8 @@ pub struct Needs {
     pub texts: bool,
     /// The network ends in a linear classifier.
     pub classifier: bool,
+    /// Every image stands in a client's batch twice, seen in two ways.
+    pub paired: bool,
     /// Every reply is kept by itself, so no way that hides them can be taken.
     pub each: bool,
     /// A round's work depends on whether the model is judged after it, and so on the number of rounds.

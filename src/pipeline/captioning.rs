@@ -16,6 +16,7 @@ use crate::stage::embed::Embedder;
 
 /// Writes `captions.jsonl` and `kept.jsonl` in `folder`; the same call goes on with a stopped one.
 pub fn captioning(config: &Config, folder: &Path, cx: &Context) -> Result<Captioned> {
+    config.caption.check()?;
     let (pool, section, ledger) = (images_of(config, cx)?, &config.caption, Ledger::default());
     let enter = |census: &Census| ledger.enter(census, config.run.tolerate, cx);
     pool.census.iter().try_for_each(enter)?;

@@ -115,6 +115,7 @@ fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
 }
 
 fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Library, cx: &Context) -> Result<()> {
+    config.check_supplies()?;
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
     if stages != Stages::Pretrain {
@@ -332,7 +333,7 @@ impl Experiment {
             "classes": self.benchmark.test.classes,
             "groups": self.group_names(),
             "class_counts": counts,
-            "held": { "clients": self.split.counts(), "server": self.split.count(&self.split.server) },
+            "held": { "clients": self.split.counts(), "server": self.reserved()[0] },
             "split": self.split.digest(),
         }))
     }

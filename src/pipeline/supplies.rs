@@ -29,13 +29,10 @@ impl Experiment {
         if needs.server_set && self.server_set().1.is_empty() {
             return lacking("a labelled set of the server", "set server_set.per_class");
         }
-        if needs.unlabelled && !self.config.unlabelled.named() {
-            return lacking("images without labels", "name some with unlabelled.data or unlabelled.pool");
-        }
         if needs.classifier && self.net.classifier().is_none() {
             return lacking("a network that ends in a linear classifier", "choose another model.kind");
         }
-        if self.config.federated.export == Export::Best && self.split.validation.is_empty() {
+        if self.config.federated.export == Export::Best && self.reserved()[1].iter().all(|n| *n == 0) {
             return Err(Error::input("federated.export = \"best\": there is no validation set to choose by")
                 .hint("set validation.per_class; the test set never chooses"));
         }
@@ -50,10 +47,27 @@ impl Experiment {
         }
     }
 
-    /// Refuses, before any stage runs, a client that would be drawn and train on a single image where batch norm needs
-    /// more: the network's maps there are one pixel.
+    /// Refuses, before any stage runs, training on a single image where batch norm needs more: the network's maps there
+    /// are one pixel.
     pub(super) fn refuse_single(&self) -> Result<()> {
         let Some(norm) = self.net.norms_of_one_pixel().next() else { return Ok(()) };
+        let (align, set) = (&self.config.align, self.server_set().1.len());
+        if align.enabled && align.leaves_one(set) {
+            let size = align.batch_size;
+            return Err(Error::input(format!(
+                "align.bn = \"update\": {set} images in batches of {size} leave a batch of one; {norm} needs two"
+            ))
+            .hint("set align.bn = \"frozen\", another align.batch_size, or a larger server_set.per_class"));
+        }
+        // Two views of one image are two rows.
+        match self.config.algorithm.algorithm().needs().paired {
+            true => Ok(()),
+            false => self.refuse_single_of_client(norm),
+        }
+    }
+
+    /// Refuses a client that would be drawn and train on a single image.
+    fn refuse_single_of_client(&self, norm: &str) -> Result<()> {
         let (config, holders) = (&self.config.federated, self.holders());
         let mut alone: Vec<usize> = (0..holders.len()).filter(|&k| config.leaves_one(holders[k].len())).collect();
         if config.mode != Mode::Centralised && !alone.is_empty() {
@@ -89,12 +103,12 @@ impl Experiment {
         let config = &self.config.unlabelled;
         let shape = self.benchmark.train.images.shape();
         let found = if let Some(section) = &config.data {
-            let train = data::load(section, self.config.run.split_key(), cx)?.train;
-            self.enter(&train.census, cx)?;
+            let data::Benchmark { train, sources, .. } = data::load(section, self.config.run.split_key(), cx)?;
+            sources.iter().chain([&train.census]).try_for_each(|census| self.enter(census, cx))?;
             train
         } else if let Some(section) = &config.pool {
             let pool = self.pool_of(section, cx)?;
-            let decoded = pool.decode(&(0..pool.len() as u32).collect::<Vec<_>>(), shape[1], cx)?;
+            let decoded = pool.like(&self.benchmark.train.images, &(0..pool.len() as u32).collect::<Vec<_>>(), cx)?;
             self.enter(&decoded.census(&pool.name), cx)?;
             let n = decoded.images.len();
             Dataset::new("unlabelled", decoded.images, vec![0; n], vec!["none".into()], Order::Original)?

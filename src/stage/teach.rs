@@ -118,6 +118,26 @@ impl TeacherConfig {
         }
     }
 
+    /// Refuses values that no model could make right.
+    pub fn check(&self) -> Result<()> {
+        let temperature = match self {
+            TeacherConfig::Clip(c) => {
+                c.prompts.as_ref().map_or(Ok(()), Prompts::check)?;
+                c.temperature
+            }
+            TeacherConfig::Mllm(c) => c.temperature,
+            TeacherConfig::Features(c) => c.temperature,
+            TeacherConfig::Classifier(c) => {
+                c.model.check()?;
+                f64::from(c.temperature)
+            }
+        };
+        match temperature.is_finite() && temperature > 0.0 {
+            true => Ok(()),
+            false => Err(Error::input(format!("temperature = {temperature}: expected a number above 0"))),
+        }
+    }
+
     /// Whether the teacher saw the benchmark's own labels.
     pub fn oracle(&self) -> bool {
         matches!(self, TeacherConfig::Classifier(c) if c.oracle)

@@ -95,7 +95,7 @@ impl Algorithm for FedYoYo {
     }
 
     fn needs(&self) -> Needs {
-        Needs { classifier: true, ..Needs::default() }
+        Needs { classifier: true, paired: true, ..Needs::default() }
     }
 
     fn check(&self) -> Result<()> {
