@@ -14,7 +14,7 @@
 //! | [`stage`] | pretrain, finetune, align, evaluate, embed, caption: each a function |
 //! | [`config`] | all sections composed, overrides, names from other tools |
 //! | [`pipeline`] | configuration → stages → numbers on disk |
-//! | [`report`] | run directories → tables, contrasts with intervals, figures |
+//! | [`report`] | run directories → tables, contrasts with intervals, figures, a page |
 //! | [`cli`] | arguments → what the person sees |
 //!
 //! # Adding a federated algorithm
@@ -87,6 +87,12 @@
 //!
 //! A field of [`Evaluation`](stage::metrics::Evaluation), computed in `of` and named in `figures`: from there it reaches
 //! `metrics.jsonl`, `metrics.csv`, TensorBoard and `eval.json` by its name.
+//!
+//! # Adding a table
+//!
+//! A TOML in `configs/tables` alone: `[sweep]` says which runs there are, `[table]` what makes its rows and columns,
+//! `[[contrasts]]` which rows are compared. `fedllava sweep` makes it, `fedllava report` prints it, also half done. A
+//! published number to stand beside ours is an entry of `data/published.toml`, with its source.
 //!
 //! # Adding a config key
 //!

@@ -30,4 +30,6 @@ mod reports;
 mod round_golden;
 #[cfg(unix)]
 mod sweep;
+#[cfg(unix)]
+mod tables;
 mod toy;

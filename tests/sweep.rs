@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const CONFIG: &str = r#"
+/// A dozen runs of seconds.
+pub const CONFIG: &str = r#"
 [data]
 kind = "world"
 pool_images = 8
@@ -47,30 +48,31 @@ cross = { longtail.imbalance = [2, 4] }
 skip = [{ algorithm.kind = "fedprox", longtail.imbalance = 2 }]
 "#;
 
-struct Desk(TempDir);
+/// A folder with a sweep's config, and the program in it.
+pub struct Desk(pub TempDir);
 
 impl Desk {
-    fn new(config: &str) -> Desk {
+    pub fn new(config: &str) -> Desk {
         let desk = Desk(tempfile::tempdir().unwrap());
         std::fs::write(desk.path("s.toml"), config).unwrap();
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fedllava"));
         command.current_dir(self.0.path()).args(arguments).env_remove("FEDLLAVA_DATA");
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -101,7 +103,8 @@ impl Desk {
     }
 }
 
-fn err(output: &Output) -> String {
+/// What it said.
+pub fn err(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

@@ -107,7 +107,7 @@ fn seeds(file: &Path) -> Result<Vec<u64>> {
 
 /// The same and those of its folders `<arm>/seed-7`: of several processes that began seeds at once the last wrote the
 /// file. An arm with a seed of its own says nothing about the others.
-fn all_seeds(config: &Config) -> Result<Vec<u64>> {
+pub fn all_seeds(config: &Config) -> Result<Vec<u64>> {
     let root = Path::new(&config.run.dir);
     let mut found = seeds(&root.join(report::EXPERIMENT))?;
     let own = |set: &toml::Table| set.get("run").and_then(|run| run.get("seed")).is_some();

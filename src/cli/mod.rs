@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod split;
 mod sweep;
+mod table;
 mod voice;
 
 use std::ffi::OsString;

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::{put, say};
+use super::{put, say, table};
 use crate::config::Config;
 use crate::data::DataConfig;
 use crate::data::world::{World, contact_sheet};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 use crate::report::compare::{self, Side};
+use crate::report::page::html;
+use crate::report::pivot::Pivot;
 use crate::report::{Contrasts, Report as Runs, Room, View, figures as drawing};
 
 /// What `report --help` says at its end.
@@ -32,6 +34,11 @@ With --per-class: rows of { \"run\", \"stage\", \"label\", \"seeds\", \"classes\
 \"mean\", \"deviation\", \"values\" } ] }; with --per-client: rows of { \"run\", \"directory\", \"seed\", \"stage\", \"label\",
 \"clients\": [ { \"client\", \"images\", \"classes\", \"global\", \"own\" } ] }.
 
+A config (configs/tables has some) gives its [table]: rows, columns, missing runs, differences between rows, published
+numbers; JSON: { \"schema\", \"title\", \"rows\", \"columns\", \"cells\": [ { \"row\", \"column\", \"number\", \"seeds\",
+\"values\", \"mean\", \"deviation\", \"planned\", \"missing\", \"directories\", \"oracle\", \"extras\", \"published\" } ],
+\"contrasts\", \"notes\" }.
+
 --figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments).
 
 Examples:
@@ -39,7 +46,9 @@ Examples:
   fedllava report runs/demo --format latex
   fedllava report runs/demo --per-class
   fedllava report runs/demo --per-client --format csv
-  fedllava report runs/demo --figures figures";
+  fedllava report runs/demo --figures figures
+  fedllava report configs/demo-controls.toml --format latex
+  fedllava report runs/demo --format html > demo.html";
 
 /// What `compare --help` says at its end.
 pub const COMPARE_HELP: &str = "\
@@ -73,6 +82,8 @@ enum Format {
     Latex,
     Csv,
     Json,
+    /// One page with everything, for a browser (`fedllava report` alone).
+    Html,
 }
 
 /// Characters in a line where a table is asked for and no terminal says.
@@ -100,13 +111,18 @@ impl Output {
     /// Prints a view.
     pub fn print(&self, view: impl FnOnce(Room) -> Result<View>) -> Result<()> {
         let room = self.room();
+        if self.format() == Format::Html {
+            return Err(
+                Error::input("--format html is a page of finished runs").hint("fedllava report RUNS --format html")
+            );
+        }
         let view = view(room)?;
         put(&match self.format() {
             Format::Table => view.terminal(room),
             Format::Markdown => view.markdown(),
             Format::Latex => view.latex(),
             Format::Csv => view.csv()?,
-            Format::Json => view.json.to_string(),
+            Format::Json | Format::Html => view.json.to_string(),
         })
     }
 }
@@ -119,7 +135,7 @@ pub fn show(paths: &[PathBuf], output: &Output) -> Result<()> {
 }
 
 /// The runs below some paths; what a table lacks is said.
-fn read(paths: &[PathBuf]) -> Result<Runs> {
+pub fn read(paths: &[PathBuf]) -> Result<Runs> {
     let runs = Runs::read(paths)?;
     runs.found.talk().iter().for_each(|line| say(line));
     Ok(runs)
@@ -128,9 +144,12 @@ fn read(paths: &[PathBuf]) -> Result<Runs> {
 /// `report`.
 #[derive(Args)]
 pub struct Report {
-    /// Run directories, or directories of runs.
+    /// Run directories, directories of runs, or one config with a sweep or arms.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
+    /// With a config: change a key, as in --set sweep.records=DIR; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", add = super::completions::set())]
+    set: Vec<String>,
     #[command(flatten)]
     output: Output,
     /// Accuracy of each class, with its training images and its group.
@@ -152,7 +171,15 @@ pub struct Report {
 
 /// Prints the tables, and draws the figures.
 pub fn report(r: &Report) -> Result<()> {
-    let runs = read(&r.runs)?;
+    let (paths, table) = asked(r)?;
+    if r.output.format() == Format::Html {
+        return page(r, &paths, table.as_ref());
+    }
+    let by_run = r.per_class || r.per_client || r.figures.is_some();
+    if let Some(table) = table.filter(|_| !by_run) {
+        return r.output.print(|room| Ok(table.view(room)));
+    }
+    let runs = read(&paths)?;
     match (&r.figures, &r.curve) {
         (Some(folder), Some(key)) => {
             let path = folder.join(format!("{}.svg", key.replace('.', "-")));
@@ -168,6 +195,46 @@ pub fn report(r: &Report) -> Result<()> {
         (_, true) => runs.per_client(room),
         _ => Ok(runs.summary(&contrasts, room)),
     })
+}
+
+/// Prints the page.
+fn page(r: &Report, paths: &[PathBuf], table: Option<&Pivot>) -> Result<()> {
+    if r.per_class || r.per_client || r.figures.is_some() {
+        return Err(Error::input("--format html has the figures, every class and every client in it")
+            .hint("leave --per-class, --per-client and --figures away"));
+    }
+    let runs = read(paths)?;
+    let room = Room { width: None, wide: r.output.wide };
+    let names: Vec<String> = r.runs.iter().map(|p| p.display().to_string()).collect();
+    let (title, view) = match table {
+        Some(t) => (t.asked.title.clone(), t.view(room)),
+        None => (String::new(), runs.summary(&Contrasts::of(&runs)?, room)),
+    };
+    let title = if title.is_empty() { names.join(", ") } else { title };
+    put(&html(&title, &view, &runs, false)?)
+}
+
+/// The directories of the runs that are asked for; the table of a config that has one.
+fn asked(r: &Report) -> Result<(Vec<PathBuf>, Option<Pivot>)> {
+    let is_config = |p: &PathBuf| p.extension().is_some_and(|e| e == "toml");
+    let [file] = r.runs.iter().filter(|p| is_config(p)).collect::<Vec<_>>()[..] else {
+        return match (r.set.is_empty(), r.runs.iter().any(is_config)) {
+            (true, false) => Ok((r.runs.clone(), None)),
+            (false, false) => Err(Error::input("--set changes a config, and only directories are named")),
+            _ => Err(Error::input("report takes one config")),
+        };
+    };
+    if r.runs.len() > 1 {
+        return Err(Error::input(format!("{}: a config stands alone", file.display()))
+            .hint("its sweep or its arms say which runs there are"));
+    }
+    let config = Config::read(file, &r.set)?;
+    if !config.sweeps() && config.arms.is_empty() {
+        return Err(table::nothing(file));
+    }
+    let sweep = table::sweep_of(&config)?;
+    let pivot = table::of(&config, &sweep)?;
+    Ok((sweep.done()?, pivot))
 }
 
 /// Draws the figures of finished runs.

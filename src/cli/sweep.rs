@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::report::{Output, show};
-use super::{Changes, machine, put, say};
+use super::{Changes, machine, put, say, table};
+use crate::config::Config;
 use crate::config::sweep::SelectBy;
 use crate::error::{Error, Result};
 use crate::exec::{Context, human};
@@ -96,10 +97,10 @@ pub fn sweep(a: &Arguments, quiet: bool) -> Result<()> {
         let (written, missing) = records::write(&sweep, folder)?;
         return put(&format!("{written} records in {}; {missing} runs are not finished", folder.display()));
     }
-    work(&sweep, a, &cx)
+    work(&config, &sweep, a, &cx)
 }
 
-fn work(sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<()> {
+fn work(config: &Config, sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<()> {
     if let Some(number) = a.run.filter(|&n| n >= sweep.plan.runs.len()) {
         let most = sweep.plan.runs.len().saturating_sub(1);
         return Err(Error::input(format!("--run {number}: the runs are numbered 0 to {most}")));
@@ -117,7 +118,11 @@ fn work(sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<()> {
     tell(sweep, &outcome);
     let done = sweep.done()?;
     if !done.is_empty() {
-        show(&chosen(sweep, done)?, &a.output)?;
+        let chosen = chosen(sweep, done)?;
+        match table::of(config, sweep)? {
+            Some(table) => a.output.print(|room| Ok(table.view(room)))?,
+            None => show(&chosen, &a.output)?,
+        }
     }
     match outcome.failed.into_iter().next() {
         Some((name, e)) => Err(e.context(name).hint("the same command tries the failed runs again")),

@@ -12,6 +12,7 @@ pub mod resolve;
 mod sense;
 pub mod source;
 pub mod sweep;
+pub mod table;
 pub mod tree;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ use crate::stage::teach::TeacherConfig;
 pub use inputs::Input;
 pub use resolve::Resolved;
 pub use sweep::SweepConfig;
+pub use table::TableConfig;
 
 /// The `run` section: where, with what, from which seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -139,9 +141,9 @@ pub struct Arm {
 pub struct Contrast {
     /// The question it answers.
     pub name: String,
-    /// `arm/stage` whose accuracy is looked at.
+    /// `arm/stage` whose accuracy is looked at; of a table a row's name.
     pub of: String,
-    /// `arm/stage` that is subtracted.
+    /// `arm/stage`, or the row, that is subtracted.
     pub over: String,
     /// A sentence that reports say where the difference is above 0 and not noise; empty for none.
     pub if_above: String,
@@ -199,7 +201,10 @@ pub struct Config {
     /// Many runs of this config: `fedllava sweep`.
     #[serde(skip_serializing_if = "is_absent")]
     pub sweep: SweepConfig,
-    /// Differences between arms that `demo` reports.
+    /// How its runs become a table: `fedllava report CONFIG`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableConfig>,
+    /// Differences between arms that `demo` reports; of a table, between its rows.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contrasts: Vec<Contrast>,
 }
@@ -271,6 +276,7 @@ impl Config {
         table.remove("arms");
         table.remove("contrasts");
         table.remove("sweep");
+        table.remove("table");
         Ok(table)
     }
 

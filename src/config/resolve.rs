@@ -115,8 +115,7 @@ impl Resolved {
     pub fn arm_values(&self, name: &str) -> Option<Vec<(String, Value, String)>> {
         let arm = self.config.arms.iter().find(|a| a.name == name)?;
         let (mut table, before, written) = (self.table.clone(), flat(&self.table), flat(&arm.set));
-        table.remove("arms");
-        table.remove("contrasts");
+        ["arms", "contrasts", "sweep", "table"].iter().for_each(|name| drop(table.remove(*name)));
         lay(sections(), &mut table, &arm.set);
         let origin = |key: &str, value: &Value| {
             let own = self.written(name, key);

@@ -39,6 +39,9 @@ impl Config {
         if self.sweeps() {
             self.plan()?;
         }
+        if let Some(table) = &self.table {
+            table.check()?;
+        }
         self.federated.check(self.partition.clients(), self.algorithm.algorithm())
     }
 

@@ -64,6 +64,8 @@ pub struct SweepConfig {
 pub struct Planned {
     /// The cell's name: arm, method, axis values.
     pub cell: String,
+    /// Its arm; empty without arms.
+    pub arm: String,
     /// The knobs' values, as `mu=0.1`; empty without knobs.
     pub knob: String,
     /// Its whole config; `run.dir` is `<root>/<cell>[/<knob>]/seed-<seed>`.
@@ -82,6 +84,8 @@ pub struct Plan {
 /// Changes with a name.
 struct Change {
     name: String,
+    /// The arm among them; empty without arms.
+    arm: String,
     set: Table,
 }
 
@@ -104,7 +108,12 @@ impl Config {
                         (0..sweep.skip.len()).filter(|&i| matches(&sweep.skip[i], &values)).collect();
                     rules.iter().for_each(|&i| used[i] = true);
                     match rules.is_empty() {
-                        true => runs.push(Planned { cell: cell.name.clone(), knob: knob.name.clone(), config }),
+                        true => runs.push(Planned {
+                            cell: cell.name.clone(),
+                            arm: cell.arm.clone(),
+                            knob: knob.name.clone(),
+                            config,
+                        }),
                         false => skipped += 1,
                     }
                 }
@@ -127,7 +136,7 @@ impl Config {
     }
 
     fn arm_changes(&self) -> Vec<Change> {
-        let change = |arm: &Arm| Change { name: arm.name.clone(), set: arm.set.clone() };
+        let change = |arm: &Arm| Change { name: arm.name.clone(), arm: arm.name.clone(), set: arm.set.clone() };
         or_nothing(self.arms.iter().map(change).collect())
     }
 
@@ -208,7 +217,8 @@ impl SweepConfig {
     fn method_changes(&self) -> Vec<Change> {
         let change = |kind: &String| {
             let section = Table::from_iter([("kind".to_string(), Value::String(kind.clone()))]);
-            Change { name: kind.clone(), set: Table::from_iter([("algorithm".to_string(), Value::Table(section))]) }
+            let set = Table::from_iter([("algorithm".to_string(), Value::Table(section))]);
+            Change { name: kind.clone(), arm: String::new(), set }
         };
         or_nothing(self.methods.iter().map(change).collect())
     }
@@ -228,7 +238,7 @@ impl SweepConfig {
 }
 
 fn nothing() -> Change {
-    Change { name: String::new(), set: Table::new() }
+    Change { name: String::new(), arm: String::new(), set: Table::new() }
 }
 
 fn or_nothing(changes: Vec<Change>) -> Vec<Change> {
@@ -280,7 +290,7 @@ fn with(change: &Change, key: &str, value: &Value) -> Change {
     let name = if change.name.is_empty() { name } else { format!("{},{name}", change.name) };
     let mut set = change.set.clone();
     put(&mut set, key, value.clone());
-    Change { name, set }
+    Change { name, arm: change.arm.clone(), set }
 }
 
 /// A value in a directory's name.
@@ -325,7 +335,7 @@ fn product(lists: &[Vec<Change>]) -> Vec<Change> {
                 [&a.name, &b.name].into_iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
             let mut set = a.set.clone();
             merge(&mut set, &b.set);
-            Change { name: parts.join(","), set }
+            Change { name: parts.join(","), arm: format!("{}{}", a.arm, b.arm), set }
         };
         all.iter().flat_map(|a| list.iter().map(|b| pair(a, b)).collect::<Vec<_>>()).collect()
     })

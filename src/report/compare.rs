@@ -37,7 +37,7 @@ pub struct Paired {
 }
 
 /// Whether a figure is a share, and is told in points.
-fn scale(figure: &str) -> f64 {
+pub(super) fn scale(figure: &str) -> f64 {
     if figure.contains("loss") { 1.0 } else { 100.0 }
 }
 

@@ -7,9 +7,11 @@
 //! | `numbers` | means, deviations, Student's intervals |
 //! | `summary` | rows → the tables of `report`, its JSON, its sheet |
 //! | `contrast` | an experiment's own questions → paired differences |
+//! | `pivot` `published` | planned runs → rows × columns of an experiment's own table, published numbers beside ours |
 //! | `side` `compare` | two sides → paired differences and a sentence |
 //! | `views` | accuracy of each class, of each client |
 //! | `table` `format` | a table that gets narrow; terminal, Markdown, LaTeX, CSV |
+//! | `page` | tables, figures and runs as one HTML file |
 //! | `figures` | rows → series and squares → SVG |
 
 pub mod compare;
@@ -20,6 +22,9 @@ pub mod group;
 pub mod keys;
 pub mod naming;
 pub mod numbers;
+pub mod page;
+pub mod pivot;
+pub mod published;
 pub mod runs;
 pub mod side;
 pub mod summary;

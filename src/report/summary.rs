@@ -8,6 +8,7 @@ use super::contrast::Contrasts;
 use super::format::{Sheet, View};
 use super::group::{Report, Row};
 use super::numbers::ranges;
+use super::runs::Stage;
 use super::table::{Column, Room, Table};
 
 /// Version of the JSON that `report`, `compare` and the stages' commands print.
@@ -49,14 +50,19 @@ enum KeysAs {
 
 /// A table that gets its columns one by one.
 struct Sketch<'r> {
+    report: &'r Report,
     rows: &'r [&'r Row],
     table: Table,
 }
 
 impl Sketch<'_> {
     fn add(&mut self, column: Column, cell: &dyn Fn(&Row) -> String) {
+        for ((cells, leads), row) in self.table.rows.iter_mut().zip(&mut self.table.leads).zip(self.rows) {
+            cells.push(cell(row));
+            let runs = row.runs.iter().filter(|_| column.number);
+            leads.push(runs.map(|&i| self.report.run(i).dir.clone()).collect());
+        }
         self.table.columns.push(column);
-        self.table.rows.iter_mut().zip(self.rows).for_each(|(cells, row)| cells.push(cell(row)));
     }
 }
 
@@ -113,7 +119,9 @@ impl Report {
     }
 
     fn styled(&self, rows: &[&Row], style: Style) -> Table {
-        let mut sketch = Sketch { rows, table: Table { rows: vec![Vec::new(); rows.len()], ..Table::default() } };
+        let empty =
+            Table { rows: vec![Vec::new(); rows.len()], leads: vec![Vec::new(); rows.len()], ..Table::default() };
+        let mut sketch = Sketch { report: self, rows, table: empty };
         self.add_names(&mut sketch, style);
         self.add_figures(&mut sketch, style);
         sketch.add(Column::numbers("image-steps").rank(8).quiet(), &|row| steps(self.image_steps(row)));
@@ -245,13 +253,7 @@ impl Report {
 
     /// Names of all numbers in a row's entries, nested ones with `/` between.
     pub fn figure_names(&self, row: &Row) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
-        for stage in self.stages(row) {
-            numbers("", &stage.figures, &mut names);
-        }
-        // Not figures: a place, a count, what stands in a column of its own.
-        names.retain(|n| !["order", "image_steps", "last10_rounds"].contains(&n.as_str()));
-        names
+        figure_names_of(self.stages(row))
     }
 
     fn sheet(&self) -> Sheet {
@@ -278,6 +280,17 @@ impl Report {
         };
         Sheet { head, rows: self.rows.iter().map(row).collect() }
     }
+}
+
+/// Names of all numbers in the entries of some stages.
+pub fn figure_names_of<'s>(stages: impl IntoIterator<Item = &'s Stage>) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for stage in stages {
+        numbers("", &stage.figures, &mut names);
+    }
+    // Not figures: a place, a count, what stands in a column of its own.
+    names.retain(|n| !["order", "image_steps", "last10_rounds"].contains(&n.as_str()));
+    names
 }
 
 fn numbers(prefix: &str, value: &Value, out: &mut BTreeSet<String>) {

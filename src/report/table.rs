@@ -1,5 +1,7 @@
 //! A table of texts, and how it gets narrow.
 
+use std::path::PathBuf;
+
 /// A column's head and how it behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
@@ -24,6 +26,8 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
     /// Below it, a sentence each.
     pub notes: Vec<String>,
+    /// The directories of the runs behind each cell, laid out as `rows`; empty where nobody says.
+    pub leads: Vec<Vec<Vec<PathBuf>>>,
 }
 
 /// How much room there is.
@@ -110,9 +114,8 @@ impl Table {
     }
 
     fn remove(&mut self, at: usize) -> Column {
-        self.rows.iter_mut().for_each(|r| {
-            r.remove(at);
-        });
+        self.rows.iter_mut().for_each(|r| drop(r.remove(at)));
+        self.leads.iter_mut().for_each(|r| drop(r.remove(at)));
         self.columns.remove(at)
     }
 

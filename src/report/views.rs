@@ -226,7 +226,7 @@ fn client_table(run: &Run, stage: &Stage, clients: &[Client], room: Room) -> Tab
     let mean: Vec<String> = [global, own].into_iter().flatten().collect();
     let title = format!("{} · seed {} · {} (%):", run.name, run.seed, stage.label);
     let notes = vec![format!("Mean ± deviation over clients: {}.", mean.join(" · "))];
-    Table { title, columns, rows: clients.iter().map(row).collect(), notes }.fitted(room)
+    Table { title, columns, rows: clients.iter().map(row).collect(), notes, ..Table::default() }.fitted(room)
 }
 
 fn class_sheet() -> Sheet {

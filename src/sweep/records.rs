@@ -1,23 +1,66 @@
 //! Finished runs without their models: what a table reads, small enough for a repository.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::{State, Sweep};
 use crate::config::sweep::Planned;
 use crate::config::{Config, RunConfig};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
+use crate::run::directory::{read_json, refuse_newer};
+use crate::run::{Records, SCHEMA};
 
-/// The files of a record.
+/// The files of a record that are copied as they are.
 const FILES: [&str; 4] = ["config.toml", "eval.json", "manifest.json", "personal.json"];
+/// The judged rounds of the run's records: what curves and a choice by validation need.
+const ROUNDS: &str = "metrics.jsonl";
+/// What says that a record is whole.
+const SEAL: &str = "record.json";
+
+/// The digests of a record's files.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seal {
+    schema: u32,
+    /// File → SHA-256.
+    files: BTreeMap<String, String>,
+}
 
 /// The record of a run, if the sweep's folder of records has one of the very same config.
+///
+/// # Errors
+/// A record that was changed since it was written.
 pub fn find(sweep: &Sweep, run: &Planned) -> Result<Option<PathBuf>> {
     if sweep.config.records.is_empty() {
         return Ok(None);
     }
     let dir = Path::new(&sweep.config.records).join(sweep.name(run));
-    Ok((dir.join("eval.json").exists() && same(&dir, run)?).then_some(dir))
+    if !dir.join("eval.json").exists() || !same(&dir, run)? {
+        return Ok(None);
+    }
+    let path = dir.join(SEAL);
+    let changed = |what: String| {
+        Err(Error::data(format!("{}: {what}", dir.display())).hint(
+            "write the record again with `fedllava sweep CONFIG --record DIR`, or delete it: the run is then done anew",
+        ))
+    };
+    if !path.exists() {
+        return changed(format!("no {SEAL}"));
+    }
+    let seal: Seal =
+        serde_json::from_value(read_json(&path)?).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+    refuse_newer(Some(i64::from(seal.schema)), &path)?;
+    for (name, digest) in &seal.files {
+        match fsx::sha256_file(&dir.join(name)) {
+            Ok(is) if is == *digest => {}
+            Ok(_) => return changed(format!("{name} is not what {SEAL} says")),
+            Err(_) => return changed(format!("{name} is missing")),
+        }
+    }
+    Ok(Some(dir))
 }
 
 /// Whether the config in a directory is the run's, but for what does not reach a number.
@@ -48,11 +91,27 @@ pub fn write(sweep: &Sweep, folder: &Path) -> Result<(usize, usize)> {
             missing += 1;
             continue;
         };
-        let to = folder.join(sweep.name(run));
-        for name in FILES.iter().filter(|name| dir.join(name).exists()) {
-            fsx::write_atomic(&to.join(name), &fsx::read(&dir.join(name))?)?;
-        }
+        record(&dir, &folder.join(sweep.name(run)))?;
         written += 1;
     }
     Ok((written, missing))
+}
+
+/// Copies one run's record; the seal is written last.
+fn record(dir: &Path, to: &Path) -> Result<()> {
+    let mut seal = Seal { schema: SCHEMA, files: BTreeMap::new() };
+    let mut put = |name: &str, bytes: &[u8]| {
+        seal.files.insert(name.into(), fsx::sha256(bytes));
+        fsx::write_atomic(&to.join(name), bytes)
+    };
+    for name in FILES.iter().filter(|name| dir.join(name).exists()) {
+        put(name, &fsx::read(&dir.join(name))?)?;
+    }
+    let rounds = dir.join(ROUNDS);
+    if rounds.exists() {
+        let judged = Records::read(&rounds)?.into_iter().filter(|r| r["split"] == "test" || r["split"] == "validation");
+        put(ROUNDS, judged.map(|r| format!("{r}\n")).collect::<String>().as_bytes())?;
+    }
+    let text = serde_json::to_string_pretty(&seal).map_err(|e| Error::defect(format!("{SEAL}: {e}")))?;
+    fsx::write_atomic(&to.join(SEAL), format!("{text}\n").as_bytes())
 }

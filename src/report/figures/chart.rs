@@ -96,7 +96,8 @@ impl Scale {
 
 /// Round numbers between two, some six of them.
 fn nice(first: f64, last: f64) -> Vec<f64> {
-    let step = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0];
+    let step =
+        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0];
     let step = step.into_iter().find(|s| (last - first) / s <= 8.0).unwrap_or(10_000.0);
     let (a, b) = ((first / step).ceil() as i64, (last / step).floor() as i64);
     (a..=b).map(|i| i as f64 * step).collect()

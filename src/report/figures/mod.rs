@@ -1,6 +1,7 @@
-//! Figures as SVG. [`data`] and [`curve`] make the numbers, the rest draws them.
+//! Figures as SVG. [`data`], [`cost`] and [`curve`] make the numbers, the rest draws them.
 
 pub mod chart;
+pub mod cost;
 pub mod curve;
 pub mod data;
 pub mod page;
@@ -12,6 +13,15 @@ use crate::error::{Error, Result};
 /// The figures that these runs allow, each with its name: accuracy against rounds, accuracy of each class against its
 /// frequency, confusion, who holds what. Every run that records such numbers is in them.
 pub fn all(report: &Report) -> Result<Vec<(&'static str, String)>> {
+    let figures = available(report)?;
+    match figures.is_empty() {
+        true => Err(Error::data("these runs record nothing that could be drawn")),
+        false => Ok(figures),
+    }
+}
+
+/// The same; none where nothing is recorded.
+pub fn available(report: &Report) -> Result<Vec<(&'static str, String)>> {
     let mut figures = Vec::new();
     if let Some(rounds) = data::rounds(report)? {
         figures.push(("rounds", chart::chart(&rounds)?));
@@ -27,10 +37,14 @@ pub fn all(report: &Report) -> Result<Vec<(&'static str, String)>> {
     if !holdings.is_empty() {
         figures.push(("holders", squares::holders(&holdings)?));
     }
-    match figures.is_empty() {
-        true => Err(Error::data("these runs record nothing that could be drawn")),
-        false => Ok(figures),
-    }
+    Ok(figures)
+}
+
+/// What a page shows beside [`all`]: accuracy against bytes, computing and seconds, and of each client.
+pub fn burdens(report: &Report) -> Result<Vec<(&'static str, String)>> {
+    let mut charts = cost::costs(report)?;
+    charts.extend(cost::fairness(report)?.map(|c| ("clients", c)));
+    charts.iter().map(|(name, c)| Ok((*name, chart::chart(c)?))).collect()
 }
 
 /// Final accuracy against a key of the configs.
