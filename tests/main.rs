@@ -33,3 +33,5 @@ mod sweep;
 #[cfg(unix)]
 mod tables;
 mod toy;
+#[cfg(unix)]
+mod trust;

@@ -1,6 +1,8 @@
 //! Arguments → stages → what the person sees. stdout is data, stderr is talk.
 
+mod archive;
 mod arms;
+mod attribute;
 mod caption;
 mod captions;
 mod commands;
@@ -20,6 +22,7 @@ mod split;
 mod sweep;
 mod table;
 mod voice;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -99,6 +102,23 @@ enum Command {
     /// One run, arm or folder of seeds over others, paired by seed, with a 95 % interval.
     #[command(after_help = report::COMPARE_HELP)]
     Compare(report::Compare),
+    /// How much of a gain is the server's labels, the pool, the teacher, the federation.
+    #[command(after_help = attribute::HELP)]
+    Attribute(attribute::Attribute),
+    /// The page of `report --format html`, live on this machine while runs train.
+    #[command(after_help = "Example: fedllava watch runs/demo --port 0")]
+    Watch(watch::Watch),
+    /// A finished run in one file: config, split, numbers, digests, versions; neither data nor models.
+    #[command(after_help = "Example: fedllava archive runs/demo/fedllava/seed-7 demo.tar.zst")]
+    Archive(archive::Pack),
+    /// Run an archived run again, and compare bit for bit.
+    #[command(after_help = "Examples:
+  fedllava reproduce demo.tar.zst
+  fedllava reproduce demo.tar.zst --check")]
+    Reproduce(archive::Reproduce),
+    /// A run's model for others: weights, a card, the lines of PyTorch that load it.
+    #[command(after_help = "Example: fedllava export runs/demo/fedllava/seed-7 --out demo-model")]
+    Export(archive::ExportArguments),
     /// Go on with a stopped run, or with all arms and seeds of an experiment.
     #[command(after_help = "Examples:
   fedllava resume runs/demo
@@ -199,6 +219,11 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Sweep(a) => sweep::sweep(&a, quiet),
         Command::Report(r) => report::report(&r),
         Command::Compare(c) => report::compare(&c),
+        Command::Attribute(a) => attribute::attribute(&a),
+        Command::Watch(w) => watch::watch(&w),
+        Command::Archive(a) => archive::archive(&a),
+        Command::Reproduce(r) => archive::reproduce(&r, quiet),
+        Command::Export(e) => archive::export(&e),
         Command::Resume(r) => arms::resume(&r, quiet),
         Command::Config(c) => config::config(&c),
         Command::Explain(e) => explain::explain(&e),

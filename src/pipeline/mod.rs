@@ -9,6 +9,8 @@
 //! | `supplies` | what a method may ask for besides clients' images |
 //! | `personal` | what clients would use themselves |
 //! | `sharing` | [`Library`]: what the runs of one process and of one cache share |
+//! | `export` | a run's model with its card and the lines of PyTorch that load it |
+//! | `reproduce` | an archived run once more, held against what it gave |
 //! | `captioning` | [`captioning()`]: a pool becomes annotations |
 //!
 //! Ctrl-C, SIGTERM and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
@@ -16,11 +18,13 @@
 
 mod captioning;
 mod experiment;
+pub mod export;
 mod head;
 mod outlook;
 mod pretraining;
 mod run;
 mod personal;
+pub mod reproduce;
 mod said;
 mod sharing;
 mod supplies;

@@ -54,6 +54,11 @@ impl Report {
         Ok(Report::of(Found::below(paths)?))
     }
 
+    /// The same with runs that are under way, as far as they are; none is no error.
+    pub fn running(paths: &[PathBuf]) -> Result<Report> {
+        Ok(Report::of(Found::running(paths)?))
+    }
+
     /// Groups runs.
     pub fn of(found: Found) -> Report {
         let groups = groups(&found.runs);

@@ -8,12 +8,14 @@
 //! | `summary` | rows → the tables of `report`, its JSON, its sheet |
 //! | `contrast` | an experiment's own questions → paired differences |
 //! | `pivot` `published` | planned runs → rows × columns of an experiment's own table, published numbers beside ours |
+//! | `attribute` | what is lost when a part of the method is left out |
 //! | `side` `compare` | two sides → paired differences and a sentence |
 //! | `views` | accuracy of each class, of each client |
 //! | `table` `format` | a table that gets narrow; terminal, Markdown, LaTeX, CSV |
 //! | `page` | tables, figures and runs as one HTML file |
 //! | `figures` | rows → series and squares → SVG |
 
+pub mod attribute;
 pub mod compare;
 pub mod contrast;
 pub mod figures;

@@ -73,6 +73,8 @@ pub struct Found {
     /// Experiment files and what is in them.
     pub experiments: Vec<(PathBuf, Value)>,
     seen: BTreeSet<PathBuf>,
+    /// Whether runs under way count as far as they are.
+    running: bool,
 }
 
 impl Found {
@@ -94,6 +96,19 @@ impl Found {
                     false => error.hint(format!("unfinished: {}; `fedllava resume` goes on", stopped.join(", "))),
                 });
             }
+        }
+        Ok(found)
+    }
+
+    /// The same with runs that are under way, as far as they are; that there is none is no error.
+    pub fn running(paths: &[PathBuf]) -> Result<Found> {
+        let mut found = Found { running: true, ..Found::default() };
+        for path in paths {
+            if !path.exists() {
+                return Err(Error::input(format!("{} does not exist", path.display()))
+                    .hint("name a run's directory, such as runs/demo"));
+            }
+            found.walk(path, 0)?;
         }
         Ok(found)
     }
@@ -120,6 +135,9 @@ impl Found {
         }
         if config.exists() && before == (self.runs.len(), self.unfinished.len()) {
             self.unfinished.push((path.to_path_buf(), state(path)?.unwrap_or_else(|| "no eval.json".into())));
+            if self.running {
+                self.runs.extend(Run::so_far(path)?);
+            }
         }
         Ok(())
     }
@@ -186,6 +204,35 @@ impl Run {
         let test = eval["facts"]["test"].as_str().map(String::from);
         let test = test.map_or_else(|| test_digest(dir), Ok)?;
         Ok(Run { dir: dir.to_path_buf(), name: name_of(dir), seed, keys, eval, stages, test })
+    }
+
+    /// A run under way, from its config and records: its last judged round; `None` before the first.
+    pub fn so_far(dir: &Path) -> Result<Option<Run>> {
+        let (keys, seed) = keys::read(dir)?;
+        let records = dir.join("metrics.jsonl");
+        let records = if records.exists() { Records::read(&records)? } else { Vec::new() };
+        let mut names: Vec<&str> = Vec::new();
+        for name in records.iter().filter_map(|r| r["stage"].as_str()) {
+            if !names.contains(&name) && records.iter().any(|r| judged(r, name)) {
+                names.push(name);
+            }
+        }
+        let planned = keys.get("federated.rounds").map_or_else(String::new, |n| format!(" of {n}"));
+        let stage = |(order, name): (usize, &&str)| {
+            let tests: Vec<&Value> = records.iter().filter(|r| judged(r, name)).collect();
+            let last = tests[tests.len().saturating_sub(10)..].iter().filter_map(|r| r["accuracy"].as_f64());
+            let last: Vec<f64> = last.collect();
+            let mut entry = tests.last().map_or(Value::Null, |r| (*r).clone());
+            entry["overall"] = entry["accuracy"].take();
+            entry["last10"] = json!(last.iter().sum::<f64>() / last.len().max(1) as f64);
+            entry["label"] = json!(format!("{name}, round {}{planned}", entry["round"].take()));
+            entry["order"] = json!(order);
+            Stage::read(name, &entry, order as i64, &records)
+        };
+        let stages: Vec<Stage> = names.iter().enumerate().map(stage).collect();
+        let (name, test) = (name_of(dir), test_digest(dir)?);
+        let run = Run { dir: dir.into(), name, seed: seed.unwrap_or(0), keys, eval: Value::Null, stages, test };
+        Ok((!run.stages.is_empty()).then_some(run))
     }
 
     /// A stage by its key.

@@ -21,6 +21,7 @@
 //! checkpoints, models and kept stages theirs, and all are asked whenever something is read back. A damaged checkpoint
 //! gives way to the one before it, a damaged kept stage or cache is made again; anything else ends with the file's name.
 
+pub mod archive;
 pub mod checkpoint;
 pub mod clients;
 pub mod csv;

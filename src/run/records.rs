@@ -97,10 +97,13 @@ impl Records {
         self.board.as_mut().map_or(Ok(()), |board| board.add(record))
     }
 
-    /// All records, in order. Those that are not what was sealed are refused.
+    /// All records, in order; a last line that is being written is left out. Those that are not what was sealed are
+    /// refused.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
         prove(path)?;
-        let text = fsx::read_text(path)?;
+        let mut text = fsx::read_text(path)?;
+        let torn = text.rsplit('\n').next().filter(|l| serde_json::from_str::<Value>(l).is_err()).map_or(0, str::len);
+        text.truncate(text.len() - torn);
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         lines
             .map(|(i, line)| {
