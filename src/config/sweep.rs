@@ -94,6 +94,7 @@ impl Config {
     pub fn plan(&self) -> Result<Plan> {
         let sweep = &self.sweep;
         sweep.check(self)?;
+        let below = self.below_arms()?;
         let (mut runs, mut skipped, mut used) = (Vec::new(), 0, vec![false; sweep.skip.len()]);
         for cell in product(&[
             self.arm_changes(),
@@ -101,9 +102,9 @@ impl Config {
             sweep.zipped()?,
             crossed(&sweep.cross, "sweep.cross")?,
         ]) {
-            for knob in self.knobs(&cell)? {
-                for config in self.seeded(&cell, &knob)? {
-                    let values = flat(&config.to_table()?);
+            for knob in self.knobs(&below, &cell)? {
+                for config in self.seeded(&below, &cell, &knob)? {
+                    let values = if sweep.skip.is_empty() { BTreeMap::new() } else { flat(&config.to_table()?) };
                     let rules: Vec<usize> =
                         (0..sweep.skip.len()).filter(|&i| matches(&sweep.skip[i], &values)).collect();
                     rules.iter().for_each(|&i| used[i] = true);
@@ -141,8 +142,11 @@ impl Config {
     }
 
     /// Every combination of the knobs that the cell has: another method's are none of its.
-    fn knobs(&self, cell: &Change) -> Result<Vec<Change>> {
-        let mut table = self.below_arms()?;
+    fn knobs(&self, below: &Table, cell: &Change) -> Result<Vec<Change>> {
+        if self.sweep.knobs.is_empty() {
+            return Ok(vec![nothing()]);
+        }
+        let mut table = below.clone();
         lay::lay(sections(), &mut table, &cell.set);
         let known = flat(&table);
         let all = axes(&self.sweep.knobs, "sweep.knobs")?;
@@ -154,9 +158,9 @@ impl Config {
     }
 
     /// The cell's runs with these knobs, one for each pair of seeds.
-    fn seeded(&self, cell: &Change, knob: &Change) -> Result<Vec<Config>> {
+    fn seeded(&self, below: &Table, cell: &Change, knob: &Change) -> Result<Vec<Config>> {
         let place = || format!("sweep, {}", if cell.name.is_empty() { "its only cell" } else { &cell.name });
-        let mut table = self.below_arms()?;
+        let mut table = below.clone();
         lay::lay(sections(), &mut table, &cell.set);
         lay::lay(sections(), &mut table, &knob.set);
         let config = Self::from_table(table).at(place)?;
