@@ -40,7 +40,7 @@ impl Row {
         self.sums.push(0);
         let (scale, even, odd) = if down == 2 {
             let near = (y / 2) as isize;
-            let far = if y % 2 == 0 { near - 1 } else { near + 1 };
+            let far = if y.is_multiple_of(2) { near - 1 } else { near + 1 };
             let (near, far) = (&plane.row(near)[span.clone()], &plane.row(far)[span]);
             self.sums.extend(near.iter().zip(far).map(|(n, f)| 3 * u16::from(*n) + u16::from(*f)));
             (4, 8, 7)

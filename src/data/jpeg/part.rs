@@ -49,7 +49,8 @@ fn union(a: Range<usize>, b: Range<usize>) -> Range<usize> {
 /// file is damaged.
 pub(super) fn planes(header: &Header<'_>, window: Window, side: usize, memory: &mut Memory) -> Option<()> {
     let lies = lies(header, side);
-    let (mut rows, mut columns) = (usize::MAX..0, usize::MAX..0);
+    let none = Range { start: usize::MAX, end: 0 };
+    let (mut rows, mut columns) = (none.clone(), none);
     for (lie, plane) in lies.iter().zip(&mut memory.planes) {
         let samples = |pixels: usize, blocks: usize, most: usize| (pixels * blocks * lie.side).div_ceil(8 * most);
         plane.height = samples(header.height, lie.blocks.1, header.sampling.down);
