@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::outlook::known;
 use crate::config::Config;
 use crate::data::{Augment, DataConfig};
 use crate::error::{Error, Place, Result, closest};
 use crate::fl::tau_norm::tau_normalised;
 use crate::fsx;
+use crate::model::resnet::Imagenet;
 use crate::model::{Head, ModelConfig};
 use crate::nn::{Net, Params};
 use crate::run::directory::read_json;
@@ -73,7 +73,7 @@ impl Export {
     fn net(&self) -> Result<Net> {
         let shape = match &self.config.data {
             DataConfig::Folder(f) if f.size > 0 => [3, f.size, f.size],
-            data => known(data).map_or([3, 224, 224], |k| k.shape),
+            data => data.known().map_or([3, 224, 224], |k| k.shape),
         };
         self.config.model.build(shape, Head::Classes(self.classes().len()))
     }
@@ -186,7 +186,7 @@ fn data_name(data: &DataConfig) -> String {
 }
 
 fn torchvision(model: &ModelConfig) -> bool {
-    matches!(model, ModelConfig::Resnet18(_) | ModelConfig::Resnet50(_))
+    matches!(model, ModelConfig::Resnet10(_) | ModelConfig::Resnet18(_) | ModelConfig::Resnet50(_))
 }
 
 const HEAD: &str = "import torch.nn.functional as F
@@ -227,15 +227,9 @@ fn recipe_of(model: &ModelConfig, classes: usize) -> String {
         x = F.relu(y + F.pad(x[:, :, ::s, ::s], (0, 0, 0, 0, pad, pad)))
     return F.linear(x.mean((2, 3)), w[\"linear.weight\"], w[\"linear.bias\"])"
         ),
-        ModelConfig::Resnet18(_) | ModelConfig::Resnet50(_) => format!(
-            "import torchvision
-from safetensors.torch import load_file
-net = torchvision.models.{}(num_classes={classes})
-missing, unexpected = net.load_state_dict(load_file(\"model.safetensors\"), strict=False)
-assert not unexpected and all(\"num_batches_tracked\" in name for name in missing), (missing, unexpected)
-model = net.eval()",
-            kind(model)
-        ),
+        ModelConfig::Resnet10(r) => imagenet("BasicBlock, [1, 1, 1, 1]", r, classes),
+        ModelConfig::Resnet18(r) => imagenet("BasicBlock, [2, 2, 2, 2]", r, classes),
+        ModelConfig::Resnet50(r) => imagenet("Bottleneck, [3, 4, 6, 3]", r, classes),
         ModelConfig::Cnn(_) => format!(
             "{HEAD}def model(x):
     x = F.relu(F.conv2d(x, w[\"conv1.weight\"], w[\"conv1.bias\"]))
@@ -251,6 +245,31 @@ model = net.eval()",
             m.hidden.len()
         ),
     }
+}
+
+/// torchvision's network of these blocks; CLIP2FL's extra layer is none of its own.
+fn imagenet(blocks: &str, shape: &Imagenet, classes: usize) -> String {
+    let head = match shape.mlp {
+        None => "model = net.eval()",
+        Some(_) => {
+            "net.fc = torch.nn.Identity()
+net.eval()
+def model(x):
+    return F.linear(F.linear(net(x), w[\"add_mlp.weight\"], w[\"add_mlp.bias\"]), w[\"fc.weight\"], w[\"fc.bias\"])"
+        }
+    };
+    format!(
+        "import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+w = load_file(\"model.safetensors\")
+net = ResNet({blocks}, num_classes={classes})
+own = {{k: v for k, v in w.items() if k in net.state_dict() and v.shape == net.state_dict()[k].shape}}
+missing = net.load_state_dict(own, strict=False).missing_keys
+assert all(\"num_batches_tracked\" in k or k.startswith(\"fc.\") for k in missing), missing
+{head}"
+    )
 }
 
 #[cfg(test)]
