@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use fedllava::key::{Key, Purpose};
 use fedllava::model::cnn::Cnn;
-use fedllava::model::resnet::{Plain, Resnet8};
+use fedllava::model::resnet::{Imagenet, Plain, Resnet8};
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::engine::candle::Candle;
 use fedllava::nn::engine::cohort::Cohort;
@@ -141,7 +141,7 @@ fn a_used_workspace_gives_what_a_fresh_one_gives() {
 #[test]
 fn inference_gives_what_evaluation_gives() {
     let deep = ModelConfig::Resnet20(Plain {}).build([3, 16, 16], Head::Classes(10)).unwrap();
-    let bottlenecks = ModelConfig::Resnet50(Plain {}).build([3, 32, 32], Head::Classes(10)).unwrap();
+    let bottlenecks = ModelConfig::Resnet50(Imagenet::default()).build([3, 32, 32], Head::Classes(10)).unwrap();
     for net in [narrow(8), deep, bottlenecks, zoo().unwrap()] {
         let params = params(&net);
         let x = images(&net, 5, 8);
