@@ -118,7 +118,7 @@ fn a_failed_start_leaves_nothing_and_the_corrected_command_runs() {
         assert_eq!(output.status.code(), Some(2), "{wrong}: {}", err(&output));
         assert!(!desk.path("runs").exists(), "{wrong} left a directory");
     }
-    let output = desk.run(&["run", "c.toml", "--set", folder]);
+    let output = desk.run(&["run", "c.toml", "--set", folder, "--set", "pretrain.enabled=false"]);
     assert!(
         err(&output).contains("data.path: nowhere does not exist") && err(&output).contains("^^^"),
         "{}",

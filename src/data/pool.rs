@@ -173,6 +173,9 @@ fn from_folder(config: &FolderPoolConfig) -> Result<Pool> {
     Pool::read(&config.path, items, false, census)
 }
 
+/// What cannot be decoded: id and reason.
+type Failure = (String, String);
+
 impl Pool {
     /// A pool of what a reader found, and what it saw.
     pub(super) fn read(name: &str, items: Vec<Item>, supervised: bool, census: Census) -> Result<Pool> {
@@ -277,8 +280,8 @@ impl Pool {
         cx: &Context,
         look: impl Fn(&RgbImage) -> T + Sync,
         mut take: impl FnMut(T),
-    ) -> Result<(Vec<u32>, Vec<(String, String)>)> {
-        let one = |&i: &u32| -> Result<Result<T, (String, String)>> {
+    ) -> Result<(Vec<u32>, Vec<Failure>)> {
+        let one = |&i: &u32| -> Result<Result<T, Failure>> {
             cx.cancel.check()?;
             let item = self.item(i as usize)?;
             let image = self.rgb(i as usize);

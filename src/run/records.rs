@@ -162,7 +162,7 @@ fn rewrite(path: &Path, keep: impl Fn(&Value) -> bool) -> Result<()> {
     }
     // A seal of what is rewritten would say that it is damaged, should this be the last that the process does.
     match std::fs::remove_file(seal_of(path)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &seal_of(path), e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &seal_of(path), e)),
         _ => fsx::write_atomic(path, kept.as_bytes()),
     }
 }
