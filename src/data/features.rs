@@ -103,7 +103,9 @@ impl Features {
             return None;
         }
         let loaded = Self::load(path, model, digests);
-        loaded.map_err(|e| events.on(Event::Warning(&format!("{}: computed again", e.message())))).ok()
+        let said =
+            |e: Error| events.on(Event::Warning(&format!("{}: {}: computed again", path.display(), e.message())));
+        loaded.map_err(said).ok()
     }
 
     /// Reads a cache made by `model` from inputs with these `digests` (row by row). Anything else is stale: refused.

@@ -88,7 +88,7 @@ impl ListConfig {
     fn check_named(&self) -> Result<()> {
         match [("train", &self.train), ("test", &self.test)].iter().find(|(_, list)| list.is_empty()) {
             Some((key, _)) => Err(Error::input(format!("data.{key} names no list"))
-                .hint("name a file with one image a line: path/below/data.path.jpg 17")),
+                .hint("name a file with one image a line: folder/picture.jpg 17")),
             None => Ok(()),
         }
     }
