@@ -45,12 +45,13 @@ struct Inner {
     message: String,
     trail: Vec<String>,
     hint: Option<String>,
+    isolated: bool,
 }
 
 impl Error {
     /// An error of `class` with its message.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { class, message: message.into(), trail: Vec::new(), hint: None }))
+        Error(Box::new(Inner { class, message: message.into(), trail: Vec::new(), hint: None, isolated: false }))
     }
 
     /// The person's input is wrong.
@@ -94,6 +95,17 @@ impl Error {
         self
     }
 
+    /// Says that one piece of work failed by itself, and others beside it need not: its training diverged, it panicked.
+    pub fn isolated(mut self) -> Self {
+        self.0.isolated = true;
+        self
+    }
+
+    /// Whether it is the failure of one piece of work.
+    pub fn is_isolated(&self) -> bool {
+        self.0.isolated
+    }
+
     /// Adds lines below the message: the text that it is about.
     pub fn detail(mut self, text: impl AsRef<str>) -> Self {
         self.0.message.push('\n');
@@ -110,6 +122,12 @@ impl Error {
     /// The class, which fixes the exit code.
     pub fn class(&self) -> Class {
         self.0.class
+    }
+
+    /// All of it on one line, without the hint: where, then what.
+    pub fn plain(&self) -> String {
+        let trail = self.0.trail.iter().rev().map(String::as_str);
+        trail.chain([self.0.message.as_str()]).collect::<Vec<_>>().join(": ").replace('\n', " ")
     }
 
     /// The innermost message, without contexts and hint.

@@ -154,13 +154,21 @@ pub fn ordered<A, T: Send>(
             }
         }
     };
+    let none = |e: &dyn std::fmt::Display| {
+        Error::environment(format!("cannot start a worker thread: {e}")).hint("run.threads = 1 takes the fewest")
+    };
     std::thread::scope(|scope| {
         for worker in 0..threads.clamp(1, count.max(1)) {
             let (work, line) = (&work, &line);
-            scope.spawn(move || match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
-                Ok(pool) => pool.install(|| work(worker)),
-                Err(e) => line.fail(0, Error::environment(format!("cannot start a worker thread: {e}"))),
+            let spawned = std::thread::Builder::new().spawn_scoped(scope, move || {
+                match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+                    Ok(pool) => pool.install(|| work(worker)),
+                    Err(e) => line.fail(0, none(&e)),
+                }
             });
+            if let Err(e) = spawned {
+                line.fail(0, none(&e));
+            }
         }
     });
     match into_inner(line.state).failed {
@@ -232,7 +240,7 @@ fn into_inner<T>(mutex: Mutex<T>) -> T {
 /// What `work` gives; its panic as an error.
 pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let caught = catch_unwind(AssertUnwindSafe(work));
-    caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p)))))
+    caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p))).isolated()))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -10,6 +10,7 @@ mod digests;
 mod door;
 mod engine;
 mod extend;
+mod failures;
 mod hints;
 mod iterates;
 mod laws;

@@ -1,8 +1,8 @@
 //! The machine that a command runs on: threads, device, signals.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -11,7 +11,7 @@ use signal_hook::flag;
 use super::progress::Progress;
 use super::{Changes, say};
 use crate::config::{Config, Resolved};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::exec::{Cancel, Context};
 
 /// The config with the command line's changes, and the context to run it in.
@@ -50,28 +50,82 @@ pub fn context(config: &Config, quiet: bool) -> Result<Context> {
 pub fn context_of(device: &str, threads: usize, quiet: bool) -> Result<Context> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores } else { threads };
-    Ok(Context {
-        device: self::device(device)?,
-        dtype: DType::F32,
-        threads,
-        cancel: signals()?,
-        events: Arc::new(Progress::new(quiet)),
+    common_threads(cores)?;
+    let device = self::device(device)?;
+    let cancel = signals()?.begin();
+    Ok(Context { device, dtype: DType::F32, threads, cancel, events: Arc::new(Progress::new(quiet)) })
+}
+
+/// Most threads of the pool that libraries share, whatever `RAYON_NUM_THREADS` says.
+const COMMON: usize = 1024;
+
+/// Starts the pool that libraries share: left to them, a thread that cannot be had is a panic.
+fn common_threads(cores: usize) -> Result<()> {
+    static STARTED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+    let threads = asked.unwrap_or(cores).min(COMMON);
+    let start = || rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| e.to_string());
+    STARTED.get_or_init(start).clone().map_err(|e| {
+        Error::environment(format!("cannot start {threads} worker threads: {e}"))
+            .hint("is there a limit on processes (ulimit -u)? RAYON_NUM_THREADS=1 takes the fewest")
     })
 }
 
-/// SIGINT, SIGTERM and SIGUSR1 ask for a clean stop; a second SIGINT or SIGTERM ends at once.
-fn signals() -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let failed = |e: std::io::Error| Error::environment(format!("cannot listen to signals: {e}"));
-    let twice = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, 75, twice.clone()).map_err(failed)?;
-        flag::register(signal, twice.clone()).map_err(failed)?;
-        flag::register(signal, cancel.flag()).map_err(failed)?;
+/// The signals of this process.
+pub struct Signals {
+    cancel: Cancel,
+    /// Whether the next SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends at once: before anything listens to the request, and
+    /// after a first SIGINT or SIGTERM.
+    at_once: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// From now on a signal is a request, and who has this listens to it.
+    fn begin(&self) -> Cancel {
+        self.at_once.store(false, Ordering::SeqCst);
+        self.cancel.clone()
     }
+}
+
+/// Listens to signals, the first thing that a process does. SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a clean stop; a
+/// second SIGINT or SIGTERM ends at once. (A terminal that closes sends SIGHUP twice.) Before there is work to stop
+/// each ends at once, with the same exit code.
+pub fn signals() -> Result<&'static Signals> {
+    static HEARD: OnceLock<std::result::Result<Signals, String>> = OnceLock::new();
+    let heard = HEARD.get_or_init(|| listen().map_err(|e| e.to_string()));
+    heard.as_ref().map_err(|e| Error::environment(format!("cannot listen to signals: {e}")))
+}
+
+fn listen() -> std::io::Result<Signals> {
+    let signals = Signals { cancel: Cancel::default(), at_once: Arc::new(AtomicBool::new(true)) };
+    let Signals { cancel, at_once } = &signals;
+    let hear = |signal: i32, twice: bool| -> std::io::Result<()> {
+        flag::register_conditional_shutdown(signal, i32::from(Class::Stopped.exit_code()), at_once.clone())?;
+        if twice {
+            flag::register(signal, at_once.clone())?;
+        }
+        flag::register(signal, cancel.flag()).map(|_| ())
+    };
+    hear(SIGINT, true)?;
+    hear(SIGTERM, true)?;
     #[cfg(unix)]
-    flag::register(signal_hook::consts::SIGUSR1, cancel.flag()).map_err(failed)?;
-    Ok(cancel)
+    for signal in [signal_hook::consts::SIGUSR1, signal_hook::consts::SIGHUP] {
+        if !ignored(signal) {
+            hear(signal, false)?;
+        }
+    }
+    // Heard and left alone: a file that reaches the limit of `ulimit -f` is then an error of writing.
+    #[cfg(unix)]
+    flag::register(libc::SIGXFSZ, Arc::default())?;
+    Ok(signals)
+}
+
+/// Whether who started this process had it ignore a signal, as `nohup` does, where the system tells (Linux).
+#[cfg(unix)]
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).is_some_and(|m| m >> (signal - 1) & 1 == 1)
 }
 
 /// An error without the trace that candle may append.

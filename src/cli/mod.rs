@@ -182,6 +182,8 @@ struct Changes {
 
 /// Runs the command line and gives the process's exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // First of all; a process without signals can still say what it says.
+    let _ = machine::signals();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let here = std::env::current_dir().ok();
     let asked = CompleteEnv::with_factory(Cli::command).var(completions::ASKED);

@@ -27,6 +27,9 @@ impl Input {
 
     /// Refuses one that is not there; an id is looked up when it is needed.
     pub fn check(&self) -> Result<()> {
+        if self.key == "finetune.from" {
+            return crate::run::Origin::find(&self.path).map(|_| ());
+        }
         match data::resolve(&self.path) {
             Err(e) if !(self.id && hub::is_id(&self.path)) => Err(e),
             _ => Ok(()),

@@ -116,6 +116,7 @@ impl Config {
             (self.align.enabled, "align", &self.align.optimiser),
         ];
         for (_, section, optimiser) in rates.iter().filter(|(used, ..)| *used) {
+            optimiser.check(&format!("{section}.optimiser"))?;
             let lr = optimiser.lr();
             if !(lr.is_finite() && lr > 0.0) {
                 return Err(Error::input(format!("{section}.optimiser.lr = {lr}: nothing would be learned")).hint(

@@ -35,11 +35,29 @@ pub fn partition(kept: &[Vec<u32>], clients: usize, alpha: f64, seed: u32, attem
     Ok(chunks(&flat, clients))
 }
 
-/// The clients of each of `rounds` rounds: `size` of `clients` without replacement from `RandomState(seed)`.
-/// (The reference: seed 7, 8 of 20.) A resumed run draws the earlier rounds again, which costs nothing.
-pub fn cohorts(seed: u32, clients: usize, size: usize, rounds: usize) -> Vec<Vec<usize>> {
-    let mut rng = RandomState::new(seed);
-    (0..rounds).map(|_| rng.choice(clients, size)).collect()
+/// The clients of each round: `size` of `clients` without replacement from `RandomState(seed)`, drawn round by round and
+/// kept, as each draw permutes all clients. (The reference: seed 7, 8 of 20.)
+pub struct Cohorts {
+    rng: RandomState,
+    clients: usize,
+    size: usize,
+    drawn: Vec<Vec<u32>>,
+}
+
+impl Cohorts {
+    /// Before the first draw.
+    pub fn new(seed: u32, clients: usize, size: usize) -> Self {
+        Cohorts { rng: RandomState::new(seed), clients, size, drawn: Vec::new() }
+    }
+
+    /// The cohort of a round, from 1; a resumed run draws the earlier ones again.
+    pub fn of(&mut self, round: usize) -> Vec<u32> {
+        while self.drawn.len() < round {
+            let cohort = self.rng.choice(self.clients, self.size);
+            self.drawn.push(cohort.into_iter().map(|c| c as u32).collect());
+        }
+        self.drawn[round.max(1) - 1].clone()
+    }
 }
 
 /// Deals one slice and appends its workers' lists to `flat`.
@@ -150,8 +168,9 @@ mod tests {
 
     #[test]
     fn the_reference_draws_its_first_cohorts() {
-        let rounds = cohorts(7, 20, 8, 2);
-        assert_eq!(rounds, [[1, 17, 2, 5, 11, 0, 18, 6], [18, 7, 15, 14, 17, 3, 1, 10]]);
+        let mut cohorts = Cohorts::new(7, 20, 8);
+        assert_eq!(cohorts.of(2), [18, 7, 15, 14, 17, 3, 1, 10]);
+        assert_eq!(cohorts.of(1), [1, 17, 2, 5, 11, 0, 18, 6]);
     }
 
     #[test]

@@ -186,6 +186,8 @@ pub struct Train<'a> {
     pub length: Length,
     /// Fresh for this step but for `moments`.
     pub optimiser: OptimiserConfig,
+    /// The largest norm of a step's gradient over all that is trained, pulls included; a longer one is scaled down.
+    pub clip: Option<f32>,
     /// The learning rate's factor over the steps.
     pub rate: Schedule,
     /// A mean of iterates in place of the last.
@@ -214,6 +216,7 @@ impl Default for Train<'_> {
             pulls: Vec::new(),
             length: Length::Epochs(1),
             optimiser: OptimiserConfig::default(),
+            clip: None,
             rate: Schedule::Constant(1.0),
             average: None,
             stop: None,
@@ -264,6 +267,7 @@ impl Brief {
             feeds: vec![Feed { batch_size: config.batch_size, drop_last: config.drop_last, ..Feed::default() }],
             length: config.length(now.clients),
             optimiser: config.optimiser.clone(),
+            clip: (config.clip_gradient > 0.0).then_some(config.clip_gradient),
             rate: Schedule::Constant(config.rate(now.round)),
             ..Train::default()
         }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::brief::Length;
+use super::failure::OnFailure;
 use super::{Algorithm, cohort};
 use crate::error::{Error, Result};
 use crate::nn::OptimiserConfig;
@@ -58,6 +59,13 @@ pub struct FederatedConfig {
     pub optimiser: OptimiserConfig,
     /// The learning rate is multiplied by this after every round.
     pub lr_decay: f32,
+    /// Largest norm of a local step's gradient over all trained weights, longer ones are scaled to it
+    /// (`clip_grad_norm_`); 0 for none.
+    pub clip_gradient: f32,
+    /// What becomes of a round in which a client's training diverges or panics: `stop`, or `skip` the client.
+    pub on_failure: OnFailure,
+    /// Share of an exchange's clients, in `[0, 1]`, that `skip` may leave out of a round; more stop it.
+    pub max_failures: f64,
     /// Evaluate on test after every so many rounds (the last ten always).
     pub eval_every: usize,
     /// Write a checkpoint after every so many rounds (the last always).
@@ -80,6 +88,9 @@ impl Default for FederatedConfig {
             drop_last: false,
             optimiser: OptimiserConfig::default(),
             lr_decay: 1.0,
+            clip_gradient: 0.0,
+            on_failure: OnFailure::Stop,
+            max_failures: 0.5,
             eval_every: 1,
             checkpoint_every: 10,
             keep_checkpoints: 2,
@@ -103,6 +114,18 @@ impl FederatedConfig {
         let lr = self.optimiser.lr();
         if !(lr.is_finite() && lr >= 0.0 && self.lr_decay.is_finite() && self.lr_decay > 0.0) {
             return Err(Error::input(format!("federated: learning rate {lr}, lr_decay {}", self.lr_decay)));
+        }
+        if !(self.clip_gradient.is_finite() && self.clip_gradient >= 0.0) {
+            let text = format!("federated.clip_gradient = {}: a norm above 0, or 0 for none", self.clip_gradient);
+            return Err(Error::input(text));
+        }
+        if !(0.0..=1.0).contains(&self.max_failures) {
+            let text = format!("federated.max_failures = {}: a share of the clients, 0 to 1", self.max_failures);
+            return Err(Error::input(text));
+        }
+        if algorithm.needs().plain_sgd && self.clip_gradient > 0.0 {
+            return Err(Error::input("federated.clip_gradient: this algorithm reads the gradient off plain SGD steps")
+                .hint("set federated.clip_gradient = 0, or choose another algorithm.kind"));
         }
         if algorithm.needs().plain_sgd && !self.optimiser.is_plain_sgd() {
             return Err(Error::input("federated.optimiser: this algorithm corrects plain SGD steps")
@@ -135,6 +158,14 @@ impl FederatedConfig {
         round.is_multiple_of(self.eval_every) || round + LAST > self.rounds
     }
 
+    /// How many rounds are judged.
+    pub fn judged_rounds(&self) -> usize {
+        match self.mode {
+            Mode::Local => self.rounds.min(1),
+            _ => self.rounds.saturating_sub(LAST) / self.eval_every.max(1) + self.rounds.min(LAST),
+        }
+    }
+
     /// How long a client trains in a round; in [`Mode::Centralised`] the one machine, which holds what `clients` held.
     pub fn length(&self, clients: usize) -> Length {
         match self.mode {
@@ -147,6 +178,17 @@ impl FederatedConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn judged_rounds_are_counted_without_looking_at_each() {
+        for (rounds, eval_every) in [(0, 1), (3, 2), (10, 3), (11, 3), (100, 7), (200, 1), (25, 40)] {
+            for mode in [Mode::Federated, Mode::Local] {
+                let config = FederatedConfig { rounds, eval_every, mode, ..FederatedConfig::default() };
+                let counted = (1..=rounds).filter(|&r| config.judged(r)).count();
+                assert_eq!(config.judged_rounds(), counted, "{rounds} {eval_every} {mode:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_single_image_is_left_over_as_the_batches_fall() {

@@ -9,13 +9,14 @@ mod lane;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lane::{Lane, diverged};
+use lane::Lane;
+pub(super) use lane::{diverged, first_not_finite};
 
 use super::brief::{Bn, Loss, Train};
 use super::feed::{Data, Stream};
 use super::objective::{Here, Objective, Seen, Tap};
 use crate::error::{Error, Place, Result};
-use crate::exec::{Context, Event};
+use crate::exec::{self, Context, Event};
 use crate::key::Key;
 use crate::nn::{Input, Mode, Named, Net, Node, Params, Session, loss};
 
@@ -97,7 +98,7 @@ pub fn fit(
         cx.cancel.check()?;
         let (before, batches) = (lanes[0].at, lanes[0].batches.max(1));
         let place = || format!("local epoch {}, step {}", before / batches, before % batches);
-        work.step(&mut lanes, session).at(place)?;
+        exec::caught(|| work.step(&mut lanes, session)).at(place)?;
         cx.events.on(Event::Part(1.0 / left as f64));
         if lanes[0].at > before && lanes[0].at.is_multiple_of(batches) {
             let done = lanes[0].at / batches;
@@ -163,6 +164,7 @@ impl Work {
             }
             self.pass(lanes, train.apart.then_some(part), session)?;
         }
+        lanes.iter_mut().filter(|lane| lane.at < lane.total).try_for_each(|lane| lane.clip(session))?;
         let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.of(lane.at, lane.total)).collect();
         session.step(&rates)?;
         for (lane, &rate) in lanes.iter_mut().zip(&rates).filter(|(lane, _)| lane.at < lane.total) {

@@ -11,6 +11,7 @@ pub mod brief;
 pub mod cohort;
 pub mod config;
 pub mod estimate;
+pub mod failure;
 pub mod feed;
 pub mod fit;
 mod iterates;

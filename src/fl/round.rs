@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::brief::{Brief, Job};
+use super::failure::{Failure, Failures, refuse_not_finite};
 use super::{Algorithm, ClientId, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who};
 use crate::error::{Error, Place, Result};
-use crate::exec::Context;
+use crate::exec::{Context, Event};
 use crate::key::{Key, Purpose};
 use crate::nn::{Classifier, Params};
 
@@ -48,6 +49,8 @@ pub struct Finished<'a> {
     pub aligned: Option<&'a Params>,
     /// Who took part.
     pub cohort: &'a [ClientId],
+    /// Who of them failed and was left out.
+    pub failed: &'a [Failure],
     /// What the round cost.
     pub tally: Tally,
 }
@@ -154,22 +157,28 @@ impl Federation<'_> {
         // 1. Who takes part.
         let cohort = (self.cohort)(round)?;
         let mut next = Server { round, ..server };
-        let (mut tally, mut all) = (Tally::default(), Vec::new());
+        let (mut tally, mut all, mut failures) = (Tally::default(), Vec::new(), Failures::default());
         let exchanges = self.algorithm.exchanges(&next.state, &self.now(round, classifier.as_ref(), &[], cx));
         // For the person's bar every exchange and the alignment are equal parts of a round.
         let part = 1.0 / (exchanges.len() + usize::from(self.align.is_some())) as f64;
         for (number, exchange) in exchanges.iter().enumerate() {
             let now = self.now(round, classifier.as_ref(), &all, cx);
             // 2. Briefs, 3. local work, 4. adding up.
-            let jobs = self.jobs(&next, exchange, number, &now, &self.parties(exchange.who, &cohort))?;
-            let (got, kept) = self.exchange(&jobs, exchange, &cx.part(part / jobs.len().max(1) as f64))?;
+            let mut who = self.parties(exchange.who, &cohort);
+            if !matches!(exchange.who, Who::Server { .. }) {
+                who.retain(|&client| !failures.out(client));
+            }
+            let jobs = self.jobs(&next, exchange, number, &now, &who)?;
+            let (got, kept) = self.exchange(&jobs, exchange, &mut failures, &cx.part(part / jobs.len().max(1) as f64))?;
             // 5. The server's step.
             let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
             (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;
-            next.kept.extend(kept);
+            failures.keep(&mut next.kept, kept);
             tally.add(&got, &jobs, matches!(exchange.who, Who::Server { .. }));
             all.push(got);
         }
+        let failed = failures.close(&mut next.kept);
+        failed.iter().for_each(|f| cx.events.on(Event::Warning(&format!("left out: {}", f.why))));
         // 6. What is judged, and alignment: of the model where it returns, else of what is judged.
         let now = self.now(round, classifier.as_ref(), &all, cx);
         let deploy = |model: &Params, state: &Named| -> Result<Params> {
@@ -187,7 +196,8 @@ impl Federation<'_> {
             }
         };
         // 7. Evaluate, record, checkpoint.
-        finished(Finished { server: &next, deployed: &deployed, aligned: aligned.as_ref(), cohort: &cohort, tally })?;
+        let (server, deployed, aligned) = (&next, &deployed, aligned.as_ref());
+        finished(Finished { server, deployed, aligned, cohort: &cohort, failed: &failed, tally })?;
         Ok(next)
     }
 
@@ -234,11 +244,19 @@ impl Federation<'_> {
         &self,
         jobs: &[Job],
         exchange: &Exchange,
+        failures: &mut Failures,
         cx: &Context,
     ) -> Result<(Collected, BTreeMap<ClientId, Kept>)> {
-        let (mut got, mut kept) = (Collected::default(), BTreeMap::new());
-        let reply = |job: &Job, outcome| self.algorithm.reply(job, outcome);
-        self.trainer.run(jobs, cx, &reply, &mut |i, (reply, keep)| {
+        let (mut got, mut kept, parties) = (Collected::default(), BTreeMap::new(), jobs.len() + failures.all.len());
+        let reply = |job: &Job, outcome| {
+            let returned = self.algorithm.reply(job, outcome)?;
+            refuse_not_finite(&returned).map(|()| returned)
+        };
+        self.trainer.run(jobs, cx, &reply, &mut |i, returned| {
+            let (reply, keep) = match returned {
+                Ok(returned) => returned,
+                Err(e) => return failures.leave_out(&jobs[i], e, parties, self.config),
+            };
             if let Some(keep) = keep {
                 kept.insert(jobs[i].client, Kept { round: jobs[i].round, named: Arc::new(keep) });
             }

@@ -9,7 +9,7 @@ use super::feed::{Data, Source};
 use super::objective::Column;
 use super::reply::Outcome;
 use super::{Named, Reply, local};
-use crate::error::{Place, Result};
+use crate::error::{Error, Place, Result};
 use crate::exec::{self, Context};
 use crate::nn::session::Plain;
 use crate::nn::{Backend, Classifier, Layout, Net, Params, Samples};
@@ -30,14 +30,14 @@ pub trait Trainer: Sync {
     /// What the run has besides clients' images.
     fn supplies(&self) -> &Supplies<'_>;
 
-    /// Runs all jobs. `reply` turns an outcome into what is sent, on the worker; `fold` receives in job order.
-    /// At most [`LEAF`] replies are under way.
+    /// Runs all jobs. `reply` turns an outcome into what is sent, on the worker; `fold` receives in job order, a job
+    /// that failed by itself ([`Error::is_isolated`]) as its error. At most [`LEAF`] replies are under way.
     fn run(
         &self,
         jobs: &[Job],
         cx: &Context,
         reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
-        fold: &mut (dyn FnMut(usize, Returned) -> Result<()> + Send),
+        fold: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
     ) -> Result<()>;
 }
 
@@ -136,13 +136,24 @@ impl Trainer for CompactTrainer<'_> {
         jobs: &[Job],
         cx: &Context,
         reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
-        fold: &mut (dyn FnMut(usize, Returned) -> Result<()> + Send),
+        fold: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
     ) -> Result<()> {
         let session = |worker| self.lend(share(cx.threads, jobs.len(), worker), cx);
         let job = |lent: &mut Lent<'_>, i: usize| {
             let job = &jobs[i];
-            let Some(session) = &mut lent.session else { return Err(crate::error::Error::defect("no session")) };
-            local::work(session, job, &self.data(job), cx).and_then(|outcome| reply(job, outcome)).at(|| job.place())
+            if lent.session.is_none() {
+                lent.session = self.lend(lent.threads, cx)?.session.take();
+            }
+            let Some(session) = &mut lent.session else { return Err(Error::defect("no session")) };
+            let work = || local::work(session, job, &self.data(job), cx).and_then(|outcome| reply(job, outcome));
+            match exec::caught(work).at(|| job.place()) {
+                // Nobody else works in a session that was left in the middle of a step.
+                Err(e) if e.is_isolated() => {
+                    lent.session = None;
+                    Ok(Err(e))
+                }
+                done => done.map(Ok),
+            }
         };
         exec::ordered(cx.threads, jobs.len(), LEAF, session, job, fold)
     }

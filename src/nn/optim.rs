@@ -109,6 +109,28 @@ impl OptimiserConfig {
         }
     }
 
+    /// Refuses constants with which no step makes sense; `key` is the section's.
+    pub fn check(&self, key: &str) -> Result<()> {
+        let (share, not_negative) = (|v: f32| (0.0..1.0).contains(&v), |v: f32| v.is_finite() && v >= 0.0);
+        let values = match self {
+            OptimiserConfig::Sgd(c) => vec![
+                ("momentum", c.momentum, share(c.momentum), "0 ≤ momentum < 1"),
+                ("weight_decay", c.weight_decay, not_negative(c.weight_decay), "0 or more"),
+            ],
+            OptimiserConfig::Adamw(AdamwConfig { beta1, beta2, eps, weight_decay, .. })
+            | OptimiserConfig::Adam(AdamConfig { beta1, beta2, eps, weight_decay, .. }) => vec![
+                ("beta1", *beta1, share(*beta1), "0 ≤ beta1 < 1"),
+                ("beta2", *beta2, share(*beta2), "0 ≤ beta2 < 1"),
+                ("eps", *eps, not_negative(*eps), "0 or more"),
+                ("weight_decay", *weight_decay, not_negative(*weight_decay), "0 or more"),
+            ],
+        };
+        match values.into_iter().find(|(_, _, fine, _)| !fine) {
+            Some((name, value, _, want)) => Err(Error::input(format!("{key}.{name} = {value}: choose {want}"))),
+            None => Ok(()),
+        }
+    }
+
     /// SGD without momentum and weight decay.
     pub fn is_plain_sgd(&self) -> bool {
         matches!(self, OptimiserConfig::Sgd(c) if c.momentum == 0.0 && c.weight_decay == 0.0)
@@ -293,6 +315,22 @@ mod tests {
                 "{config:?}: {got:?}, torch {want:?}"
             );
         }
+    }
+
+    #[test]
+    fn constants_without_sense_are_refused_by_their_key() {
+        for (text, key) in [
+            ("kind = \"sgd\"\nmomentum = 2", "x.momentum = 2"),
+            ("kind = \"sgd\"\nmomentum = nan", "x.momentum = NaN"),
+            ("kind = \"sgd\"\nweight_decay = -5", "x.weight_decay = -5"),
+            ("kind = \"adam\"\nbeta2 = 1", "x.beta2 = 1"),
+            ("kind = \"adamw\"\neps = -1", "x.eps = -1"),
+        ] {
+            let config: OptimiserConfig = toml::from_str(text).unwrap();
+            let e = config.check("x").unwrap_err().to_string();
+            assert!(e.contains(key), "{e}");
+        }
+        assert!(OptimiserConfig::default().check("x").is_ok());
     }
 
     #[test]

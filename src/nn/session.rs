@@ -89,6 +89,11 @@ pub trait Session: Send {
     /// Adds to lane `k`'s gradient.
     fn add(&mut self, k: usize, range: Range<usize>, gradient: &[f32]) -> Result<()>;
 
+    /// Holds the norm of lane `k`'s gradient, over what is trained and after the pulls, to `most`: all of it is scaled
+    /// by `min(1, most / (norm + 1e-6))` (`torch.nn.utils.clip_grad_norm_`), and the factor given back. `beside` is the
+    /// squared norm of what is trained outside of the session.
+    fn clip(&mut self, k: usize, most: f32, beside: f64) -> Result<f32>;
+
     /// Pulls, running statistics, then the optimiser's step of every lane with rows; `rates[k]` scales its rate.
     fn step(&mut self, rates: &[f32]) -> Result<()>;
 

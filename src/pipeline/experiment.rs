@@ -1,19 +1,20 @@
 //! What every stage of a run shares: the benchmark, who holds what, the network.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use super::Library;
 use super::outlook::memory;
 use crate::config::Config;
+use crate::data::creff::Cohorts;
 use crate::data::overlap::{self, Fingerprints};
 use crate::data::{
     self, Benchmark, Census, Dataset, Groups, Ledger, Loader, Order, PartitionConfig, Pictures, Split, reserve,
 };
 use crate::error::{Error, Result};
-use crate::exec::{Context, Event};
+use crate::exec::{self, Context, Event};
 use crate::fl::estimate::{Estimate, available_memory};
 use crate::fl::{ClientId, cohort};
 use crate::key::{Key, Purpose};
@@ -52,8 +53,8 @@ pub struct Experiment {
     pub embedder: Embedder,
     /// What was read, and what was left out of it.
     pub ledger: Ledger,
-    /// The reference generator's cohorts of all rounds, drawn once: each draw permutes the whole population.
-    drawn: OnceLock<Vec<Vec<usize>>>,
+    /// The reference generator's cohorts, as far as they were drawn.
+    drawn: Mutex<Cohorts>,
 }
 
 impl Experiment {
@@ -99,6 +100,9 @@ impl Experiment {
                 "the training images are in no known order: the reference's seeds pick its counts, not its images",
             ));
         }
+        say_empty(&split, &benchmark.train.classes, cx);
+        let (seed, clients) = (config.partition.reference_seed(), split.clients.len());
+        let drawn = Mutex::new(Cohorts::new(seed, clients, config.federated.cohort.min(clients)));
         Ok(Experiment {
             config,
             key,
@@ -111,7 +115,7 @@ impl Experiment {
             net,
             embedder,
             ledger,
-            drawn: OnceLock::new(),
+            drawn,
         })
     }
 
@@ -177,13 +181,7 @@ impl Experiment {
         }
         Ok(match self.config.federated.cohort_draw {
             cohort::CohortDraw::Key => cohort::by_key(self.key, round, clients, size),
-            cohort::CohortDraw::Creff => {
-                let (seed, rounds) = (self.config.partition.reference_seed(), self.config.federated.rounds);
-                let drawn = self.drawn.get_or_init(|| data::creff::cohorts(seed, clients, size, rounds.max(round)));
-                let cohort =
-                    drawn.get(round - 1).ok_or_else(|| Error::defect(format!("no cohort of round {round}")))?;
-                cohort.iter().map(|&c| c as ClientId).collect()
-            }
+            cohort::CohortDraw::Creff => exec::lock(&self.drawn).of(round),
         })
     }
 
@@ -195,7 +193,8 @@ impl Experiment {
             Pictures::Streamed(_) => train.images.memory(),
             Pictures::Held(_) => train.images.memory() + test.images.memory(),
         };
-        let estimate = memory(&self.config, &self.net, pixels, cx.threads);
+        let largest = self.holders().iter().map(Vec::len).max().unwrap_or(0);
+        let estimate = memory(&self.config, &self.net, pixels, largest, cx.threads);
         estimate.check(available_memory())?;
         Ok(estimate)
     }
@@ -282,6 +281,19 @@ impl Experiment {
             ("parameters", json!(self.net.layout.weights())),
             ("multiply_adds", json!(self.net.multiply_adds())),
         ]))
+    }
+}
+
+/// Says which classes no client holds: nothing can be learned of them.
+fn say_empty(split: &Split, classes: &[String], cx: &Context) {
+    let counts = split.global_counts();
+    let empty: Vec<&str> = classes.iter().zip(&counts).filter(|(_, n)| **n == 0).map(|(c, _)| c.as_str()).collect();
+    if !empty.is_empty() {
+        let (n, all, names) = (empty.len(), classes.len(), empty[..empty.len().min(10)].join(", "));
+        let text = format!(
+            "no client holds an image of {n} of {all} classes ({names}): longtail, server_set.per_class or validation.per_class leave none"
+        );
+        cx.events.on(Event::Warning(&text));
     }
 }
 

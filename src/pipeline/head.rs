@@ -4,26 +4,24 @@ use std::ops::Range;
 
 use super::Experiment;
 use super::pretraining::Pretrained;
-use crate::data;
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::fl::predict::predict;
 use crate::key::Purpose;
 use crate::model::weights::Start;
 use crate::nn::Params;
-use crate::stage::finetune::HeadInit;
+use crate::run::Origin;
+use crate::run::origin::Left;
+use crate::stage::finetune::{Begin, Carried, HeadInit};
 use crate::stage::{Loaded, probe};
 
 impl Experiment {
     /// The start of the federated stage: fresh, from a file, or the pretrained body under a classifier.
-    pub fn start(&self, pretrained: Option<&Pretrained>, cx: &Context) -> Result<Params> {
+    pub fn start(&self, pretrained: Option<&Pretrained>, cx: &Context) -> Result<Begin> {
         let fresh = self.net.init(self.key.fold(Purpose::Init, 0));
         let from = &self.config.finetune.from;
         if !from.is_empty() {
-            let start = Start::read(&data::resolve(from)?, &fresh).at(|| "finetune.from")?;
-            let note = format!("finetune.from: {from}: {}", start.line());
-            cx.events.on(if start.fresh.is_empty() { Event::Note(&note) } else { Event::Warning(&note) });
-            return Ok(start.params);
+            return self.started_from(from, &fresh, cx).at(|| "finetune.from");
         }
         let mut start = fresh;
         if let Some(pretrained) = pretrained {
@@ -34,7 +32,42 @@ impl Experiment {
             (HeadInit::Probe, _) => self.probe_head(&mut start, cx)?,
             (HeadInit::Random, _) | (HeadInit::Text, None) => (),
         }
-        Ok(start)
+        Ok(Begin { model: start, carried: None })
+    }
+
+    /// A file's model, or a round of another run with what goes on from it.
+    fn started_from(&self, from: &str, fresh: &Params, cx: &Context) -> Result<Begin> {
+        let origin = Origin::find(from)?;
+        let left = origin.read(&*cx.events)?;
+        let start = match &left {
+            Some(left) => Start::of(&left.model, from, fresh)?,
+            None => Start::read(&origin.folder()?, fresh)?,
+        };
+        let round = left.as_ref().map_or(String::new(), |left| format!(", round {}", left.round));
+        let note = format!("finetune.from: {from}{round}: {}", start.line());
+        cx.events.on(if start.fresh.is_empty() { Event::Note(&note) } else { Event::Warning(&note) });
+        let carried = left.and_then(|left| self.carried(left, start.fresh.is_empty(), cx));
+        Ok(Begin { model: start.params, carried })
+    }
+
+    /// What of another run's state goes on here; why it does not is said.
+    fn carried(&self, left: Left, whole: bool, cx: &Context) -> Option<Carried> {
+        let Left { state, kept, algorithm, split, .. } = left;
+        let own = self.config.algorithm.kind();
+        let why = if state.is_empty() && kept.is_empty() {
+            return None;
+        } else if algorithm != own {
+            format!("it is {algorithm}'s, and this is {own}")
+        } else if !whole {
+            "the networks differ".to_string()
+        } else if !kept.is_empty() && split != self.split.digest() {
+            "clients kept some of it, and they hold other images here".to_string()
+        } else {
+            return Some(Carried { state, kept });
+        };
+        let text = format!("finetune.from: the model goes on, the server's and the clients' state begins anew: {why}");
+        cx.events.on(Event::Warning(&text));
+        None
     }
 
     /// The classifier as the probe on the server set's features, in evaluation mode.

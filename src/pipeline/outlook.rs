@@ -35,17 +35,19 @@ pub struct Outlook {
     pub untold: Vec<(&'static str, &'static str)>,
 }
 
-/// Bytes that a run needs: `pixels` of the benchmark, models, workers, what clients keep.
-pub(super) fn memory(config: &Config, net: &Net, pixels: u64, threads: usize) -> Estimate {
+/// Bytes that a run needs: `pixels` of the benchmark, models, workers, what clients keep; no batch is larger than the
+/// `largest` client.
+pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, threads: usize) -> Estimate {
     let parameters = 4 * net.layout.len() as u64;
     let activations: u64 = net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
     let pretrain = if config.pretrain.enabled { config.pretrain.batch_size } else { 1 };
-    let batch = config.federated.batch_size.max(pretrain) as u64;
+    let own = if config.federated.batch_size == 0 { largest } else { config.federated.batch_size.min(largest) };
+    let batch = own.max(pretrain) as u64;
     let mut estimate = Estimate::default();
     estimate.add("images", pixels);
     let replies = (2 * LEAF).min(config.federated.cohort) as u64;
     estimate.add(format!("{replies} replies and the sums"), parameters * (replies + 4));
-    estimate.add(format!("{threads} workers"), threads as u64 * (4 * parameters + 3 * batch * activations));
+    estimate.add(format!("{threads} workers"), (3 * activations).saturating_mul(batch).saturating_add(4 * parameters).saturating_mul(threads as u64));
     if config.algorithm.algorithm().needs().kept {
         estimate.add("what clients keep", parameters * 2 * config.partition.clients() as u64);
     }
@@ -63,7 +65,7 @@ pub fn outlook(config: &Config, speeds: &mut Speeds, cx: &Context) -> Result<Opt
         Some(_) => 0,
         None => ((known.train + known.test) * known.shape.iter().product::<usize>()) as u64,
     };
-    let memory = memory(config, &net, pixels, cx.threads);
+    let memory = memory(config, &net, pixels, known.train, cx.threads);
     let same = |s: &&(ModelConfig, Backend, Known, f64)| {
         (&s.0, s.1, s.2.shape) == (&config.model, config.run.engine, known.shape)
     };
@@ -107,9 +109,8 @@ fn rounds(config: &Config, known: Known) -> Result<f64> {
     };
     let federated = &config.federated;
     let share = federated.cohort as f64 / config.partition.clients().max(1) as f64;
-    let trained = held as f64 * share * (federated.local_epochs * federated.rounds) as f64;
-    let judged = (1..=federated.rounds).filter(|&r| federated.judged(r)).count();
-    Ok(3.0 * trained + (judged * known.test) as f64)
+    let trained = held as f64 * share * federated.local_epochs as f64 * federated.rounds as f64;
+    Ok(3.0 * trained + federated.judged_rounds() as f64 * known.test as f64)
 }
 
 /// How many images a second the network sees on this machine, by a look at blank ones.

@@ -1,6 +1,6 @@
 //! The stages of a run, in order, each from what the one before left on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -20,9 +20,9 @@ use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::tensorboard::Board;
-use crate::run::{RunDir, csv, directory};
+use crate::run::{RunDir, checkpoint, csv, directory};
 use crate::stage::evaluate::Judge;
-use crate::stage::finetune::{Evaluate, Finetune, Finetuned};
+use crate::stage::finetune::{Evaluate, FAILED, Finetune, Finetuned};
 use crate::stage::metrics::Evaluation;
 use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
@@ -106,7 +106,7 @@ fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
     // The last ten rounds were judged; of a longer run they are not the last. Alignment at the end is done again.
     let keep = |record: &Value| match record["stage"].as_str() {
         Some("align") if config.align.when == When::End => false,
-        Some("finetune" | "align") if record["split"] != "train" => {
+        Some("finetune" | "align") if record["split"] != "train" && record["split"] != FAILED => {
             record["round"].as_u64().is_some_and(|round| rounds.judged(round as usize))
         }
         _ => true,
@@ -119,7 +119,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
     if stages != Stages::Pretrain {
-        experiment.refuse_single()?;
+        experiment.refuse_single(cx)?;
     }
     let estimate = experiment.estimate(cx)?;
     if dir.longer() {
@@ -141,8 +141,9 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
         let entry = evaluate::entry(figures, &p.params.digest(), None);
         entries.insert("pretrain".into(), entry);
     }
-    let mut extras = experiment.extras(pretrained.as_ref().map_or(0, |p| p.images), cx)?;
+    let pool_images = pretrained.as_ref().map_or(0, |p| p.images);
     if stages == Stages::Pretrain {
+        let extras = experiment.extras(pool_images, 0, cx)?;
         experiment.say(&mut entries, &extras);
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
@@ -160,7 +161,13 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     let step = every_round.map(|a| a as &dyn ServerStep);
     let tuned = experiment.stage_two(stages, dir, pretrained.as_ref(), step, cx)?;
     let records = evaluate::records(dir)?;
+    // Counted when the rounds are over: nobody waits for a walk through all of them before the first.
+    let mut extras = experiment.extras(pool_images, config.federated.rounds, cx)?;
     extras["burden"] = experiment.burden(&records);
+    if let Some((failures, text)) = left_out(&records) {
+        cx.events.on(Event::Warning(&text));
+        extras["failures"] = failures;
+    }
     let last = |stage| evaluate::last_ten(&records, stage, "test", "accuracy");
     let figures = experiment.judge().classifier(&experiment.net, &tuned.model, cx)?;
     let mut entry = evaluate::entry(&figures, &tuned.model.digest(), last("finetune"));
@@ -188,6 +195,21 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     evaluate::write(dir, &entries, stage, extras)?;
     let sources = experiment.ledger.to_json();
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", sources)].into())
+}
+
+/// Which clients were left out of rounds, as `eval.json` has it and in words; none where none was.
+fn left_out(records: &[Value]) -> Option<(Value, String)> {
+    let failed: Vec<&Value> = records.iter().filter(|r| r["split"] == FAILED).collect();
+    let distinct = |key| failed.iter().filter_map(|r| r[key].as_u64()).collect::<BTreeSet<u64>>();
+    let (clients, rounds, n) = (distinct("client"), distinct("round"), failed.len());
+    let names: Vec<String> = clients.iter().take(10).map(u64::to_string).collect();
+    let more = if clients.len() > names.len() { ", …" } else { "" };
+    let text = format!(
+        "in {} rounds clients failed and were left out, {n} times in all: {}{more}; metrics.jsonl says why",
+        rounds.len(),
+        names.join(", ")
+    );
+    (n > 0).then(|| (json!({ "times": n, "clients": clients, "rounds": rounds.len() }), text))
 }
 
 impl Experiment {
@@ -293,9 +315,15 @@ impl Experiment {
             key: self.key,
         };
         let judge = |p: &Params| self.judge().classifier(&self.net, p, cx);
-        let start = self.start(pretrained, cx)?;
         let done = dir.file("finetune/done.json").exists();
-        let shelf = if done { None } else { self.finetune_shelf(&start)? };
+        // What the rounds go on from is in their own checkpoints: another run need not keep its.
+        let begun = done || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
+        let start = match begun && !self.config.finetune.from.is_empty() {
+            true => None,
+            false => Some(self.start(pretrained, cx)?),
+        };
+        let plain = start.as_ref().filter(|start| !done && start.carried.is_none());
+        let shelf = plain.map_or(Ok(None), |start| self.finetune_shelf(&start.model))?;
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))?;
         let validation = self.validation()?;
         let validate = validation
@@ -310,11 +338,12 @@ impl Experiment {
     }
 
     /// What a table says beside the numbers: what the run had that a plain baseline lacks.
-    fn extras(&self, pool_images: usize, cx: &Context) -> Result<Value> {
+    /// `rounds` were run.
+    fn extras(&self, pool_images: usize, rounds: usize, cx: &Context) -> Result<Value> {
         let config = &self.config;
         let counts = self.split.global_counts();
         Ok(json!({
-            "budget": self.budget(pool_images, cx)?,
+            "budget": self.budget(pool_images, rounds, cx)?,
             "algorithm": serde_json::to_value(&config.algorithm).unwrap_or(Value::Null)["kind"],
             "mode": config.federated.mode,
             "tau_norm": config.finetune.tau_norm,

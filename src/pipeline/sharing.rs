@@ -88,7 +88,8 @@ impl Experiment {
 
     /// Images that each stage trained on, counted as often as they were seen, and the multiply-adds of all of them:
     /// three forward passes an image-step (a backward pass is two), and CLIP's forward pass over the pool.
-    pub fn budget(&self, pool_images: usize, cx: &Context) -> Result<Value> {
+    /// Of the federated stage as many rounds as were run.
+    pub fn budget(&self, pool_images: usize, rounds: usize, cx: &Context) -> Result<Value> {
         let config = &self.config;
         let (pretrain, mut work) = if config.pretrain.enabled {
             let size = config.pretrain.batch_size.max(1);
@@ -99,7 +100,8 @@ impl Experiment {
             (0, 0)
         };
         let mut finetune = 0u64;
-        for round in 1..=config.federated.rounds {
+        for round in 1..=rounds {
+            cx.cancel.check()?;
             let cohort = self.cohort(round)?;
             let held: usize = cohort.iter().map(|&c| self.split.clients[c as usize].len()).sum();
             finetune += (held * config.federated.local_epochs) as u64;

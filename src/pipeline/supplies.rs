@@ -1,6 +1,6 @@
 //! What a method may ask for besides clients' images: the server set, images without labels, a teacher's logits, texts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::Experiment;
 use crate::data::{self, Dataset, Order};
@@ -49,7 +49,7 @@ impl Experiment {
 
     /// Refuses, before any stage runs, training on a single image where batch norm needs more: the network's maps there
     /// are one pixel.
-    pub(super) fn refuse_single(&self) -> Result<()> {
+    pub(super) fn refuse_single(&self, cx: &Context) -> Result<()> {
         let Some(norm) = self.net.norms_of_one_pixel().next() else { return Ok(()) };
         let (align, set) = (&self.config.align, self.server_set().1.len());
         if align.enabled && align.leaves_one(set) {
@@ -62,23 +62,25 @@ impl Experiment {
         // Two views of one image are two rows.
         match self.config.algorithm.algorithm().needs().paired {
             true => Ok(()),
-            false => self.refuse_single_of_client(norm),
+            false => self.refuse_single_of_client(norm, cx),
         }
     }
 
     /// Refuses a client that would be drawn and train on a single image.
-    fn refuse_single_of_client(&self, norm: &str) -> Result<()> {
+    fn refuse_single_of_client(&self, norm: &str, cx: &Context) -> Result<()> {
         let (config, holders) = (&self.config.federated, self.holders());
         let mut alone: Vec<usize> = (0..holders.len()).filter(|&k| config.leaves_one(holders[k].len())).collect();
+        let n = alone.len();
         if config.mode != Mode::Centralised && !alone.is_empty() {
-            let mut drawn = BTreeSet::new();
-            for round in 1..=config.rounds {
-                drawn.extend(self.cohort(round)?.into_iter().map(|k| k as usize));
-            }
-            alone.retain(|k| drawn.contains(k));
+            // The first that is drawn is enough: of many rounds nobody need wait for all.
+            let drawn = |round| -> Result<Option<usize>> {
+                Ok(self.cohort(round)?.into_iter().map(|k| k as usize).find(|k| alone.binary_search(k).is_ok()))
+            };
+            let first = (1..=config.rounds).map(|round| cx.cancel.check().and_then(|()| drawn(round)));
+            alone = first.filter_map(Result::transpose).next().transpose()?.into_iter().collect();
         }
         let Some(&first) = alone.first() else { return Ok(()) };
-        let (n, size, images) = (alone.len(), config.batch_size, holders[first].len());
+        let (size, images) = (config.batch_size, holders[first].len());
         let error = Error::input(format!(
             "{n} of {} clients train on a batch of one image, the first is client {first} with {images} in batches of {size}; {norm} needs two",
             holders.len()

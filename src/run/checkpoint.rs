@@ -97,7 +97,7 @@ fn meta_of(path: &Path) -> Result<Meta> {
     serde_json::from_value(value).map_err(|e| Error::data(format!("{}: {e}", file.display())))
 }
 
-fn load(path: &Path, round: usize, clients: &Clients) -> Result<(usize, Files, Index)> {
+pub(super) fn load(path: &Path, round: usize, clients: &Clients) -> Result<(usize, Files, Index)> {
     let meta = meta_of(path)?;
     if meta.round != round {
         return Err(Error::data(format!("{}: meta.json is of round {}", path.display(), meta.round)));
@@ -115,7 +115,7 @@ fn load(path: &Path, round: usize, clients: &Clients) -> Result<(usize, Files, I
 }
 
 /// Finished checkpoints by round.
-fn rounds(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+pub fn rounds(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     if !folder.exists() {
         return Ok(Vec::new());
     }

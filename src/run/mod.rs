@@ -26,6 +26,7 @@ pub mod checkpoint;
 pub mod clients;
 pub mod csv;
 pub mod directory;
+pub mod origin;
 pub mod records;
 pub mod seal;
 pub mod shelf;
@@ -34,6 +35,7 @@ pub mod tensorboard;
 pub mod times;
 
 pub use directory::RunDir;
+pub use origin::Origin;
 pub use records::Records;
 pub use shelf::{Shelf, program};
 pub use times::Times;

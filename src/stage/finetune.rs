@@ -40,7 +40,8 @@ pub enum HeadInit {
 pub struct FinetuneConfig {
     /// How the classifier starts; `text` needs pretraining, and without one is `random`.
     pub head_init: HeadInit,
-    /// A safetensors file to start from instead; tensors it lacks start fresh.
+    /// What to start from instead: a model's file, or another run's round, `RUN@120` (`RUN` alone: its last), with the
+    /// server's state where the algorithm is the same. Tensors it lacks start fresh.
     pub from: String,
     /// τ of the classifier's normalisation when a model is judged, in `[0, 1]`; 0 leaves it
     /// ([`tau_norm`](crate::fl::tau_norm)). Exported models are as trained.
@@ -55,6 +56,22 @@ impl FinetuneConfig {
             false => Err(Error::input(format!("finetune.tau_norm = {}: choose 0 to 1", self.tau_norm))),
         }
     }
+}
+
+/// Where the rounds begin.
+pub struct Begin {
+    /// The global model.
+    pub model: Params,
+    /// What another run's server and clients had, where it goes on.
+    pub carried: Option<Carried>,
+}
+
+/// The state of another run of the same algorithm.
+pub struct Carried {
+    /// The algorithm's on the server.
+    pub state: Named,
+    /// What clients kept.
+    pub kept: BTreeMap<ClientId, Named>,
 }
 
 /// A model's figures on some set.
@@ -95,8 +112,8 @@ pub struct Last {
 }
 
 impl Finetune<'_> {
-    /// Runs the rounds that are missing; a finished stage is read back.
-    pub fn run(&self, start: Params, cx: &Context) -> Result<Finetuned> {
+    /// Runs the rounds that are missing, from `start` where there is no checkpoint; a finished stage is read back.
+    pub fn run(&self, start: Option<Begin>, cx: &Context) -> Result<Finetuned> {
         if let Some(tuned) = self.read_back(cx)? {
             return Ok(tuned);
         }
@@ -110,7 +127,7 @@ impl Finetune<'_> {
                 server.kept = read_kept(&clients, &index)?;
                 (server, Some(last), index, best)
             }
-            None => (self.federation.start(start, cx)?, None, Index::new(), Named::new()),
+            None => (self.begin(start, cx)?, None, Index::new(), Named::new()),
         };
         records.require("finetune", server.round)?;
         records.cut("finetune", server.round + 1)?;
@@ -145,6 +162,22 @@ impl Finetune<'_> {
             None => self.without_rounds(model, server.round, cx)?,
         };
         self.export(server, last, &selection)
+    }
+
+    /// The server before the first round; a carried state that is not the algorithm's in this network stays behind.
+    fn begin(&self, start: Option<Begin>, cx: &Context) -> Result<Server> {
+        let gone = || Error::data(format!("{}: its checkpoints are gone", self.dir.path().display()));
+        let start = start.ok_or_else(gone)?;
+        let mut server = self.federation.start(start.model, cx)?;
+        let Some(Carried { state, kept }) = start.carried else { return Ok(server) };
+        let fits = |(name, own): (&String, &Params)| state.get(name).is_some_and(|s| s.layout() == own.layout());
+        if state.len() != server.state.len() || !server.state.iter().all(fits) {
+            cx.events.on(Event::Warning("finetune.from: the server's state there is of another network: it begins anew"));
+            return Ok(server);
+        }
+        server.state = state;
+        server.kept = kept.into_iter().map(|(c, named)| (c, Kept { round: 0, named: Arc::new(named) })).collect();
+        Ok(server)
     }
 
     /// A finished stage's models; none where it is not finished.
@@ -206,6 +239,11 @@ impl Finetune<'_> {
             ("server_multiply_adds", tally.server_multiply_adds as f64),
         ];
         records.add("finetune", round, "train", &train)?;
+        for failure in finished.failed {
+            let record = json!({ "stage": "finetune", "round": round, "split": FAILED, "client": failure.client,
+                "why": failure.why });
+            records.append(&record)?;
+        }
         let mut shown = vec![("loss", tally.loss())];
         let models = [("finetune", "accuracy", Some(finished.deployed)), ("align", "aligned", finished.aligned)];
         for (stage, name, model) in models {
@@ -223,6 +261,9 @@ impl Finetune<'_> {
         Ok(())
     }
 }
+
+/// The split of the records of clients that were left out of a round.
+pub const FAILED: &str = "failed";
 
 /// The checkpoint's file of the best models so far.
 const BEST: &str = "best";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{Fitted, Plan, Standing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
 use crate::fl::brief::{Length, Loss, Name};
 use crate::fl::feed::Stream;
 use crate::fl::iterates::Iterates;
@@ -161,6 +161,18 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// Holds the gradient's norm, over all that the lane trains, to the plan's limit.
+    pub fn clip(&mut self, session: &mut dyn Session) -> Result<()> {
+        let Some(most) = self.plan.train.clip else { return Ok(()) };
+        let square = |b: &Beside| b.gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
+        let by = session.clip(self.k, most, self.beside.iter().map(square).sum())?;
+        if !by.is_finite() {
+            return Err(diverged("the gradient is not finite"));
+        }
+        self.beside.iter_mut().flat_map(|b| &mut b.gradient).for_each(|g| *g *= by);
+        Ok(())
+    }
+
     pub fn standing(&self, epochs: usize, session: &mut dyn Session) -> Result<Standing> {
         let (params, moments) = session.state(self.k)?;
         let beside = self.beside.iter().zip(&self.optimisers);
@@ -175,7 +187,7 @@ impl<'a> Lane<'a> {
         };
         let params = self.iterates.result(session.take(self.k)?)?;
         if self.taken > 0 {
-            refuse_not_finite(&params)?;
+            refuse_not_finite(&params).at(|| format!("after {} local steps", self.at))?;
         }
         let loss = (self.taken > 0).then(|| self.value / self.seen.max(1) as f64);
         let keeps = self.plan.train.moments.is_some();
@@ -205,13 +217,13 @@ fn refuse_not_finite(params: &Params) -> Result<()> {
 }
 
 /// Where the first NaN or infinity is. By chunks without an early end, so that vector registers do the usual case.
-pub(super) fn first_not_finite(data: &[f32]) -> Option<usize> {
+pub(crate) fn first_not_finite(data: &[f32]) -> Option<usize> {
     const CHUNK: usize = 1024;
     let finite = |chunk: &[f32]| chunk.iter().fold(true, |all, v| all & v.is_finite());
     let from = CHUNK * data.chunks(CHUNK).position(|chunk| !finite(chunk))?;
     data[from..].iter().position(|v| !v.is_finite()).map(|at| from + at)
 }
 
-pub(super) fn diverged(how: &str) -> Error {
-    Error::input(format!("training diverged: {how}")).hint("lower the learning rate of this stage's optimiser")
+pub(crate) fn diverged(how: &str) -> Error {
+    Error::input(format!("training diverged: {how}")).isolated().hint("lower the learning rate of this stage's optimiser")
 }

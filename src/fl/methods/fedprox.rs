@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fl::{About, Algorithm, Brief, ClientId, Exchange, Named, Now};
 use crate::nn::{Params, Pull};
 
@@ -27,6 +27,13 @@ impl Default for FedProx {
 impl Algorithm for FedProx {
     fn about(&self) -> About {
         About { paper: "Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020", leaves: "" }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.mu.is_finite() && self.mu >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::input(format!("algorithm.mu = {}: choose 0 or more", self.mu)))
     }
 
     fn brief(&self, _: &Params, _: &Named, _: &Exchange, now: &Now<'_>, _: ClientId) -> Result<Brief> {

@@ -31,6 +31,13 @@ macro_rules! methods {
                 }
             }
 
+            /// The name that a config gives it.
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(AlgorithmConfig::$name(_) => $kind,)*
+                }
+            }
+
             /// Every method with its defaults, by the name that a config gives it.
             pub fn all() -> Vec<(&'static str, AlgorithmConfig)> {
                 vec![$(($kind, AlgorithmConfig::$name($module::$name::default())),)*]

@@ -37,8 +37,17 @@ impl Start {
     /// Takes the tensors of `start`'s layout that a file has. A prefix that all or some names have in the file
     /// (`module.`, `backbone.`) is taken off; a file of which less than half of the network comes is refused.
     pub fn read(path: &Path, start: &Params) -> Result<Start> {
-        let place = || path.display().to_string();
-        let file = Tensors::open(path)?;
+        Self::take(&Tensors::open(path)?, &path.display().to_string(), start)
+    }
+
+    /// The same of a model at hand, which `place` says in errors.
+    pub fn of(model: &Params, place: &str, start: &Params) -> Result<Start> {
+        let entries = model.layout().entries().iter();
+        let array = |e: &crate::nn::params::Entry| (e.name.clone(), (e.shape.clone(), model.data()[e.range()].to_vec()));
+        Self::take(&Tensors::Arrays(entries.map(array).collect()), place, start)
+    }
+
+    fn take(file: &Tensors, place: &str, start: &Params) -> Result<Start> {
         let (names, layout) = (file.names(), start.layout().clone());
         let prefix = prefix(&names, &layout);
         let mut out = Start { params: start.clone(), fresh: Vec::new(), unused: Vec::new(), prefix };
@@ -49,7 +58,7 @@ impl Start {
                 out.fresh.push(entry.name.clone());
                 continue;
             };
-            let values = file.values(&name, &entry.shape).at(place)?;
+            let values = file.values(&name, &entry.shape).at(|| place)?;
             out.params.data_mut()[entry.range()].copy_from_slice(&values);
             used.insert(name);
         }
@@ -58,8 +67,7 @@ impl Start {
             let theirs: Vec<&String> = names.iter().take(3).collect();
             let ours: Vec<&str> = layout.entries().iter().take(3).map(|e| e.name.as_str()).collect();
             return Err(Error::data(format!(
-                "{}: {} of {all} tensors are in it",
-                path.display(),
+                "{place}: {} of {all} tensors are in it",
                 all - out.fresh.len()
             ))
             .hint(format!("is it another network? It has {theirs:?}, …; this one has {ours:?}, …")));

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// One of the crew.
@@ -69,10 +70,11 @@ impl Barrier {
     }
 }
 
-/// Runs `work` as `count` workers, the caller's thread being the first. A panic in one ends all.
+/// Runs `work` as `count` workers, the caller's thread being the first; as fewer where the machine has no more threads
+/// (no result depends on it). A panic in one ends all.
 pub(in crate::nn) fn run(count: usize, work: impl Fn(&Worker<'_>) + Sync) {
     let barrier = Barrier::default();
-    let start = |id: usize| {
+    let start = |id: usize, count: usize| {
         let worker = Worker { id, count, barrier: &barrier };
         let caught = catch_unwind(AssertUnwindSafe(|| work(&worker)));
         if let Err(panic) = caught {
@@ -81,14 +83,17 @@ pub(in crate::nn) fn run(count: usize, work: impl Fn(&Worker<'_>) + Sync) {
         }
     };
     if count <= 1 {
-        return start(0);
+        return start(0, 1);
     }
+    let all = OnceLock::new();
     std::thread::scope(|scope| {
-        for id in 1..count {
-            let start = &start;
-            scope.spawn(move || start(id));
-        }
-        start(0);
+        let (start, all) = (&start, &all);
+        let spawn = |id: &usize| {
+            let id = *id;
+            std::thread::Builder::new().spawn_scoped(scope, move || start(id, *all.wait())).is_ok()
+        };
+        let had = (1..count).take_while(spawn).count();
+        start(0, *all.get_or_init(|| had + 1));
     });
 }
 

@@ -27,7 +27,8 @@ impl Backend {
         let stack = Stack::Many(Vec::new());
         let (grads, parts, loaded) = (Vec::new(), Vec::new(), (0..lanes).map(|_| None).collect());
         let rows = vec![0; lanes];
-        Ok(Plain { net, classifier, interpreter, frozen, stack, grads, parts, loaded, rows, stored: None })
+        let (stored, gathered) = (None, false);
+        Ok(Plain { net, classifier, interpreter, frozen, stack, grads, parts, gathered, loaded, rows, stored })
     }
 }
 
@@ -42,6 +43,8 @@ pub struct Plain {
     grads: Vec<f32>,
     /// The sum of the gradients of this step's earlier parts, `[K, P]`; empty where there are none.
     parts: Vec<f32>,
+    /// Whether earlier parts and pulls are in the gradient.
+    gathered: bool,
     loaded: Vec<Option<Lane>>,
     rows: Vec<usize>,
     /// Features and logits of the last forward on stored features.
@@ -135,6 +138,30 @@ impl Plain {
         Ok(())
     }
 
+    /// Makes the gradient whole: the step's earlier parts, then the pulls.
+    fn gather(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.gathered, true) {
+            return Ok(());
+        }
+        let (p, weights) = (self.size(), self.net.layout.ranges(Role::Weight));
+        self.grads.iter_mut().zip(&self.parts).for_each(|(g, sum)| *g += sum);
+        self.parts.clear();
+        let heads = self.stored.is_some().then(|| self.classifier.as_ref().map(Classifier::ranges)).flatten();
+        let all = self.stack.all();
+        for (k, lane) in self.loaded.iter().enumerate() {
+            let Some(lane) = lane.as_ref().filter(|_| self.rows[k] > 0) else { continue };
+            if let Some(heads) = &heads
+                && !lane.trained.iter().all(|t| heads.iter().any(|h| h.start <= t.start && t.end <= h.end))
+            {
+                return Err(Error::defect("session: stored features train the classifier alone"));
+            }
+            for pull in &lane.pulls {
+                Self::pull(pull, &weights, &all[k * p..(k + 1) * p], &mut self.grads[k * p..(k + 1) * p]);
+            }
+        }
+        Ok(())
+    }
+
     fn pull(pull: &Pull<Params>, weights: &[Range<usize>], params: &[f32], grads: &mut [f32]) {
         match pull {
             Pull::Proximal { mu, to, over } => {
@@ -153,6 +180,15 @@ impl Plain {
             }
         }
     }
+}
+
+/// The sum of squares, in f64, by lanes in a fixed order.
+fn square(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    for chunk in values.chunks(8) {
+        lanes.iter_mut().zip(chunk).for_each(|(sum, &v)| *sum += f64::from(v) * f64::from(v));
+    }
+    lanes.iter().sum()
 }
 
 impl Session for Plain {
@@ -219,6 +255,7 @@ impl Session for Plain {
     }
 
     fn backward(&mut self, seeds: &[(Node, &[f32])]) -> Result<()> {
+        self.gathered = false;
         match self.stored {
             Some(_) => self.backward_stored(seeds),
             None => self.interpreter.backward(self.stack.all(), seeds, &mut self.grads),
@@ -241,29 +278,27 @@ impl Session for Plain {
         Ok(())
     }
 
-    fn step(&mut self, rates: &[f32]) -> Result<()> {
-        let (p, weights) = (self.size(), self.net.layout.ranges(Role::Weight));
-        self.grads.iter_mut().zip(&self.parts).for_each(|(g, sum)| *g += sum);
-        self.parts.clear();
-        let heads = self.stored.is_some().then(|| self.classifier.as_ref().map(Classifier::ranges)).flatten();
-        let all = self.stack.all_mut();
-        let present = |k: usize, rows: &[usize]| rows[k] > 0;
-        for (k, lane) in self.loaded.iter().enumerate() {
-            let Some(lane) = lane.as_ref().filter(|_| present(k, &self.rows)) else { continue };
-            if let Some(heads) = &heads
-                && !lane.trained.iter().all(|t| heads.iter().any(|h| h.start <= t.start && t.end <= h.end))
-            {
-                return Err(Error::defect("session: stored features train the classifier alone"));
-            }
-            for pull in &lane.pulls {
-                Self::pull(pull, &weights, &all[k * p..(k + 1) * p], &mut self.grads[k * p..(k + 1) * p]);
-            }
+    fn clip(&mut self, k: usize, most: f32, beside: f64) -> Result<f32> {
+        self.gather()?;
+        let (p, trained) = (self.size(), self.lane(k)?.trained.clone());
+        let own = &mut self.grads[k * p..(k + 1) * p];
+        let norm = (beside + trained.iter().map(|r| square(&own[r.clone()])).sum::<f64>()).sqrt();
+        let by = (f64::from(most) / (norm + 1e-6)).min(1.0) as f32;
+        if by < 1.0 {
+            trained.into_iter().for_each(|r| own[r].iter_mut().for_each(|g| *g *= by));
         }
+        Ok(if norm.is_finite() { by } else { f32::NAN })
+    }
+
+    fn step(&mut self, rates: &[f32]) -> Result<()> {
+        self.gather()?;
+        let p = self.size();
+        let all = self.stack.all_mut();
         if self.stored.is_none() {
             self.interpreter.update_buffers(all)?;
         }
         for (k, lane) in self.loaded.iter_mut().enumerate() {
-            if let Some(lane) = lane.as_mut().filter(|_| present(k, &self.rows)) {
+            if let Some(lane) = lane.as_mut().filter(|_| self.rows[k] > 0) {
                 lane.optimiser.step(&mut all[k * p..(k + 1) * p], &self.grads[k * p..(k + 1) * p], rates[k]);
             }
         }
@@ -296,5 +331,66 @@ impl Session for Plain {
     ) -> Result<()> {
         self.frozen.forward(params.data(), x, &[rows], mode.alone())?;
         nodes.iter().zip(outs).try_for_each(|(&node, out)| self.frozen.read(node, out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{Head, ModelConfig, resnet};
+    use crate::nn::optim::{OptimiserConfig, SgdConfig};
+
+    fn net() -> Arc<Net> {
+        let config = ModelConfig::Resnet8(resnet::Resnet8 { width: 4, ..resnet::Resnet8::default() });
+        Arc::new(config.build([3, 8, 8], Head::Classes(3)).unwrap())
+    }
+
+    /// One step of plain SGD with rate 1 from zero pulls: what it moved by, which is the gradient; and the clip's factor.
+    fn moved(backend: Backend, trained: Option<Ranges>, clip: Option<(f32, f64)>) -> (Vec<f32>, f32) {
+        let net = net();
+        let mut session = backend.session(&net, &Context::cpu(1), 1, 1).unwrap();
+        let start = net.init(Key::from_seed(3));
+        let optimiser = OptimiserConfig::Sgd(SgdConfig { lr: 1.0, ..SgdConfig::default() });
+        let pulls = vec![Pull::Proximal { mu: 0.5, to: Params::zeros(net.layout.clone()), over: None }];
+        let training = Training { optimiser, trained, pulls, moments: Named::new() };
+        session.load(0, start.clone(), &training).unwrap();
+        let x: Vec<f32> = (0..5 * 192).map(|i| (i as f32 * 0.7).sin()).collect();
+        let keys = [Key::from_seed(1)];
+        session.forward(Input::Images(&x), &[5], Mode::Train(&keys[..])).unwrap();
+        let seed: Vec<f32> = (0..15).map(|i| (i as f32).cos()).collect();
+        session.backward(&[(net.logits, &seed)]).unwrap();
+        let by = clip.map_or(1.0, |(most, beside)| session.clip(0, most, beside).unwrap());
+        session.step(&[1.0]).unwrap();
+        let end = session.take(0).unwrap();
+        let weights = net.layout.ranges(Role::Weight);
+        let moved = weights.into_iter().flat_map(|r| r.map(|i| start.data()[i] - end.data()[i]));
+        (moved.collect(), by)
+    }
+
+    fn norm(values: &[f32]) -> f64 {
+        values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+    }
+
+    /// torch.nn.utils.clip_grad_norm_: `g · min(1, most / (‖g‖ + 1e-6))`, the norm over all that is trained.
+    #[test]
+    fn a_gradient_that_is_too_long_keeps_its_direction_and_a_short_one_its_bytes() {
+        for backend in [Backend::Cpu, Backend::Candle] {
+            for trained in [None, Some(net().head())] {
+                let (free, _) = moved(backend, trained.clone(), None);
+                let n = norm(&free);
+                assert!(n > 0.1);
+                let (held, by) = moved(backend, trained.clone(), Some((0.1, 0.0)));
+                let want = 0.1 / (n + 1e-6);
+                assert!((f64::from(by) / want - 1.0).abs() < 1e-5 && (norm(&held) - 0.1).abs() < 1e-5, "{by} {want}");
+                assert!(held.iter().zip(&free).all(|(h, f)| (h - f * by).abs() < 1e-5));
+                // What is trained outside has its part in the norm.
+                let (_, beside) = moved(backend, trained.clone(), Some((0.1, 3.0 * n * n)));
+                assert!((f64::from(beside) / (0.1 / (2.0 * n)) - 1.0).abs() < 1e-4);
+                let (long, by) = moved(backend, trained, Some((2.0 * n as f32, 0.0)));
+                assert_eq!((long, by), (free, 1.0));
+            }
+        }
     }
 }
