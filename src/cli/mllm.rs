@@ -106,7 +106,7 @@ fn answer(a: &Ask, cx: &Context) -> Result<()> {
         ..Decoding::default()
     };
     decoding.check()?;
-    let folder = data::resolve(&a.model).or_else(|_| hub::resolve(&a.model))?;
+    let folder = data::resolve(&a.model).or_else(|_| hub::resolve_until(&a.model, &cx.cancel))?;
     let llava = Llava::open(&folder, cx)?;
     let picture = Picture { height, width, pixels: planes.into() };
     let question = Question { picture, text: &a.question, raw: a.raw_prompt };

@@ -120,7 +120,7 @@ impl LlavaCaptioner {
         config.decoding.check().at(|| "captioner.decoding")?;
         let folder = match crate::data::resolve(&config.path) {
             Ok(folder) => folder,
-            Err(_) => hub::resolve(&config.path)?,
+            Err(_) => hub::resolve_until(&config.path, &cx.cancel)?,
         };
         Self::new(Llava::open(&folder, cx)?, &config.path, config.decoding.clone(), seed)
     }

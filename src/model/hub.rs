@@ -4,12 +4,23 @@
 //! `HF_HOME`; `~` and `$NAME` in them are understood); only when it is not there, and the feature `net` is on, and neither
 //! `HF_HUB_OFFLINE` nor `TRANSFORMERS_OFFLINE` is set, is it fetched (`HF_TOKEN`, `HF_ENDPOINT`).
 
+#[cfg(feature = "net")]
+mod fetch;
+
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "net")]
+use crate::error::Class;
 use crate::error::{Error, Result};
+use crate::exec::Cancel;
 
 /// The folder that holds `id_or_folder`: a local folder, or a snapshot of `owner/name` (revision `main`).
 pub fn resolve(id_or_folder: &str) -> Result<PathBuf> {
+    resolve_until(id_or_folder, &Cancel::default())
+}
+
+/// As [`resolve`]; a request to stop ends a fetch.
+pub fn resolve_until(id_or_folder: &str, cancel: &Cancel) -> Result<PathBuf> {
     let folder = Path::new(id_or_folder);
     if folder.is_dir() {
         return Ok(folder.to_path_buf());
@@ -34,7 +45,12 @@ pub fn resolve(id_or_folder: &str) -> Result<PathBuf> {
         ))
         .hint(by_hand(id_or_folder)));
     }
-    fetch(id_or_folder).map_err(|e| e.context(missing(&cache, id_or_folder)))
+    fetch(id_or_folder, cancel).map_err(|e| e.context(missing(&cache, id_or_folder)))
+}
+
+/// The folder of an id in the Hub's cache, where it lies there whole; never fetches.
+pub fn local(id: &str) -> Option<PathBuf> {
+    cached(&cache(&env).ok()?, id).filter(|_| is_id(id))
 }
 
 /// What of an id the cache lacks, and where that was looked for.
@@ -138,7 +154,7 @@ fn cached(cache: &Path, id: &str) -> Option<PathBuf> {
 }
 
 #[cfg(not(feature = "net"))]
-fn fetch(id: &str) -> Result<PathBuf> {
+fn fetch(id: &str, _: &Cancel) -> Result<PathBuf> {
     Err(Error::environment(format!("{id} is not in the Hub's cache, and this program was built without `net`"))
         .hint(by_hand(id)))
 }
@@ -158,35 +174,15 @@ fn wanted(files: &[String]) -> Vec<&String> {
 }
 
 #[cfg(feature = "net")]
-fn fetch(id: &str) -> Result<PathBuf> {
-    use hf_hub::{Cache, Repo, RepoType, api::sync::ApiBuilder};
-
-    let failed = |e: hf_hub::api::sync::ApiError| {
-        Error::environment(format!("cannot fetch {id}: {e}"))
-            .hint(format!("a gated model needs HF_TOKEN; without a network, {}", by_hand(id)))
-    };
-    let store = Cache::new(cache(&env)?);
-    let mut builder = ApiBuilder::from_cache(store).with_progress(false).with_retries(3);
-    if let Some(endpoint) = env("HF_ENDPOINT") {
-        builder = builder.with_endpoint(endpoint);
-    }
-    if let Some(token) = env("HF_TOKEN") {
-        builder = builder.with_token(Some(token));
-    }
-    let api = builder.build().map_err(failed)?;
-    let main = api.model(id.to_string());
-    let info = main.info().map_err(failed)?;
-    // One commit for all files, even if somebody pushes meanwhile.
-    let pinned = api.repo(Repo::with_revision(id.to_string(), RepoType::Model, info.sha.clone()));
-    let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-    let mut folder = None;
-    for file in wanted(&files) {
-        let path = pinned.get(file).map_err(failed)?;
-        folder = path.parent().map(Path::to_path_buf);
-    }
-    let reference = repository(&cache(&env)?, id).join("refs").join("main");
-    crate::fsx::write_atomic(&reference, info.sha.as_bytes())?;
-    folder.ok_or_else(|| Error::data(format!("{id} has no model files")))
+fn fetch(id: &str, cancel: &Cancel) -> Result<PathBuf> {
+    fetch::Hub::new(env("HF_ENDPOINT"), env("HF_TOKEN")).fetch(&cache(&env)?, id, cancel).map_err(|e| {
+        // What a server did wrong has a hint of its own.
+        let error = e.context(format!("cannot fetch {id}"));
+        match error.class() {
+            Class::Environment => error.hint(format!("a gated model needs HF_TOKEN; without a network, {}", by_hand(id))),
+            _ => error,
+        }
+    })
 }
 
 #[cfg(test)]

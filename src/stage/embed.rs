@@ -239,11 +239,20 @@ impl Embedder {
 fn open_model(config: &ClipModel, cx: &Context) -> Result<Opened> {
     let folder = match data::resolve(&config.path) {
         Ok(folder) => folder,
-        Err(_) => hub::resolve(&config.path)?,
+        Err(_) => hub::resolve_until(&config.path, &cx.cancel)?,
     };
     let clip = Clip::open(&folder, cx.dtype, &cx.device)?;
     let tokenizer = Tokenizer::open(&folder, clip.config().text_config.max_position_embeddings)?;
     let preprocess = Preprocess::open(&folder)?;
+    let (side, made) = (clip.config().vision_config.image_size, preprocess.output(1, 1));
+    if made != (side, side) {
+        let (height, width) = made;
+        return Err(Error::data(format!(
+            "{}: its preprocessor makes pictures of {height} × {width}, its model sees {side} × {side}",
+            folder.display()
+        ))
+        .hint("preprocessor_config.json and config.json do not belong together"));
+    }
     let mut digests = Vec::new();
     for path in fsx::list(&folder)?.into_iter().filter(|p| p.is_file()) {
         if !path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')) {

@@ -53,7 +53,7 @@ pub fn distributions(
     if config.temperature.is_nan() || config.temperature <= 0.0 {
         return Err(Error::input(format!("teacher.temperature = {}: expected a number above 0", config.temperature)));
     }
-    let folder = data::resolve(&config.path).or_else(|_| hub::resolve(&config.path))?;
+    let folder = data::resolve(&config.path).or_else(|_| hub::resolve_until(&config.path, &cx.cancel))?;
     let instruction = Instruction::find(&config.prompt)?;
     let answers: Vec<String> =
         data.classes.iter().map(|c| config.answer.replace("{c}", &c.replace('_', " "))).collect();
