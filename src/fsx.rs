@@ -1,6 +1,8 @@
 //! Files: whole or not at all, texts and JSON, digests, locks.
 
+pub mod bound;
 mod json;
+mod tree;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,15 +13,38 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Place, Result};
 
 pub use json::{json, json_line, read_json};
+pub use tree::{Check, Made, Met, made};
 
-/// Reads a file.
+/// Reads a file; of a pipe or a device no more than [`bound::STREAM`].
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| Error::io("read", path, e))
+    read_most(path, u64::MAX)
 }
 
-/// Reads a UTF-8 text file; a byte order mark before it is taken off.
+/// Reads a file of at most so many bytes.
+pub fn read_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let failed = |e| Error::io("read", path, e);
+    let file = open(path)?;
+    let facts = file.metadata().map_err(failed)?;
+    let most = if facts.is_file() { most } else { most.min(bound::STREAM) };
+    if facts.is_file() && facts.len() > most {
+        return Err(bound::too_long(path.display(), facts.len(), most));
+    }
+    let mut bytes = bound::room(path, if facts.is_file() { facts.len() + 1 } else { 0 })?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 > most {
+        true => Err(bound::too_long(path.display(), format!("more than {most}"), most)),
+        false => Ok(bytes),
+    }
+}
+
+/// Reads a UTF-8 text file of at most [`bound::TEXT`] bytes; a byte order mark before it is taken off.
 pub fn read_text(path: &Path) -> Result<String> {
-    text(read(path)?).at(|| path.display().to_string())
+    text(read_most(path, bound::TEXT)?).at(|| path.display().to_string())
+}
+
+/// The same of what one person wrote: at most [`bound::WRITTEN`] bytes.
+pub fn read_written(path: &Path) -> Result<String> {
+    text(read_most(path, bound::WRITTEN)?).at(|| path.display().to_string())
 }
 
 /// The text that a file's bytes are: UTF-8, a byte order mark taken off. What is none is named by its line.
@@ -242,6 +267,20 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("disk full"));
         assert_eq!(read(&path).unwrap(), b"old");
         assert_eq!(list(dir.path()).unwrap(), vec![path]);
+    }
+
+    #[test]
+    fn what_is_longer_than_its_bound_is_refused_and_a_device_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write_atomic(&path, b"12345").unwrap();
+        assert_eq!(read_most(&path, 5).unwrap(), b"12345");
+        let e = read_most(&path, 4).unwrap_err().to_string();
+        assert!(e.contains("a.txt: 5 bytes, the most that is read is 4"), "{e}");
+        if Path::new("/dev/zero").exists() {
+            let e = read_written(Path::new("/dev/zero")).unwrap_err().to_string();
+            assert!(e.contains("/dev/zero: more than 16777216 bytes"), "{e}");
+        }
     }
 
     #[test]

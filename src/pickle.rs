@@ -92,7 +92,10 @@ impl<'a> Item<'a> {
             Kind::Tuple(_) => "a tuple".into(),
             Kind::Dict(_) => "a dictionary".into(),
             Kind::Name(module, name) => format!("{module}.{name}"),
-            Kind::Object(object) => format!("what {} gives", self.other(object.by).what()),
+            Kind::Object(object) => match self.other(object.by).kind() {
+                Kind::Name(module, name) => format!("what {module}.{name} gives"),
+                _ => "what a call gives".into(),
+            },
             Kind::Saved(_) => "something stored elsewhere".into(),
         }
     }

@@ -42,7 +42,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     {
         return String::from_utf8(bytes.clone()).map_err(|_| Error::data(format!("{name} is no text")));
     }
-    fsx::read_text(path)
+    fsx::read_written(path)
 }
 
 /// What the binary carries at `name` or below it (everything, where it is empty), in order.

@@ -1,13 +1,16 @@
 //! The files that a config names, looked for before anything is written.
 
+use std::path::Path;
+
 use super::{Config, Resolved};
 use crate::data::{self, DataConfig, Origin, PartitionConfig, PoolConfig};
 use crate::error::Result;
 use crate::fl::Mode;
+use crate::model::clip::zeroshot::Prompts;
 use crate::model::hub;
 use crate::stage::embed::ClipConfig;
 use crate::stage::pretrain::Pretext;
-use crate::stage::teach::TeacherConfig;
+use crate::stage::teach::{ClipTeacher, TeacherConfig};
 
 /// A file or folder that a run reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,11 +65,16 @@ impl Config {
             clip |= self.pretrain.objective == Pretext::Contrast;
             if self.pretrain.objective == Pretext::Llm {
                 found.push(Input::new("pretrain.llm.llava", &self.pretrain.llm.llava, true));
+                let files = self.pretrain.llm.prompts.iter().filter(|name| Path::new(name).is_file());
+                found.extend(files.map(|name| Input::new(format!("pretrain.llm.prompts: {name}"), name, false)));
             }
         }
         for (key, teacher) in self.teachers() {
             clip |= matches!(teacher, TeacherConfig::Clip(_) | TeacherConfig::Features(_));
             found.extend(teacher_inputs(&key, teacher));
+            if let TeacherConfig::Clip(ClipTeacher { prompts: Some(prompts), .. }) = teacher {
+                found.extend(prompt_input(&format!("{key}.prompts"), prompts));
+            }
         }
         if clip {
             found.extend(self.clip_inputs());
@@ -92,7 +100,10 @@ impl Config {
 
     fn clip_inputs(&self) -> Vec<Input> {
         match &self.clip {
-            ClipConfig::Model(c) => vec![Input::new("clip.path", &c.path, true)],
+            ClipConfig::Model(c) => {
+                let model = Input::new("clip.path", &c.path, true);
+                [Some(model), prompt_input("clip.prompts", &c.prompts)].into_iter().flatten().collect()
+            }
             ClipConfig::Texts(c) => {
                 let files = c.files.iter().enumerate();
                 files
@@ -126,6 +137,16 @@ fn pool_inputs(section: &str, pool: &PoolConfig) -> Vec<Input> {
     let captions = Some(captions).filter(|c| !c.is_empty());
     let both = [("path", path), ("captions", captions)];
     both.into_iter().filter_map(|(k, p)| Some(Input::new(format!("{section}.{k}"), p?, false))).collect()
+}
+
+/// The file of prompts, where they lie in one.
+fn prompt_input(key: &str, prompts: &Prompts) -> Option<Input> {
+    match prompts {
+        Prompts::Templates(_) => None,
+        Prompts::TemplateFile(file) | Prompts::Descriptions(file) => {
+            Some(Input::new(format!("{key}.path"), &file.path.to_string_lossy(), false))
+        }
+    }
 }
 
 fn teacher_inputs(key: &str, teacher: &TeacherConfig) -> Vec<Input> {

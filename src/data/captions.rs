@@ -70,7 +70,7 @@ impl Captions {
     /// Reads a caption file. A line that is no record is an error that names it; a record whose text holds half a
     /// character, or that is about no image, is passed over and counted.
     pub fn read(path: &Path) -> Result<Captions> {
-        let bytes = fsx::read(path)?;
+        let bytes = fsx::read_most(path, fsx::bound::TEXT)?;
         let digest = fsx::sha256(&bytes);
         let text = fsx::text(bytes).at(|| path.display().to_string())?;
         let mut captions =
@@ -91,7 +91,7 @@ impl Captions {
         if let Some((separator, image, caption)) = table(text) {
             return self.take_table(text, separator, image, caption);
         }
-        if let Ok(Value::Object(one)) = serde_json::from_str(text)
+        if let Ok(Value::Object(one)) = fsx::json(text)
             && !one.contains_key("image")
             && !one.contains_key("file_name")
         {
@@ -144,6 +144,10 @@ impl Captions {
         }
         record.captions.extend(record.caption.take());
         record.captions.retain(|c| !c.trim().is_empty());
+        if let Some(Err(e)) = record.captions.iter().map(|c| fsx::bound::said(c)).find(Result::is_err) {
+            self.census.pass(Why::NoText, format!("{place}: {}", e.message()));
+            return Ok(());
+        }
         if record.captions.is_empty() {
             return Err(Error::data(format!("image {} has no caption", record.image)).context(place));
         }

@@ -49,12 +49,14 @@ pub enum Why {
     Shared,
     /// An image that no list names.
     Unlisted,
+    /// A folder that was met before, by another name.
+    Again,
 }
 
 impl Why {
     /// Whether something is lost: what was never meant as data is not.
     pub fn lost(self) -> bool {
-        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted)
+        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted | Why::Again)
     }
 
     fn words(self) -> &'static str {
@@ -75,6 +77,7 @@ impl Why {
             Why::OtherClass => "of another class than their folder's",
             Why::Shared => "in the training list too",
             Why::Unlisted => "on no list",
+            Why::Again => "folders met before",
         }
     }
 }

@@ -95,11 +95,21 @@ fn marks(byte: u8) -> bool {
     !matches!(byte, 0x00 | 0x01 | 0xd0..=0xd8 | 0xff)
 }
 
+/// How many times as long as wide a picture is scaled whole.
+const THIN: u32 = 16;
+
 /// Scales the shorter side to `side` (bicubic) and cuts the middle square: `(side, side)`.
+///
+/// Of a picture more than [`THIN`] times as long as wide the middle is taken first: scaled whole it would not end.
 pub fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (side, (w, h)) = (side.max(1), image.dimensions());
     if (w, h) == (side, side) {
         return image.clone();
+    }
+    let most = w.min(h).max(1).saturating_mul(THIN);
+    if w.max(h) > most {
+        let (mw, mh) = (w.min(most), h.min(most));
+        return square(&imageops::crop_imm(image, (w - mw) / 2, (h - mh) / 2, mw, mh).to_image(), side);
     }
     let short = u64::from(w.min(h).max(1));
     let scaled = |n: u32| ((u64::from(n) * u64::from(side) + short / 2) / short).max(u64::from(side)) as u32;

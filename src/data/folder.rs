@@ -10,7 +10,7 @@ use super::census::{Census, Why};
 use super::dataset::{Benchmark, Dataset, Order};
 use super::{decode, resolve};
 use crate::error::{Error, Place, Result};
-use crate::exec::Context;
+use crate::exec::{Cancel, Context};
 use crate::fsx;
 
 /// `data.kind = "folder"`.
@@ -48,7 +48,7 @@ pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context
             census.pass(Why::Hidden, file_name);
         } else if path.is_dir() {
             let mut own = Census::default();
-            let found = images(&path, folder, &mut own)?;
+            let found = images(&path, folder, &cx.cancel, &mut own)?;
             if found.is_empty() && !gaps {
                 return Err(empty(&file_name, folder, &own));
             }
@@ -83,9 +83,9 @@ fn empty(class: &str, folder: &Path, census: &Census) -> Error {
 
 /// Image files below a folder to any depth, ordered as torchvision's `ImageFolder` orders them; whatever else is there
 /// is counted by its path below `root`.
-pub(super) fn images(folder: &Path, root: &Path, census: &mut Census) -> Result<Vec<PathBuf>> {
+pub(super) fn images(folder: &Path, root: &Path, cancel: &Cancel, census: &mut Census) -> Result<Vec<PathBuf>> {
     let (mut found, mut others) = (Vec::new(), Vec::new());
-    walk(folder, root, census, &mut |path, why| match why {
+    walk(folder, root, cancel, census, &mut |path, why| match why {
         None => found.push(path),
         Some(why) => others.push((path, why)),
     })?;
@@ -94,22 +94,30 @@ pub(super) fn images(folder: &Path, root: &Path, census: &mut Census) -> Result<
     Ok(found)
 }
 
-/// Hands every file below a folder to `meet`, with the reason where it is no image that is read; hidden ones are
-/// counted by their path below `root`.
+/// Hands every file below a folder to `meet`, with the reason where it is no image that is read; hidden ones, and
+/// folders that were met before (links to those above), are counted by their path below `root`.
 pub(super) fn walk(
     folder: &Path,
     root: &Path,
+    cancel: &Cancel,
     census: &mut Census,
     meet: &mut dyn FnMut(PathBuf, Option<Why>),
 ) -> Result<()> {
-    for path in fsx::list(folder)? {
+    let mut met = fsx::Met::default();
+    met.first(folder)?;
+    let mut ahead = fsx::list(folder)?;
+    ahead.reverse();
+    while let Some(path) = ahead.pop() {
+        cancel.check()?;
         if path.file_name().is_some_and(|n| hidden(&n.to_string_lossy())) {
             census.pass(Why::Hidden, below(&path, root));
-        } else if path.is_dir() {
-            walk(&path, root, census, meet)?;
-        } else {
+        } else if !path.is_dir() {
             let why = sort_out(&path);
             meet(path, why);
+        } else if met.first(&path)? {
+            ahead.extend(fsx::list(&path)?.into_iter().rev());
+        } else {
+            census.pass(Why::Again, below(&path, root));
         }
     }
     Ok(())
@@ -160,6 +168,23 @@ mod tests {
         assert_eq!(set.train.labels, [0, 1, 1]);
         assert_eq!((0..3).map(|i| set.train.images.get(i)[0]).collect::<Vec<_>>(), [3, 2, 1]);
         assert_eq!(set.test.images.shape(), [3, 2, 2]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_above_is_met_once_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a/1.png"), png(1, 1, |_, _| [0; 3])).unwrap();
+        for name in ["l", "a/m"] {
+            std::os::unix::fs::symlink(dir.path(), dir.path().join(name)).unwrap();
+        }
+        let mut census = Census::default();
+        let found = images(dir.path(), dir.path(), &Cancel::default(), &mut census).unwrap();
+        assert_eq!((found.len(), census.passed(Why::Again)), (1, 2));
+        let stopped = Cancel::default();
+        stopped.stop();
+        assert!(images(dir.path(), dir.path(), &stopped, &mut census).is_err());
     }
 
     #[test]

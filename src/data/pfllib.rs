@@ -17,6 +17,9 @@ use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::pickle::{Array, Pickle};
 
+/// Most bytes of a client's images, unpacked.
+const CLIENT: u64 = 1 << 30;
+
 /// Images by their pixels and label: their indices that are not dealt yet, the last first.
 type Index = BTreeMap<[u8; 32], Vec<u32>>;
 
@@ -139,7 +142,10 @@ fn arrays(path: &Path) -> Result<(Array, Array)> {
     let mut archive = zip::ZipArchive::new(fsx::open(path)?).map_err(|_| wrong("no whole .npz"))?;
     let mut file = archive.by_name("data.npy").map_err(|_| wrong("no `data` in it"))?;
     let mut npy = Vec::new();
-    file.read_to_end(&mut npy).map_err(|_| wrong("`data` is cut off"))?;
+    file.by_ref().take(CLIENT + 1).read_to_end(&mut npy).map_err(|_| wrong("`data` is cut off"))?;
+    if npy.len() as u64 > CLIENT {
+        return Err(fsx::bound::too_long("`data`", format!("unpacked more than {CLIENT}"), CLIENT));
+    }
     let header = match npy.get(6) {
         Some(1) => npy.get(8..10).map(|b| 10 + usize::from(b[0]) + 256 * usize::from(b[1])),
         _ => npy.get(8..12).map(|b| 12 + u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize),

@@ -129,7 +129,7 @@ impl Decoded {
 /// Lists a pool and attaches its captions.
 pub fn load(config: &PoolConfig, cx: &Context) -> Result<Pool> {
     let (pool, captions) = match config {
-        PoolConfig::Folder(c) => (from_folder(c)?, &c.captions),
+        PoolConfig::Folder(c) => (from_folder(c, cx)?, &c.captions),
         PoolConfig::Webdataset(c) => (webdataset::load(c)?, &c.captions),
         PoolConfig::World(_) => {
             return Err(Error::input("pool.kind = \"world\" goes with data.kind = \"world\""));
@@ -162,10 +162,10 @@ pub fn captioned(mut pool: Pool, captions: &str, cx: &Context) -> Result<Pool> {
     Ok(pool)
 }
 
-fn from_folder(config: &FolderPoolConfig) -> Result<Pool> {
+fn from_folder(config: &FolderPoolConfig, cx: &Context) -> Result<Pool> {
     let root = resolve(&config.path)?;
     let mut census = Census::new(config.path.clone(), "images");
-    let files = folder::images(&root, &root, &mut census)?;
+    let files = folder::images(&root, &root, &cx.cancel, &mut census)?;
     census.read = files.len();
     let item = |path: PathBuf| Item { id: folder::below(&path, &root), texts: Vec::new(), source: Source::File(path) };
     let mut items: Vec<Item> = files.into_iter().map(item).collect();
@@ -242,7 +242,7 @@ impl Pool {
 
     /// SHA-256 of each image's bytes, `(items,)`: what captions and cached features name.
     pub fn digests(&self, cx: &Context) -> Result<Vec<String>> {
-        let one = |i: usize| Ok(fsx::sha256(&self.bytes(i)?));
+        let one = |i: usize| cx.cancel.check().and_then(|()| Ok(fsx::sha256(&self.bytes(i)?)));
         decode::on_threads(cx, || (0..self.len()).into_par_iter().map(one).collect::<Result<Vec<_>>>())?
     }
 

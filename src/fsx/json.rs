@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::read_text;
+use super::{bound, read_text};
 use crate::error::{Error, Place, Result};
 
 /// Reads a JSON file.
@@ -14,10 +14,30 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// The value that a JSON text is.
 pub fn json<T: DeserializeOwned>(text: &str) -> Result<T> {
+    refuse_many(text)?;
     serde_json::from_str(text).map_err(|e| {
         let place = if e.line() == 0 { String::new() } else { format!("line {}, column {}: ", e.line(), e.column()) };
         Error::data(format!("{place}{}", explained(&e)))
     })
+}
+
+/// Refuses a text of more values than memory holds: an object of a few letters takes hundreds of bytes. Signs within
+/// texts count too; nobody comes near.
+fn refuse_many(text: &str) -> Result<()> {
+    if text.len() < bound::OBJECTS {
+        return Ok(());
+    }
+    let count = |sign: u8| text.as_bytes().chunks(1 << 12).map(|c| c.iter().filter(|b| **b == sign).count()).sum();
+    let (objects, values): (usize, usize) = (count(b'{'), count(b','));
+    match objects > bound::OBJECTS || values > bound::VALUES {
+        true => Err(Error::data(format!(
+            "JSON of {objects} objects and {values} values or more, the most that is read are {} and {}",
+            bound::OBJECTS,
+            bound::VALUES
+        ))
+        .hint("write one record a line (JSONL), which is read line by line")),
+        false => Ok(()),
+    }
 }
 
 /// The value that one line of a JSONL file is; `line` counts from 1.
@@ -76,6 +96,13 @@ fn in_words(message: &str) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn a_text_of_too_many_objects_is_refused_before_it_is_read() {
+        let many = format!("[{}{{}}]", "{},".repeat(bound::OBJECTS));
+        let e = json::<serde_json::Value>(&many).unwrap_err().to_string();
+        assert!(e.contains("JSON of 4194305 objects") && e.contains("one record a line"), "{e}");
+    }
 
     #[test]
     fn errors_speak_of_json_and_not_of_this_programs_types() {

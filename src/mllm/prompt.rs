@@ -49,7 +49,7 @@ impl Instruction {
             );
         }
         let id = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::new(id, &fsx::read_text(path)?)
+        Self::new(id, &fsx::read_written(path)?)
     }
 
     /// Several, with different ids.

@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use safetensors::tensor::{Dtype, Metadata, TensorView};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Place, Result, closest};
+use crate::error::{Error, Result, closest};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 
@@ -179,12 +179,13 @@ impl Weights {
         }
         let tensor = self.read(name, shape)?;
         let convert = || -> candle_core::Result<Tensor> { tensor.to_dtype(dtype)?.to_device(device) };
-        convert().at(|| format!("{}: {name}", self.file_of(name).display()))
+        convert().map_err(|e| Error::data(format!("{}: {name}: {e}", self.file_of(name).display())))
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let place = self.places.get(name).ok_or_else(|| self.missing(name))?;
-        let n: usize = shape.iter().product();
+        let nonsense = || Error::data(format!("{}: {name}: a shape of nonsense: {shape:?}", self.file_of(name).display()));
+        let n = fsx::bound::volume(shape).filter(|n| *n <= place.len).ok_or_else(nonsense)?;
         let shape = Shape::from(shape);
         let cpu = &Device::Cpu;
         let tensor = match place.dtype {

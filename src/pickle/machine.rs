@@ -6,7 +6,9 @@ use super::{Kind, Object};
 use crate::error::{Error, Result};
 
 /// Most values in one pickle.
-const MOST: usize = 100_000_000;
+const MOST: usize = 1 << 24;
+/// Most bytes of a name.
+const NAME: usize = 1 << 10;
 
 /// Runs the program at the beginning of `bytes`: its values, the one that was pickled, and the program's length.
 pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Kind>, usize, usize)> {
@@ -25,6 +27,10 @@ struct Machine<'b> {
     stack: Vec<usize>,
     marks: Vec<usize>,
     memo: BTreeMap<u64, usize>,
+}
+
+fn too_many() -> Error {
+    damaged(&format!("it holds more than {MOST} values"))
 }
 
 fn damaged(what: &str) -> Error {
@@ -59,10 +65,18 @@ impl<'b> Machine<'b> {
 
     fn push(&mut self, kind: Kind) -> Result<()> {
         if self.nodes.len() >= MOST {
-            return Err(damaged("it holds too many values"));
+            return Err(too_many());
         }
-        self.stack.push(self.nodes.len());
         self.nodes.push(kind);
+        self.lay(self.nodes.len() - 1)
+    }
+
+    /// Puts a value on the stack.
+    fn lay(&mut self, at: usize) -> Result<()> {
+        if self.stack.len() >= MOST || self.memo.len() >= MOST || self.marks.len() >= MOST {
+            return Err(too_many());
+        }
+        self.stack.push(at);
         Ok(())
     }
 
@@ -88,8 +102,8 @@ impl<'b> Machine<'b> {
 
     fn name(&mut self, at: usize) -> Result<String> {
         match &self.nodes[at] {
-            Kind::Text(text) => Ok(text.clone()),
-            _ => Err(damaged("a name is no text")),
+            Kind::Text(text) if text.len() <= NAME => Ok(text.clone()),
+            _ => Err(damaged("a name is no text, or too long")),
         }
     }
 
@@ -127,13 +141,12 @@ impl<'b> Machine<'b> {
     fn remember(&mut self, name: u64) -> Result<()> {
         let top = self.top()?;
         self.memo.insert(name, top);
-        Ok(())
+        if self.memo.len() > MOST { Err(too_many()) } else { Ok(()) }
     }
 
     fn recall(&mut self, name: u64) -> Result<()> {
         let at = *self.memo.get(&name).ok_or_else(|| damaged("it names a value that was never there"))?;
-        self.stack.push(at);
-        Ok(())
+        self.lay(at)
     }
 
     fn integer(&mut self, bytes: &[u8]) -> Result<()> {
@@ -252,10 +265,11 @@ impl<'b> Machine<'b> {
             0x80 => drop(self.take(1)?),
             0x95 => drop(self.take(8)?),
             0x98 => {}
+            b'(' if self.marks.len() >= MOST => return Err(too_many()),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
             b'1' => drop(self.marked()?),
-            b'2' => self.stack.push(self.top()?),
+            b'2' => self.top().and_then(|top| self.lay(top))?,
             b'p' => self.index().and_then(|name| self.remember(name))?,
             b'g' => self.index().and_then(|name| self.recall(name))?,
             b'q' => self.sized(1, Self::remember)?,

@@ -6,6 +6,7 @@
 //! | `experiment` | [`Experiment`]: what every stage shares, the benchmark, who holds what, the network |
 //! | `pretraining`, `through_llm` | stage 1: the pool and its features; the LLaVA, its captions and features |
 //! | `head` | where stage 2 starts |
+//! | `made_of` | digests of what a run is made from, held against what is there |
 //! | `supplies` | what a method may ask for besides clients' images |
 //! | `personal` | what clients would use themselves |
 //! | `sharing` | [`Library`]: what the runs of one process and of one cache share |
@@ -20,6 +21,7 @@ mod captioning;
 mod experiment;
 pub mod export;
 mod head;
+mod made_of;
 mod outlook;
 mod pretraining;
 mod run;

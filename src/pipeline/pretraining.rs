@@ -61,6 +61,7 @@ impl Experiment {
 
     fn pretrain_on_pool(&self, dir: &RunDir, net: &Arc<Net>, cx: &Context) -> Result<Params> {
         let pool = self.open_pool(cx)?;
+        self.prove_pool(dir, "pool", &pool, cx)?;
         let captioned: Vec<u32> =
             (0..pool.len() as u32).filter(|&i| !pool.items[i as usize].texts.is_empty()).collect();
         if captioned.is_empty() {

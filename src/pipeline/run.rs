@@ -131,6 +131,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     }
     let dir = &*dir;
     experiment.record_split(dir, cx)?;
+    experiment.prove_inputs(dir, cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
     dir.update_manifest(&experiment.facts(cx)?)?;
     let mut entries = Entries::new();
@@ -145,6 +146,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     if stages == Stages::Pretrain {
         let extras = experiment.extras(pool_images, 0, cx)?;
         experiment.say(&mut entries, &extras);
+        experiment.prove_inputs(dir, cx)?;
         return evaluate::write(dir, &entries, "pretrain", extras);
     }
     let teacher = experiment.teach(&mut entries, cx)?;
@@ -193,6 +195,8 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     }
     experiment.say(&mut entries, &extras);
     evaluate::write(dir, &entries, stage, extras)?;
+    // Once more, for what was fetched meanwhile.
+    experiment.prove_inputs(dir, cx)?;
     let sources = experiment.ledger.to_json();
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", sources)].into())
 }
@@ -295,6 +299,7 @@ impl Experiment {
         }
         let (images, holders, stock) = (self.train(), self.holders(), self.stock(cx)?);
         let unlabelled = stock.loaded(&self.loader);
+        self.prove_unlabelled(dir, stock.unlabelled())?;
         let supplies = self.supplies(&stock, unlabelled.as_ref(), cx)?;
         let (net, backend) = (self.net.clone(), self.config.run.engine);
         let trainer = CompactTrainer::new(net, backend, &images, &holders).with(supplies);

@@ -177,6 +177,11 @@ impl Experiment {
 }
 
 impl Stock<'_> {
+    /// The unlabelled images.
+    pub(super) fn unlabelled(&self) -> Option<&Dataset> {
+        self.unlabelled.as_ref().map(|(data, _)| data)
+    }
+
     /// The unlabelled images behind the run's loader.
     pub(super) fn loaded<'s>(&'s self, loader: &'s data::Loader) -> Option<Loaded<'s>> {
         self.unlabelled.as_ref().map(|(data, _)| Loaded { data, loader })

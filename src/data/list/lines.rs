@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::data::captions::spelled;
 use crate::data::census::{Census, Why};
 use crate::error::{Error, Place, Result};
-use crate::fsx;
+use crate::fsx::{self, bound};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,14 +75,17 @@ pub(super) fn tidy(path: &str) -> String {
 
 /// The bytes of a text, unpacked where the file is gzipped.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let packed = fsx::read(path)?;
+    let packed = fsx::read_most(path, bound::TEXT)?;
     if !packed.starts_with(&[0x1f, 0x8b]) {
         return Ok(packed);
     }
     let mut text = Vec::new();
-    let read = flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut text);
+    let read = flate2::read::MultiGzDecoder::new(packed.as_slice()).take(bound::TEXT + 1).read_to_end(&mut text);
     read.map_err(|_| Error::data(format!("{}: a gzipped file that is cut off or damaged", path.display())))?;
-    Ok(text)
+    match text.len() as u64 > bound::TEXT {
+        true => Err(bound::too_long(path.display(), format!("unpacked more than {}", bound::TEXT), bound::TEXT)),
+        false => Ok(text),
+    }
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ pub fn load(config: &ListConfig, official: Option<&Official>, cx: &Context) -> R
     let root = resolve(&config.path).at(|| "data.path")?;
     let mut lists = Lists::read(&config, &root, official)?;
     let wanted: HashSet<String> = lists.all().flat_map(|l| &l.lines).map(|l| stem(&l.path).to_string()).collect();
-    let found = Found::look(&root, config.images, &|name| wanted.contains(name))?;
+    let found = Found::look(&root, config.images, &|name| wanted.contains(name), &cx.cancel)?;
     let at = lists.join(&found);
     let used = at.iter().flatten().copied().collect::<HashSet<u32>>().len();
     let mut seen = found.census.clone();

@@ -13,6 +13,7 @@ use super::census::{Census, Why};
 use super::encoded::Encoded;
 use super::{decode, folder};
 use crate::error::{Error, Result};
+use crate::exec::Cancel;
 use files::Files;
 use rows::Rows;
 use shards::Shards;
@@ -54,9 +55,9 @@ pub type Wanted<'a> = &'a dyn Fn(&str) -> bool;
 
 impl Found {
     /// Looks for pictures below `root`; those whose names nobody wants are only counted.
-    pub fn look(root: &Path, form: Form, wanted: Wanted<'_>) -> Result<Found> {
+    pub fn look(root: &Path, form: Form, wanted: Wanted<'_>, cancel: &Cancel) -> Result<Found> {
         let mut census = Census::new(root.display().to_string(), "images");
-        let there = Listing::of(root, form, wanted, &mut census)?;
+        let there = Listing::of(root, form, wanted, cancel, &mut census)?;
         let unasked = there.unasked;
         let kinds = [
             (Form::Files, !there.files.is_empty() || unasked > 0),
@@ -176,10 +177,10 @@ struct Listing {
 }
 
 impl Listing {
-    fn of(root: &Path, form: Form, wanted: Wanted<'_>, census: &mut Census) -> Result<Listing> {
+    fn of(root: &Path, form: Form, wanted: Wanted<'_>, cancel: &Cancel, census: &mut Census) -> Result<Listing> {
         let mut there = Listing::default();
         let mut others = Census::default();
-        folder::walk(root, root, &mut others, &mut |path, why| {
+        folder::walk(root, root, cancel, &mut others, &mut |path, why| {
             let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             match (why, ending.as_str()) {
                 (Some(_), "tar") => there.shards.push(path),

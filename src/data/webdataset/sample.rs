@@ -10,6 +10,9 @@ use crate::data::{decode, folder};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 
+/// Most bytes of a text or JSON member.
+const MEMBER: u64 = fsx::bound::SAID as u64;
+
 /// An image of a sample.
 pub(super) struct Member {
     /// What stands between the key and the ending: `input` of `<key>.input.jpg`; mostly nothing.
@@ -49,7 +52,10 @@ impl Sample {
             return new;
         }
         if is_text(&rest) {
-            let text = fsx::text(text).map_err(|e| Error::data(format!("{path}: {}", e.message())));
+            let text = match len > MEMBER {
+                true => Err(fsx::bound::too_long(path, len, MEMBER)),
+                false => fsx::text(text).map_err(|e| Error::data(format!("{path}: {}", e.message()))),
+            };
             self.texts.insert(rest, text);
         } else if decode::is_foreign(ending, &[]) {
             self.others.push(path.to_string());
@@ -161,7 +167,7 @@ pub(super) fn samples(shard: &Path, census: &mut Census) -> Result<Vec<(String, 
         };
         let mut text = Vec::new();
         if is_text(&rest) {
-            contents.read_to_end(&mut text).map_err(broken).at(|| path.clone())?;
+            contents.take(MEMBER + 1).read_to_end(&mut text).map_err(broken).at(|| path.clone())?;
         }
         let at = *index.entry(key.clone()).or_insert_with(|| {
             samples.push((key, Sample::default()));

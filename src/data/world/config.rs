@@ -146,6 +146,9 @@ impl Default for Difficulty {
     }
 }
 
+/// Most images of the pool, of training, of test: 3 GB of pixels each.
+const IMAGES: usize = 1_000_000;
+
 impl WorldConfig {
     /// The classes' compositions in label order, or what is wrong with the config.
     pub fn resolve(&self) -> Result<Vec<Composition>> {
@@ -171,7 +174,18 @@ impl WorldConfig {
         range("difficulty.radius", d.radius, 2.0, 16.0)?;
         range("difficulty.clutter_radius", d.clutter_radius, 0.5, 16.0)?;
         range("difficulty.contrast", d.contrast, 0.0, 1.0)?;
-        self.compositions()
+        let classes = self.compositions()?;
+        for (name, n, of) in [
+            ("pool_images", self.pool_images, 1),
+            ("train_per_class", self.train_per_class, classes.len()),
+            ("test_per_class", self.test_per_class, classes.len()),
+        ] {
+            if n.checked_mul(of).is_none_or(|all| all > IMAGES) {
+                let text = format!("{name} = {n}: a world has at most {IMAGES} images of a kind");
+                return Err(Error::input(text).hint("they are drawn into memory before anything else"));
+            }
+        }
+        Ok(classes)
     }
 
     fn compositions(&self) -> Result<Vec<Composition>> {

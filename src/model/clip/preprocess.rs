@@ -139,10 +139,26 @@ impl Preprocess {
             (None, false) => &json,
         };
         understood(section).at(|| path.display().to_string())?;
-        fsx::json(&section.to_string()).map_err(|e| {
+        let read: Preprocess = fsx::json(&section.to_string()).map_err(|e| {
             let said = e.message().split_once(": ").map_or(e.message(), |(_, m)| m).to_string();
             Error::data(format!("{}: {said}", path.display()))
-        })
+        })?;
+        read.check().at(|| path.display().to_string())?;
+        Ok(read)
+    }
+
+    /// Refuses sizes that no picture has, and deviations that divide by nothing.
+    fn check(&self) -> Result<()> {
+        for (key, size) in [("size", self.size), ("crop_size", self.crop_size)] {
+            let (height, width) = size.cropped();
+            if !(1..=SIDE).contains(&height) || !(1..=SIDE).contains(&width) {
+                return Err(Error::data(format!("{key} = {height} × {width} pixels, expected 1 to {SIDE}")));
+            }
+        }
+        match self.image_std.iter().all(|s| s.is_finite() && *s > 0.0) {
+            true => Ok(()),
+            false => Err(Error::data(format!("image_std = {:?}, expected numbers above 0", self.image_std))),
+        }
     }
 
     /// The file transformers reads.
@@ -177,14 +193,23 @@ impl Preprocess {
             return Err(Error::data(format!("image of {} bytes as (3, {height}, {width})", image.pixels.len())));
         }
         let mut bytes = Cow::Borrowed(&*image.pixels);
+        // The middle of a picture that is longer than anybody sees: scaled whole it would not end.
+        let most = height.min(width).saturating_mul(THIN);
+        if self.do_center_crop && self.do_resize && !self.do_pad && height.max(width) > most {
+            let to = (height.min(most), width.min(most));
+            bytes = crop(&bytes, (height, width), to).into();
+            (height, width) = to;
+        }
         if self.do_pad && height != width {
             let side = height.max(width);
+            refuse_large(side, side)?;
             // Python: int(255 * mean).
             bytes = pad(&bytes, (height, width), side, self.image_mean.map(|m| (255.0 * f64::from(m)) as u8)).into();
             (height, width) = (side, side);
         }
         if self.do_resize {
             let to = self.size.resized(height, width);
+            refuse_large(to.0, to.1)?;
             bytes = resize(&bytes, (3, height, width), to, self.resample)?.into();
             (height, width) = to;
         }
@@ -222,6 +247,21 @@ impl Preprocess {
                 false => scaled,
             }
         })
+    }
+}
+
+/// Longest side that a processor makes.
+const SIDE: usize = 8192;
+/// Most pixels of a picture that is filled up or scaled, before it is cut.
+const PIXELS: usize = 1 << 28;
+/// How many times as long as wide a picture is scaled whole, where its middle is all that is looked at.
+const THIN: usize = 16;
+
+fn refuse_large(height: usize, width: usize) -> Result<()> {
+    match height.checked_mul(width).is_some_and(|n| n <= PIXELS) {
+        true => Ok(()),
+        false => Err(Error::data(format!("a picture of {height} × {width} pixels when scaled, the most is {PIXELS}"))
+            .hint("it is too thin: cut its middle out")),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokenizers::{Tokenizer as Engine, TruncationParams};
 
 use crate::error::{Error, Result};
-use crate::fsx;
+use crate::fsx::{self, bound};
 
 /// The token before every text.
 pub const START: &str = "<|startoftext|>";
@@ -95,6 +95,7 @@ impl Tokenizer {
 
     /// The ids of one text, start and end tokens included, at most [`Tokenizer::length`] of them, not padded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        bound::said(text)?;
         let encoding = self.engine.encode_fast(text, true);
         let encoding = encoding.map_err(|e| Error::data(format!("cannot tokenize {text:?}: {e}")))?;
         Ok(encoding.get_ids().to_vec())

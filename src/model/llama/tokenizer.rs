@@ -101,6 +101,7 @@ impl Tokenizer {
 
     /// Tokens of a text alone.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        fsx::bound::said(text)?;
         match &self.inner {
             Inner::Pieces(marked) => Ok(marked.encode(text)),
             Inner::Json(inner) => {

@@ -21,6 +21,9 @@ pub(super) struct Found {
     pub len: usize,
 }
 
+/// Most bytes of what names the tensors.
+const NAMES: u64 = 1 << 27;
+
 /// A storage: where its bytes begin, and how many there are.
 type Storages = BTreeMap<String, (u64, u64)>;
 
@@ -55,7 +58,10 @@ fn zipped(file: File) -> Result<Vec<Found>> {
     let root = body.trim_end_matches("data.pkl");
     let mut bytes = Vec::new();
     let entry = archive.by_name(body).map_err(|_| damaged("data.pkl cannot be read"))?;
-    entry.take(1 << 32).read_to_end(&mut bytes).map_err(|_| damaged("data.pkl is cut off"))?;
+    entry.take(NAMES + 1).read_to_end(&mut bytes).map_err(|_| damaged("data.pkl is cut off"))?;
+    if bytes.len() as u64 > NAMES {
+        return Err(fsx::bound::too_long("data.pkl", format!("unpacked more than {NAMES}"), NAMES));
+    }
     let (pickle, _) = Pickle::read(&bytes)?;
     let mut storages = Storages::new();
     for name in &names {
@@ -81,7 +87,7 @@ fn legacy(mut file: File) -> Result<Vec<Found>> {
         match parts(&bytes) {
             Ok(parts) => break parts,
             // The pickles may be longer than what was looked at.
-            Err(_) if window < length => window = window.saturating_mul(4),
+            Err(_) if window < length.min(NAMES) => window = window.saturating_mul(4),
             Err(e) => return Err(e),
         }
     };
@@ -179,9 +185,10 @@ fn named(root: Item, storages: &Storages) -> Result<Vec<Found>> {
 }
 
 /// What a tensor is rebuilt from: storage, offset, size, strides, ….
-fn rebuilt(item: Item) -> Option<Vec<Item>> {
+fn rebuilt(mut item: Item) -> Option<Vec<Item>> {
+    // A parameter is made of a tensor; one that is made of itself of nothing.
     if item.is_by("torch", "_rebuild_parameter") {
-        return rebuilt(item.args().first().copied()?);
+        item = item.args().first().copied()?;
     }
     let is_tensor = ["_rebuild_tensor", "_rebuild_tensor_v2"].iter().any(|name| item.is_by("torch", name));
     is_tensor.then(|| item.args())
@@ -195,6 +202,9 @@ fn place(name: &str, args: &[Item], storages: &Storages) -> Result<Found> {
     let (Some(shape), Some(strides)) = (numbers(size), numbers(strides)) else {
         return Err(damaged("a tensor has no shape"));
     };
+    if fsx::bound::volume(&shape).is_none() {
+        return Err(damaged("a tensor has a shape of nonsense"));
+    }
     let mut step = 1usize;
     for (n, stride) in shape.iter().zip(&strides).rev() {
         if *n > 1 && *stride != step {
