@@ -23,7 +23,7 @@ use fedllava::model::mlp::Mlp;
 use fedllava::nn::Backend;
 use fedllava::run::RunDir;
 use fedllava::stage::Loaded;
-use fedllava::stage::finetune::Finetune;
+use fedllava::stage::finetune::{Begin, Finetune};
 use fedllava::stage::metrics::Evaluation;
 
 const SHAPE: [usize; 3] = [1, 4, 4];
@@ -118,7 +118,7 @@ fn row([population, size, hidden, steps, rounds]: [usize; 5]) -> String {
     let evaluate = |_: &_| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups));
     let start = net.init(key);
     let parameters = start.data().len();
-    Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(start, &cx).expect("runs");
+    Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(Some(Begin { model: start, carried: None }), &cx).expect("runs");
     let log = log.0.lock().expect("no panic");
     let ((begin, early), (end, late)) = (log[9], log[log.len() - 1]);
     let round = (end - begin).as_secs_f64() / (log.len() - 10) as f64;

@@ -12,7 +12,12 @@ mod engine;
 mod extend;
 mod failures;
 mod hints;
+mod fuzz;
+#[cfg(unix)]
+mod inputs;
 mod iterates;
+#[cfg(target_os = "linux")]
+mod kills;
 mod laws;
 mod layers;
 mod lists;

@@ -13,7 +13,7 @@ use fedllava::fl::{AlgorithmConfig, Column, FederatedConfig, Sizes, cohort};
 use fedllava::key::{Key, Purpose};
 use fedllava::nn::{Backend, Params};
 use fedllava::run::RunDir;
-use fedllava::stage::finetune::{Finetune, Finetuned};
+use fedllava::stage::finetune::{Begin, Finetune, Finetuned};
 use fedllava::stage::metrics::Evaluation;
 
 use crate::methods_small::small;
@@ -96,8 +96,8 @@ impl World {
         let evaluate = |_: &Params| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups));
         self.with(algorithm, |federation| {
             let net = net();
-            let start = net.init(Key::from_seed(5));
-            Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(start, cx)
+            let start = Begin { model: net.init(Key::from_seed(5)), carried: None };
+            Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(Some(start), cx)
         })
     }
 }

@@ -188,7 +188,13 @@ pub fn all<B: AsRef<[u8]>>(
         }
         Ok(failed)
     };
-    let mut pixels = vec![0u8; count * size];
+    let all = count.checked_mul(size).filter(|n| isize::try_from(*n).is_ok());
+    let mut pixels: Vec<u8> = Vec::new();
+    if all.is_none_or(|n| pixels.try_reserve_exact(n).is_err()) {
+        return Err(Error::environment(format!("no memory for {count} images of {w}×{h} pixels"))
+            .hint("data.size makes them smaller; data.kind = \"list\" reads them from their files"));
+    }
+    pixels.resize(count * size, 0);
     let results: Vec<Result<Vec<String>>> =
         on_threads(cx, || pixels.par_chunks_mut(size * CHUNK).enumerate().map(decode).collect())?;
     match results.into_iter().collect::<Result<Vec<_>>>()?.concat() {

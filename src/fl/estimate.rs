@@ -16,7 +16,7 @@ impl Estimate {
 
     /// All needs together, in bytes.
     pub fn total(&self) -> u64 {
-        self.0.iter().map(|(_, b)| b).sum()
+        self.0.iter().fold(0, |sum, (_, b)| sum.saturating_add(*b))
     }
 
     /// `a 1.2 GiB + b 30 MiB = 1.2 GiB`.

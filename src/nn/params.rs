@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, closest};
-use crate::fsx;
+use crate::fsx::{self, bound};
 
 /// State as named parameter vectors: what a server, a client or an optimiser keeps, ready for a checkpoint.
 pub type Named = BTreeMap<String, Params>;
@@ -63,10 +63,18 @@ pub struct Layout {
     len: usize,
 }
 
+/// Most numbers of a layout: 4 TiB of them.
+const MOST: usize = 1 << 40;
+
 impl Layout {
     /// Appends a tensor and returns its index. Names are unique.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize], role: Role) -> Result<usize> {
-        let entry = Entry { name: name.into(), shape: shape.to_vec(), offset: self.len, role };
+        let name = name.into();
+        let end = bound::volume(shape).and_then(|n| self.len.checked_add(n));
+        if end.is_none_or(|end| end > MOST) {
+            return Err(Error::input(format!("{name} of shape {shape:?} is larger than any memory")));
+        }
+        let entry = Entry { name, shape: shape.to_vec(), offset: self.len, role };
         let id = self.entries.len();
         if self.index.insert(entry.name.clone(), id).is_some() {
             return Err(Error::defect(format!("two tensors are called {}", entry.name)));

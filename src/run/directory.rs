@@ -16,6 +16,9 @@ use crate::nn::{Layout, Params};
 const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard", "run.tolerate"];
 /// The key that may grow: a run goes on with more rounds.
 const ROUNDS: &str = "federated.rounds";
+/// Keys that may change before the rounds are over, where no client could be left out so far: every round that is done is
+/// the same with them.
+const FAILURES: [&str; 2] = ["federated.on_failure", "federated.max_failures"];
 /// What a run writes before it computes anything.
 const FIRST: [&str; 6] =
     ["config.toml", "manifest.json", "split.json", "overlaps.json", super::tensorboard::FILE, ".lock"];
@@ -74,7 +77,12 @@ impl RunDir {
             let old: Table =
                 toml::from_str(&text).map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
             refuse_newer(old.get("schema").and_then(toml::Value::as_integer), &file)?;
-            longer = refuse_difference(&whole(old).at(|| file.display().to_string())?, config, path)?;
+            let old = whole(old).at(|| file.display().to_string())?;
+            let difference = refuse_difference(&old, config, path)?;
+            longer = difference == Difference::Longer;
+            if difference == Difference::Lenient {
+                write_config(&file, config)?;
+            }
         }
         Ok(RunDir { path: path.to_path_buf(), made, fresh, longer, _lock: lock })
     }
@@ -256,8 +264,19 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses another configuration; gives whether the only difference are more rounds.
-fn refuse_difference(old: &Table, new: &Table, path: &Path) -> Result<bool> {
+/// How an asked config differs from the one of a directory, where a run goes on all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Difference {
+    /// In nothing that reaches a number.
+    None,
+    /// In more rounds alone.
+    Longer,
+    /// In what becomes of clients that fail, before one could be left out.
+    Lenient,
+}
+
+/// Refuses another configuration.
+fn refuse_difference(old: &Table, new: &Table, path: &Path) -> Result<Difference> {
     let (old, new) = (flat(old), flat(new));
     let mut lines = Vec::new();
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -270,10 +289,14 @@ fn refuse_difference(old: &Table, new: &Table, path: &Path) -> Result<bool> {
     }
     let number = |all: &BTreeMap<String, String>| all.get(ROUNDS).and_then(|n| n.parse::<u64>().ok());
     if lines.is_empty() {
-        return Ok(false);
+        return Ok(Difference::None);
     }
     if lines.iter().all(|(key, _)| *key == ROUNDS) && number(&new) > number(&old) {
-        return Ok(true);
+        return Ok(Difference::Longer);
+    }
+    let stopped = old.get(FAILURES[0]).is_some_and(|on| on.contains("stop"));
+    if stopped && lines.iter().all(|(key, _)| FAILURES.contains(&key.as_str())) && !path.join(LAST[0]).exists() {
+        return Ok(Difference::Lenient);
     }
     let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
     Err(Error::input(format!("{} holds a run of another configuration:\n{}", path.display(), lines.join("\n")))
@@ -327,6 +350,20 @@ mod tests {
         open(dir.path(), "schema = 1").unwrap().update_manifest(&BTreeMap::new()).unwrap();
         let e = open(&dir.path().join("seed-7"), "schema = 1").err().unwrap().to_string();
         assert!(e.contains("is a run itself") && !dir.path().join("seed-7").exists(), "{e}");
+    }
+
+    #[test]
+    fn a_run_that_stopped_at_a_client_goes_on_without_it_and_never_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |on: &str| format!("[federated]\nrounds = 2\non_failure = {on:?}");
+        drop(open(dir.path(), &text("stop")).unwrap());
+        drop(open(dir.path(), &text("skip")).unwrap());
+        assert!(std::fs::read_to_string(dir.path().join("config.toml")).unwrap().contains("skip"));
+        assert!(open(dir.path(), &text("stop")).is_err(), "somebody may have been left out");
+        let done = tempfile::tempdir().unwrap();
+        drop(open(done.path(), &text("stop")).unwrap());
+        fsx::write_atomic(&done.path().join("finetune/done.json"), b"{}").unwrap();
+        assert!(open(done.path(), &text("skip")).is_err());
     }
 
     #[test]

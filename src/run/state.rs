@@ -51,14 +51,20 @@ pub fn load(path: &Path) -> Result<BTreeMap<String, Params>> {
     let text = text.ok_or_else(|| broken("no index in its metadata".into()))?;
     let index: Index = serde_json::from_str(text).map_err(|e| broken(e.to_string()))?;
     let layouts: Result<Vec<Arc<Layout>>> = index.layouts.iter().map(layout_of).collect();
-    let layouts = layouts?;
+    let layouts = layouts.map_err(|e| broken(e.message().into()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
     let mut named = BTreeMap::new();
     for (name, position) in index.of {
         let view = file.tensor(&name).map_err(|e| broken(format!("{name}: {e}")))?;
         let layout = layouts.get(position).ok_or_else(|| broken(format!("{name}: no layout {position}")))?;
+        if view.dtype() != Dtype::F32 {
+            return Err(broken(format!("{name}: stored as {:?}", view.dtype())));
+        }
         let mut data = vec![0.0f32; view.data().len() / 4];
         bytemuck::cast_slice_mut::<f32, u8>(&mut data).copy_from_slice(view.data());
+        if data.len() != layout.len() {
+            return Err(broken(format!("{name}: {} numbers for a layout of {}", data.len(), layout.len())));
+        }
         named.insert(name, Params::new(layout.clone(), data)?);
     }
     Ok(named)
