@@ -118,7 +118,9 @@ fn row([population, size, hidden, steps, rounds]: [usize; 5]) -> String {
     let evaluate = |_: &_| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups));
     let start = net.init(key);
     let parameters = start.data().len();
-    Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(Some(Begin { model: start, carried: None }), &cx).expect("runs");
+    Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }
+        .run(Some(Begin { model: start, carried: None }), &cx)
+        .expect("runs");
     let log = log.0.lock().expect("no panic");
     let ((begin, early), (end, late)) = (log[9], log[log.len() - 1]);
     let round = (end - begin).as_secs_f64() / (log.len() - 10) as f64;

@@ -37,7 +37,8 @@ for call in $calls; do
     for ((i = 0; i < share && done < kills; i++)); do
         at=$((1 + i * n / share))
         mkdir "$work/killed" && cd "$work/killed"
-        run strace -f -qq -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$at" || true
+        # In a shell of its own, which keeps what it says of the kill to itself.
+        (run strace -f -qq -o /dev/null -e "trace=$call" -e "inject=$call:signal=KILL:when=$at") 2>/dev/null || true
         if ! run env; then
             echo "$call, number $at of $n: the same command fails afterwards"
             failed=$((failed + 1))

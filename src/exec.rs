@@ -160,12 +160,13 @@ pub fn ordered<A, T: Send>(
     std::thread::scope(|scope| {
         for worker in 0..threads.clamp(1, count.max(1)) {
             let (work, line) = (&work, &line);
-            let spawned = std::thread::Builder::new().spawn_scoped(scope, move || {
-                match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
-                    Ok(pool) => pool.install(|| work(worker)),
-                    Err(e) => line.fail(0, none(&e)),
-                }
-            });
+            let spawned =
+                std::thread::Builder::new().spawn_scoped(scope, move || {
+                    match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+                        Ok(pool) => pool.install(|| work(worker)),
+                        Err(e) => line.fail(0, none(&e)),
+                    }
+                });
             if let Err(e) = spawned {
                 line.fail(0, none(&e));
             }

@@ -2,10 +2,10 @@
 
 use fedllava::error::Result;
 use fedllava::exec::Context;
+use fedllava::fl::FederatedConfig;
 use fedllava::fl::failure::{Failure, OnFailure};
 use fedllava::fl::round::{Federation, Server};
 use fedllava::fl::trainer::CompactTrainer;
-use fedllava::fl::FederatedConfig;
 use fedllava::key::Key;
 use fedllava::nn::{Backend, Batch, Samples, View};
 

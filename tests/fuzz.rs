@@ -55,7 +55,11 @@ fn mutated(whole: &[u8], rng: &mut Rng) -> Vec<u8> {
             2 => bytes.truncate(at),
             3 => {
                 let (edge, width) = (EDGES[rng.below(EDGES.len())], [1, 2, 4, 8][rng.below(4)]);
-                let edge = if rng.below(2) == 0 { edge.to_le_bytes() } else { edge.rotate_left(8 * (8 - width)).to_be_bytes() };
+                let edge = if rng.below(2) == 0 {
+                    edge.to_le_bytes()
+                } else {
+                    edge.rotate_left(8 * (8 - width)).to_be_bytes()
+                };
                 let width = (width as usize).min(bytes.len() - at);
                 bytes[at..at + width].copy_from_slice(&edge[..width]);
             }
@@ -135,7 +139,14 @@ impl Bench {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let to = self.0.path().join(from.file_name().unwrap());
         for file in fsx::list(&from).unwrap().into_iter().filter(|p| p.is_file()) {
-            self.write(&format!("{}/{}", to.file_name().unwrap().to_string_lossy(), file.file_name().unwrap().to_string_lossy()), &std::fs::read(&file).unwrap());
+            self.write(
+                &format!(
+                    "{}/{}",
+                    to.file_name().unwrap().to_string_lossy(),
+                    file.file_name().unwrap().to_string_lossy()
+                ),
+                &std::fs::read(&file).unwrap(),
+            );
         }
         to
     }
@@ -182,10 +193,15 @@ fn damaged_benchmarks_are_refused_or_read() {
     for folder in ["cifar-10-batches-py", "cifar-10-batches-bin"] {
         let folder = bench.copy(&format!("tests/golden/data/{folder}"));
         let config = DataConfig::Cifar10(Cifar10Config { path: text(&folder), ..Default::default() });
-        let file = fsx::list(&folder).unwrap().into_iter().find(|p| p.to_string_lossy().contains("data_batch_1")).unwrap();
+        let file =
+            fsx::list(&folder).unwrap().into_iter().find(|p| p.to_string_lossy().contains("data_batch_1")).unwrap();
         assail(&format!("cifar {}", file.display()).replace(&text(bench.0.path()), ""), &file, &|| load(&config));
     }
-    for (folder, part) in [("cifar-100-python", "train"), ("cifar-100-binary", "train.bin"), ("cifar100-parquet", "train-00000-of-00002.parquet")] {
+    for (folder, part) in [
+        ("cifar-100-python", "train"),
+        ("cifar-100-binary", "train.bin"),
+        ("cifar100-parquet", "train-00000-of-00002.parquet"),
+    ] {
         let folder = bench.copy(&format!("tests/golden/data/{folder}"));
         let config = DataConfig::Cifar100(Cifar100Config { path: text(&folder), ..Default::default() });
         assail(part, &folder.join(part), &|| load(&config));
@@ -200,7 +216,8 @@ fn damaged_lists_captions_splits_and_shards_are_refused_or_read() {
     assail("captions", &file, &|| Captions::read(&file).map(drop));
     let file = bench.write("table.csv", b"image,caption\na.png,\"a dog, brown\"\nb.png,a cat\n");
     assail("caption table", &file, &|| Captions::read(&file).map(drop));
-    let file = bench.write("split.json", br#"{"clients": [[0, 2], [1, 4, 5]], "server": [3], "cohorts": [[0, 1], [1, 0]]}"#);
+    let file =
+        bench.write("split.json", br#"{"clients": [[0, 2], [1, 4, 5]], "server": [3], "cohorts": [[0, 1], [1, 0]]}"#);
     assail("split", &file, &|| Split::import(&file, &[0, 1, 0, 1, 0, 1], 2).map(drop));
     let image = |v: u8| {
         let mut bytes = Cursor::new(Vec::new());
@@ -208,7 +225,12 @@ fn damaged_lists_captions_splits_and_shards_are_refused_or_read() {
         bytes.into_inner()
     };
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, bytes) in [("a.png", image(1)), ("a.json", b"{\"words\": \"frog\"}".to_vec()), ("b.png", image(2)), ("b.json", b"{\"words\": \"dog\"}".to_vec())] {
+    for (path, bytes) in [
+        ("a.png", image(1)),
+        ("a.json", b"{\"words\": \"frog\"}".to_vec()),
+        ("b.png", image(2)),
+        ("b.json", b"{\"words\": \"dog\"}".to_vec()),
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_cksum();
@@ -216,9 +238,15 @@ fn damaged_lists_captions_splits_and_shards_are_refused_or_read() {
     }
     let file = bench.write("pool/0.tar", &tar.into_inner().unwrap());
     let pool: PoolConfig =
-        toml::from_str(&format!("kind = \"webdataset\"\ntext = \"words\"\npath = {:?}", bench.0.path().join("pool"))).unwrap();
+        toml::from_str(&format!("kind = \"webdataset\"\ntext = \"words\"\npath = {:?}", bench.0.path().join("pool")))
+            .unwrap();
     assail("shard", &file, &|| fedllava::data::pool::load(&pool, &cx).and_then(|p| p.decode(&[0], 4, &cx)).map(drop));
-    let npy = [b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u2', 'fortran_order': False, 'shape': (3,), }".to_vec(), vec![b' '; 60], b"\n\x01\0\x02\0\x03\0".to_vec()].concat();
+    let npy = [
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u2', 'fortran_order': False, 'shape': (3,), }".to_vec(),
+        vec![b' '; 60],
+        b"\n\x01\0\x02\0\x03\0".to_vec(),
+    ]
+    .concat();
     let file = bench.write("rows.npy", &npy);
     let header = npy.iter().position(|b| *b == b'\n').unwrap() + 1 - 10;
     let mut whole = npy;
@@ -227,7 +255,8 @@ fn damaged_lists_captions_splits_and_shards_are_refused_or_read() {
     assail("npy", &file, &|| npy_integers(&file).map(drop));
     let features = Features::from_npy(&file, None);
     assert!(features.is_err(), "integers are no features");
-    let config = "[run]\nseed = 3\n[federated]\nrounds = 20\noptimiser = { kind = \"sgd\", lr = 0.1 }\n[[arms]]\nname = \"x\"\n";
+    let config =
+        "[run]\nseed = 3\n[federated]\nrounds = 20\noptimiser = { kind = \"sgd\", lr = 0.1 }\n[[arms]]\nname = \"x\"\n";
     let file = bench.write("c.toml", config.as_bytes());
     assail("config", &file, &|| Config::read(&file, &[]).and_then(|c| c.expand()).map(drop));
 }
@@ -290,7 +319,10 @@ fn damaged_files_of_runs_are_refused_or_read() {
     let json = |name: &str, value: serde_json::Value| {
         bench.write(name, fedllava::run::seal::seal(&value).to_string().as_bytes())
     };
-    let file = json("eval.json", serde_json::json!({ "stages": { "finetune": { "overall": 0.5, "digest": "ab" } }, "facts": { "seed": 7 } }));
+    let file = json(
+        "eval.json",
+        serde_json::json!({ "stages": { "finetune": { "overall": 0.5, "digest": "ab" } }, "facts": { "seed": 7 } }),
+    );
     let refused = assail("sealed json", &file, &|| directory::read_json(&file).map(drop));
     assert!(refused > rounds() / 2, "{refused}");
     let path = bench.0.path().join("metrics.jsonl");

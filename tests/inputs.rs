@@ -10,8 +10,10 @@ use crate::sweep::{CONFIG, Desk, err};
 /// One run of four rounds, with a checkpoint of each of the last three.
 fn one(kind: &str) -> String {
     let config = CONFIG.split("[sweep]").next().unwrap().to_string();
-    config.replace("checkpoint_every = 1", "checkpoint_every = 1\nkeep_checkpoints = 3\noptimiser = { kind = \"sgd\", lr = 0.05 }")
-        + &format!("[algorithm]\nkind = {kind:?}\n")
+    config.replace(
+        "checkpoint_every = 1",
+        "checkpoint_every = 1\nkeep_checkpoints = 3\noptimiser = { kind = \"sgd\", lr = 0.05 }",
+    ) + &format!("[algorithm]\nkind = {kind:?}\n")
 }
 
 fn json(path: &Path) -> Value {
@@ -131,10 +133,21 @@ fn what_changed_between_two_stages_is_refused_and_named() {
 }
 
 #[test]
-fn a_client_that_diverges_is_left_out_recorded_and_said_and_a_stopped_run_may_go_on_so() {
-    // A rate at which some clients, not all, leave the finite numbers is hard to find; a cap of 0 stops at the first.
+fn clients_that_diverge_are_named_with_the_keys_that_help_or_left_out_recorded_and_said() {
     let desk = Desk::new(&one("fedavg"));
+    // After one huge step numbers are finite, after two none: clients of one batch stay.
     let wild = "federated.optimiser={kind=\"sgd\",lr=1e25}";
+    let some = ["run", "s.toml", "--set", "run.dir=s", "--set", wild, "--set", "federated.on_failure=skip"];
+    let few = ["--set", "federated.rounds=1", "--set", "federated.cohort=6", "--set", "federated.batch_size=24"];
+    let cap = ["--set", "federated.max_failures=0.9"];
+    let output = desk.run(&[&some[..], &few, &cap].concat());
+    assert!(output.status.success(), "{}", err(&output));
+    let failures = json(&desk.path("s/eval.json"))["facts"]["failures"].clone();
+    let n = failures["times"].as_u64().unwrap();
+    assert!(n > 0 && n < 6 && failures["rounds"] == 1, "{failures}");
+    let records = std::fs::read_to_string(desk.path("s/metrics.jsonl")).unwrap();
+    assert_eq!(records.lines().filter(|l| l.contains("\"split\":\"failed\"")).count() as u64, n, "{records}");
+    assert!(err(&output).contains("left out: round 1, client") && err(&output).contains("metrics.jsonl says why"));
     let stop = desk.run(&["run", "s.toml", "--set", "run.dir=a", "--set", wild]);
     refused(&stop, 2, &["round 1, client", "diverged", "federated.clip_gradient", "federated.on_failure = \"skip\""]);
     let all = ["run", "s.toml", "--set", "run.dir=b", "--set", wild, "--set", "federated.on_failure=skip"];

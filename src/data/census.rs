@@ -56,7 +56,10 @@ pub enum Why {
 impl Why {
     /// Whether something is lost: what was never meant as data is not.
     pub fn lost(self) -> bool {
-        !matches!(self, Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted | Why::Again)
+        !matches!(
+            self,
+            Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted | Why::Again
+        )
     }
 
     fn words(self) -> &'static str {

@@ -169,7 +169,8 @@ impl Federation<'_> {
                 who.retain(|&client| !failures.out(client));
             }
             let jobs = self.jobs(&next, exchange, number, &now, &who)?;
-            let (got, kept) = self.exchange(&jobs, exchange, &mut failures, &cx.part(part / jobs.len().max(1) as f64))?;
+            let (got, kept) =
+                self.exchange(&jobs, exchange, &mut failures, &cx.part(part / jobs.len().max(1) as f64))?;
             // 5. The server's step.
             let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
             (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;

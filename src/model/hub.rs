@@ -179,7 +179,9 @@ fn fetch(id: &str, cancel: &Cancel) -> Result<PathBuf> {
         // What a server did wrong has a hint of its own.
         let error = e.context(format!("cannot fetch {id}"));
         match error.class() {
-            Class::Environment => error.hint(format!("a gated model needs HF_TOKEN; without a network, {}", by_hand(id))),
+            Class::Environment => {
+                error.hint(format!("a gated model needs HF_TOKEN; without a network, {}", by_hand(id)))
+            }
             _ => error,
         }
     })

@@ -184,7 +184,8 @@ impl Weights {
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let place = self.places.get(name).ok_or_else(|| self.missing(name))?;
-        let nonsense = || Error::data(format!("{}: {name}: a shape of nonsense: {shape:?}", self.file_of(name).display()));
+        let nonsense =
+            || Error::data(format!("{}: {name}: a shape of nonsense: {shape:?}", self.file_of(name).display()));
         let n = fsx::bound::volume(shape).filter(|n| *n <= place.len).ok_or_else(nonsense)?;
         let shape = Shape::from(shape);
         let cpu = &Device::Cpu;

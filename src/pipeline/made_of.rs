@@ -33,8 +33,8 @@ impl Experiment {
         add("data: test", Some(&self.benchmark.test));
         add("server_set", self.server.as_ref());
         let check = || cx.cancel.check();
-        let begun = dir.file("finetune/done.json").exists()
-            || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
+        let begun =
+            dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
         for input in self.config.inputs().into_iter().filter(|i| !READ.iter().any(|r| i.key.starts_with(r))) {
             let path = match input.key.as_str() {
                 // Its rounds go on from their own checkpoints, whatever became of what they began with.
@@ -59,7 +59,8 @@ impl Experiment {
     pub(super) fn prove_pool(&self, dir: &RunDir, key: &str, pool: &Pool, cx: &Context) -> Result<()> {
         let texts: Vec<&Vec<String>> = pool.items.iter().map(|item| &item.texts).collect();
         let parts = [pool.digests(cx)?.join("\n"), json!(texts).to_string()];
-        let made = Made { digest: fsx::sha256(parts.join("\n\n").as_bytes()), covers: "every image's bytes, and texts" };
+        let made =
+            Made { digest: fsx::sha256(parts.join("\n\n").as_bytes()), covers: "every image's bytes, and texts" };
         same(dir, &BTreeMap::from([(key.to_string(), made)]))
     }
 

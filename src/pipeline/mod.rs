@@ -14,7 +14,7 @@
 //! | `reproduce` | an archived run once more, held against what it gave |
 //! | `captioning` | [`captioning()`]: a pool becomes annotations |
 //!
-//! Ctrl-C, SIGTERM and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
+//! Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
 //! bytes, for any number of threads.
 
 mod captioning;

@@ -47,7 +47,10 @@ pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, th
     estimate.add("images", pixels);
     let replies = (2 * LEAF).min(config.federated.cohort) as u64;
     estimate.add(format!("{replies} replies and the sums"), parameters.saturating_mul(replies + 4));
-    estimate.add(format!("{threads} workers"), (3 * activations).saturating_mul(batch).saturating_add(4 * parameters).saturating_mul(threads as u64));
+    estimate.add(
+        format!("{threads} workers"),
+        (3 * activations).saturating_mul(batch).saturating_add(4 * parameters).saturating_mul(threads as u64),
+    );
     if config.algorithm.algorithm().needs().kept {
         let kept = parameters.saturating_mul(2).saturating_mul(config.partition.clients() as u64);
         estimate.add("what clients keep", kept);

@@ -209,7 +209,7 @@ fn left_out(records: &[Value]) -> Option<(Value, String)> {
     let names: Vec<String> = clients.iter().take(10).map(u64::to_string).collect();
     let more = if clients.len() > names.len() { ", …" } else { "" };
     let text = format!(
-        "in {} rounds clients failed and were left out, {n} times in all: {}{more}; metrics.jsonl says why",
+        "in {} round(s) clients failed and were left out, {n} times in all: {}{more}; metrics.jsonl says why",
         rounds.len(),
         names.join(", ")
     );

@@ -31,8 +31,9 @@ impl Experiment {
         cx: &Context,
     ) -> Result<Params> {
         let config = &self.config.pretrain.llm;
-        let folder =
-            data::resolve(&config.llava).or_else(|_| hub::resolve_until(&config.llava, &cx.cancel)).at(|| "pretrain.llm.llava")?;
+        let folder = data::resolve(&config.llava)
+            .or_else(|_| hub::resolve_until(&config.llava, &cx.cancel))
+            .at(|| "pretrain.llm.llava")?;
         let llava = Llava::open(&folder, cx)?;
         let (_, shape) = map_of(net)?;
         let objective = CaptionLoss::new(&llava, shape, config.student, config.train_tower_projection)?;

@@ -172,7 +172,8 @@ impl Finetune<'_> {
         let Some(Carried { state, kept }) = start.carried else { return Ok(server) };
         let fits = |(name, own): (&String, &Params)| state.get(name).is_some_and(|s| s.layout() == own.layout());
         if state.len() != server.state.len() || !server.state.iter().all(fits) {
-            cx.events.on(Event::Warning("finetune.from: the server's state there is of another network: it begins anew"));
+            cx.events
+                .on(Event::Warning("finetune.from: the server's state there is of another network: it begins anew"));
             return Ok(server);
         }
         server.state = state;

@@ -106,7 +106,11 @@ impl PretrainConfig {
         if self.batch_size < 2 {
             return Err(Error::input("pretrain.batch_size: a contrast needs at least 2 images"));
         }
-        if !(self.temperature.is_finite() && self.temperature > 0.0 && (0.0..=f32::MAX).contains(&self.lambda) && (0.0..=1.0).contains(&self.warmup)) {
+        if !(self.temperature.is_finite()
+            && self.temperature > 0.0
+            && (0.0..=f32::MAX).contains(&self.lambda)
+            && (0.0..=1.0).contains(&self.warmup))
+        {
             return Err(Error::input("pretrain: temperature > 0, lambda ≥ 0, warmup in [0, 1]"));
         }
         Ok(())

@@ -225,5 +225,7 @@ pub(crate) fn first_not_finite(data: &[f32]) -> Option<usize> {
 }
 
 pub(crate) fn diverged(how: &str) -> Error {
-    Error::input(format!("training diverged: {how}")).isolated().hint("lower the learning rate of this stage's optimiser")
+    Error::input(format!("training diverged: {how}"))
+        .isolated()
+        .hint("lower the learning rate of this stage's optimiser")
 }

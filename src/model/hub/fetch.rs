@@ -145,7 +145,8 @@ impl Hub {
         }
         fsx::create_dir(blobs)?;
         let lock = fsx::Lock::try_file(&blobs.join(format!("{name}.lock")))?;
-        let _held = lock.ok_or_else(|| Error::environment(format!("{} is being fetched by another process", blob.display())))?;
+        let _held =
+            lock.ok_or_else(|| Error::environment(format!("{} is being fetched by another process", blob.display())))?;
         let mut file = fsx::append(&part)?;
         let there = file.metadata().map_err(|e| Error::io("look at", &part, e))?.len();
         let mut answer = first;
@@ -209,7 +210,8 @@ fn link(blob: &Path, name: &Path) -> Result<()> {
     let failed = |e| Error::io("create", name, e);
     name.parent().map_or(Ok(()), fsx::create_dir)?;
     #[cfg(unix)]
-    return std::os::unix::fs::symlink(Path::new("../../blobs").join(blob.file_name().unwrap_or_default()), name).map_err(failed);
+    return std::os::unix::fs::symlink(Path::new("../../blobs").join(blob.file_name().unwrap_or_default()), name)
+        .map_err(failed);
     #[cfg(not(unix))]
     std::fs::copy(blob, name).map(|_| ()).map_err(failed)
 }
@@ -324,7 +326,9 @@ mod tests {
     }
 
     fn to(place: &str, headers: &str) -> Option<String> {
-        Some(format!("HTTP/1.1 302 Found\r\n{headers}location: {place}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"))
+        Some(format!(
+            "HTTP/1.1 302 Found\r\n{headers}location: {place}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        ))
     }
 
     const SHA: &str = "0123456789abcdef0123456789abcdef01234567";

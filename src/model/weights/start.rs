@@ -24,6 +24,9 @@ pub struct Start {
     pub prefix: String,
 }
 
+/// Most numbers of one array of an archive: 1 GiB of them.
+const NUMBERS: usize = 1 << 28;
+
 /// Arrays by name: shapes and numbers.
 type Arrays = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
@@ -43,7 +46,8 @@ impl Start {
     /// The same of a model at hand, which `place` says in errors.
     pub fn of(model: &Params, place: &str, start: &Params) -> Result<Start> {
         let entries = model.layout().entries().iter();
-        let array = |e: &crate::nn::params::Entry| (e.name.clone(), (e.shape.clone(), model.data()[e.range()].to_vec()));
+        let array =
+            |e: &crate::nn::params::Entry| (e.name.clone(), (e.shape.clone(), model.data()[e.range()].to_vec()));
         Self::take(&Tensors::Arrays(entries.map(array).collect()), place, start)
     }
 
@@ -66,11 +70,8 @@ impl Start {
         if 2 * out.fresh.len() > all {
             let theirs: Vec<&String> = names.iter().take(3).collect();
             let ours: Vec<&str> = layout.entries().iter().take(3).map(|e| e.name.as_str()).collect();
-            return Err(Error::data(format!(
-                "{place}: {} of {all} tensors are in it",
-                all - out.fresh.len()
-            ))
-            .hint(format!("is it another network? It has {theirs:?}, …; this one has {ours:?}, …")));
+            return Err(Error::data(format!("{place}: {} of {all} tensors are in it", all - out.fresh.len()))
+                .hint(format!("is it another network? It has {theirs:?}, …; this one has {ours:?}, …")));
         }
         // PyTorch's counters are of no use to anybody.
         let counter = |n: &String| n.ends_with("num_batches_tracked");
@@ -177,6 +178,12 @@ fn arrays(path: &Path) -> Result<Arrays> {
         if array.order() != npyz::Order::C && shape.len() > 1 {
             return Err(Error::data(format!("{}: {name}: in Fortran order", path.display()))
                 .hint("save it from np.ascontiguousarray"));
+        }
+        if fsx::bound::volume(&shape).is_none_or(|n| n > NUMBERS) {
+            return Err(Error::data(format!(
+                "{}: {name} of shape {shape:?}: the most numbers read are {NUMBERS}",
+                path.display()
+            )));
         }
         let kind = array.dtype().descr();
         let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
