@@ -51,15 +51,28 @@ pub enum Why {
     Unlisted,
     /// A folder that was met before, by another name.
     Again,
+    /// A record with several images, where one is read.
+    Several,
+    /// A record without an answer.
+    NoAnswer,
+    /// A record in a language that is not asked for.
+    Language,
 }
 
 impl Why {
     /// Whether something is lost: what was never meant as data is not.
     pub fn lost(self) -> bool {
-        !matches!(
-            self,
-            Why::Other | Why::Hidden | Why::TextAlone | Why::Elsewhere | Why::OwnTest | Why::Unlisted | Why::Again
-        )
+        let never_meant = [
+            Why::Other,
+            Why::Hidden,
+            Why::TextAlone,
+            Why::Elsewhere,
+            Why::OwnTest,
+            Why::Unlisted,
+            Why::Language,
+            Why::Again,
+        ];
+        !never_meant.contains(&self)
     }
 
     fn words(self) -> &'static str {
@@ -81,6 +94,9 @@ impl Why {
             Why::Shared => "in the training list too",
             Why::Unlisted => "on no list",
             Why::Again => "folders met before",
+            Why::Several => "with several images",
+            Why::NoAnswer => "without an answer",
+            Why::Language => "in another language",
         }
     }
 }
@@ -106,6 +122,9 @@ pub struct Census {
     /// Of a file about images: how many images it says something about, and of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub joined: Option<(usize, usize)>,
+    /// What was taken although it is not as it should be, and how often: `answers that are numbers`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub noted: BTreeMap<String, usize>,
     /// What would help, where a reader knows.
     #[serde(skip)]
     pub advice: String,
@@ -133,6 +152,13 @@ impl Census {
     pub fn pass_unnamed(&mut self, why: Why, count: usize) {
         if count > 0 {
             self.passed.entry(why).or_default().count += count;
+        }
+    }
+
+    /// Counts so many things that are taken, but are not as they should be.
+    pub fn note(&mut self, what: &str, count: usize) {
+        if count > 0 {
+            *self.noted.entry(what.to_string()).or_default() += count;
         }
     }
 
@@ -164,6 +190,10 @@ impl Census {
         }
         if !self.passed.is_empty() {
             line += &format!("; left out: {}", self.reasons(3, |_| true));
+        }
+        if !self.noted.is_empty() {
+            let noted: Vec<String> = self.noted.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            line += &format!("; noted: {}", noted.join(", "));
         }
         line
     }

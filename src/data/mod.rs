@@ -8,13 +8,14 @@
 //! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
 //! | [`encoded`], [`stream`], [`crop`] | pictures of many sizes, decoded when they are needed, cut to squares |
 //! | [`census`] | what each reader saw and passed over |
-//! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`] | which images stay, and at whom |
+//! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`], [`python_rng`] | which images stay, and at whom |
 //! | [`reserve`] | the server's and the validation set |
 //! | [`split`], [`split_file`], [`pfllib`] | who holds what, its digests, its file, other tools' files |
 //! | [`shots`] | many, medium and few |
 //! | [`loader`] | augmented batches |
 //! | [`dsa`], [`autoaugment`] | stronger augmentations: of a batch, of one image's bytes |
 //! | [`pool`], [`webdataset`], [`captions`] | open images for pretraining and what is said about them |
+//! | [`multimodal`] | pictures with texts and questions, and who lacks which |
 //! | [`unlabelled`] | images without labels that servers distil on |
 //! | [`features`], [`npy`] | cached features of frozen models |
 //! | [`world`] | the procedural world of the demo |
@@ -48,6 +49,7 @@ pub mod jpeg;
 pub mod list;
 pub mod loader;
 pub mod longtail;
+pub mod multimodal;
 pub mod npy;
 pub mod numpy_rng;
 pub mod overlap;
@@ -56,6 +58,7 @@ pub mod pfllib;
 pub mod pickle;
 pub mod pictures;
 pub mod pool;
+pub mod python_rng;
 pub mod reserve;
 pub mod shots;
 pub mod source;

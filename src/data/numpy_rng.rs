@@ -139,6 +139,14 @@ impl RandomState {
         }
     }
 
+    /// `binomial(1, p)`, `p` in `[0, 1]`: by inversion of the smaller of `p` and 1 − p.
+    pub fn bernoulli(&mut self, p: f64) -> bool {
+        let rare = p.min(1.0 - p);
+        // numpy draws nothing at probability 0.
+        let hit = p > 0.0 && self.random_sample() > (1.0 - rare).ln().exp();
+        hit == (p <= 0.5)
+    }
+
     /// `dirichlet([alpha] * n)`: gammas times the reciprocal of their running sum.
     pub fn dirichlet(&mut self, alpha: f64, n: usize) -> Vec<f64> {
         let mut draws: Vec<f64> = (0..n).map(|_| self.standard_gamma(alpha)).collect();

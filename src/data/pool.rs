@@ -88,6 +88,25 @@ pub enum Source {
     Pixels(Arc<Images>, usize),
 }
 
+impl Source {
+    /// The image file's bytes; of an image in memory its pixels, `(C, H, W)`.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        match self {
+            Source::File(path) => fsx::read(path),
+            Source::Slice { file, offset, len } => webdataset::slice(file, *offset, *len),
+            Source::Pixels(images, at) => Ok(images.get(*at).to_vec()),
+        }
+    }
+
+    /// The image in its own size, upright.
+    pub fn rgb(&self) -> Result<RgbImage> {
+        match self {
+            Source::Pixels(images, at) => decode::from_planes(images.get(*at), images.shape()),
+            _ => self.bytes().and_then(|bytes| decode::rgb(&bytes)),
+        }
+    }
+}
+
 /// A pool; decoded only when asked.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -218,21 +237,13 @@ impl Pool {
 
     /// The image file's bytes; of an image in memory its pixels, `(C, H, W)`.
     pub fn bytes(&self, i: usize) -> Result<Vec<u8>> {
-        match &self.item(i)?.source {
-            Source::File(path) => fsx::read(path),
-            Source::Slice { file, offset, len } => webdataset::slice(file, *offset, *len),
-            Source::Pixels(images, at) => Ok(images.get(*at).to_vec()),
-        }
+        self.item(i)?.source.bytes()
     }
 
     /// The image in its own size.
     pub fn rgb(&self, i: usize) -> Result<RgbImage> {
         let item = self.item(i)?;
-        let image = match &item.source {
-            Source::Pixels(images, at) => decode::from_planes(images.get(*at), images.shape()),
-            _ => self.bytes(i).and_then(|bytes| decode::rgb(&bytes)),
-        };
-        image.at(|| format!("pool {}: {}", self.name, item.id))
+        item.source.rgb().at(|| format!("pool {}: {}", self.name, item.id))
     }
 
     /// The image as a square of `side` pixels (shorter side scaled, middle cut).

@@ -9,7 +9,7 @@
 //! | [`kernels`] | products, convolutions and attention by the machine's instruction sets |
 //! | [`session`] | parameters at work, several clients side by side |
 //! | [`batch`], [`samples`] | a batch, and what fills it |
-//! | [`loss`], [`optim`], [`weight`] | losses in closed form; PyTorch's update rules; the dynamic weight |
+//! | [`loss`], [`optim`], [`outer_rate`], [`weight`] | losses in closed form; PyTorch's update rules; rates over rounds; the dynamic weight |
 //! | [`classifier`] | the last linear layer by itself |
 //! | [`dropout`], [`sum`] | masks that every interpreter shares; weighted sums in f64 |
 //! | [`tap`] | between an operation list and ordinary candle code |
@@ -24,6 +24,7 @@ pub mod kernels;
 pub mod loss;
 pub mod net;
 pub mod optim;
+pub mod outer_rate;
 pub mod params;
 pub mod samples;
 pub mod session;
@@ -37,6 +38,7 @@ pub use classifier::Classifier;
 pub use interpreter::{Interpreter, Mode};
 pub use net::{Net, NetBuilder, Node};
 pub use optim::{Optimiser, OptimiserConfig, Schedule};
+pub use outer_rate::{FirstRate, outer_cosine};
 pub use params::{Layout, Named, Params, Ranges, Role};
 pub use samples::{Samples, View};
 pub use session::{Input, Pull, Session};

@@ -182,6 +182,7 @@ impl Experiment {
         Ok(match self.config.federated.cohort_draw {
             cohort::CohortDraw::Key => cohort::by_key(self.key, round, clients, size),
             cohort::CohortDraw::Creff => exec::lock(&self.drawn).of(round),
+            cohort::CohortDraw::Fedmllm => cohort::fedmllm(round, clients, size),
         })
     }
 

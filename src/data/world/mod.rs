@@ -178,6 +178,15 @@ impl World {
         Pool::new("world", drawn.captions.into_iter().enumerate().map(item).collect(), labels)
     }
 
+    /// Draws a picture of `composition` in the benchmark's look into `out`, [`PIXELS`] bytes, and says what is true of it. The
+    /// key is the picture's own; distractors never show one of the classes.
+    pub fn picture(&self, composition: Composition, key: Key, out: &mut [u8]) -> Attributes {
+        let mut rng = key.rng();
+        let scene = self.style(Universe::Train, &mut rng).scene(&mut rng, composition, &self.reserved);
+        render::render(&scene, key, out);
+        scene.truth
+    }
+
     fn captioned(&self, universe: Universe, n: usize) -> Captioned {
         let mut pixels = vec![0; n * PIXELS];
         let drawn = draw(&mut pixels, |i, out| {

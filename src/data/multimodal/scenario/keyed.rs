@@ -1,0 +1,136 @@
+//! Our draws: from the key path, each sample's by its id.
+
+use super::{Held, Outline, ScenarioConfig, Scene, by_label, no_samples, pools};
+use crate::data::creff::chunks;
+use crate::data::multimodal::Modalities;
+use crate::data::partition::{DirichletConfig, PartitionConfig};
+use crate::error::Result;
+use crate::fsx;
+use crate::key::{Key, Purpose};
+
+/// What is drawn below the key of partitions; 0 is the deal itself.
+enum Of {
+    Masks = 1,
+    Clients = 2,
+    Order = 3,
+}
+
+fn key(config: &ScenarioConfig, run: Key) -> Key {
+    config.seed.map_or(run, |seed| Key::from_seed(u64::from(seed)))
+}
+
+fn below(root: Key, of: Of) -> Key {
+    root.fold(Purpose::Partition, of as u64)
+}
+
+/// The key of one sample: of its id, wherever it lies.
+fn of_sample(masks: Key, id: &str) -> Key {
+    let digest = fsx::proof(&[id.as_bytes()]);
+    let word = digest.iter().take(8).fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    masks.fold(Purpose::Item, word)
+}
+
+/// Choices: dealt by label, then masked.
+pub fn labelled(config: &ScenarioConfig, scene: Scene, rows: &[Outline], run: Key) -> Result<Vec<Vec<Held>>> {
+    let root = key(config, run);
+    let mut groups = by_label(rows);
+    let order = below(root, Of::Order);
+    for (label, group) in groups.iter_mut().enumerate() {
+        order.fold(Purpose::Shuffle, label as u64).rng().shuffle(group);
+    }
+    let deal =
+        DirichletConfig { clients: config.clients, alpha: config.alpha, min_size: 1, attempts: 1000, seed: None };
+    let clients = PartitionConfig::Dirichlet(deal).deal(&groups, root)?;
+    let masks = below(root, Of::Masks);
+    let roles = roles(config.clients, scene, root);
+    let held = |(client, list): (usize, Vec<u32>)| {
+        let one = |sample: u32| {
+            let row = &rows[sample as usize];
+            let drawn = match scene {
+                Scene::Missing { beta } => each(beta, of_sample(masks, row.id)),
+                _ => only(roles[client], of_sample(masks, row.id)),
+            };
+            Held { sample, holds: drawn.and(row.has) }
+        };
+        list.into_iter().map(one).collect()
+    };
+    Ok(clients.into_iter().enumerate().map(held).collect())
+}
+
+/// Open questions: dealt in equal shares of those with a picture and those without.
+pub fn shared(config: &ScenarioConfig, scene: Scene, rows: &[Outline], run: Key) -> Result<Vec<Vec<Held>>> {
+    let root = key(config, run);
+    let (masks, order) = (below(root, Of::Masks), below(root, Of::Order));
+    if let Scene::Aligned | Scene::Missing { .. } = scene {
+        let mut all: Vec<u32> = (0..rows.len() as u32).collect();
+        order.rng().shuffle(&mut all);
+        let held = |sample: &u32| {
+            let row = &rows[*sample as usize];
+            let drawn = match scene {
+                Scene::Missing { beta } => each(beta, of_sample(masks, row.id)),
+                _ => Modalities::BOTH,
+            };
+            Held { sample: *sample, holds: drawn.and(row.has) }
+        };
+        return Ok(chunks(&all, config.clients).iter().map(|list| list.iter().map(held).collect()).collect());
+    }
+    let mut roles = roles(config.clients, scene, root);
+    for (client, role) in roles.iter_mut().enumerate() {
+        // With neither, a client is one of the two as a whole: it has no sample that could be either.
+        *role = only(*role, masks.fold(Purpose::Client, client as u64));
+    }
+    let [mut pictures, mut texts] = pools(rows);
+    order.fold(Purpose::Shuffle, 0).rng().shuffle(&mut pictures);
+    order.fold(Purpose::Shuffle, 1).rng().shuffle(&mut texts);
+    let (images, words) = (roles.iter().filter(|r| r.image).count(), roles.iter().filter(|r| r.text).count());
+    let mut clients = vec![Vec::new(); config.clients];
+    for (pool, count, what) in [(pictures, images, "with"), (texts, words, "without")] {
+        if count > pool.len() {
+            return Err(no_samples(what, count));
+        }
+        let mut shares = if count == 0 { Vec::new() } else { chunks(&pool, count) }.into_iter();
+        for (client, role) in roles.iter().enumerate() {
+            if if what == "with" { role.image } else { role.text } {
+                clients[client].extend(shares.next().unwrap_or_default());
+            }
+        }
+    }
+    for (client, list) in clients.iter_mut().enumerate() {
+        order.fold(Purpose::Client, client as u64).rng().shuffle(list);
+    }
+    let held =
+        |list: Vec<u32>| list.into_iter().map(|sample| Held { sample, holds: rows[sample as usize].has }).collect();
+    Ok(clients.into_iter().map(held).collect())
+}
+
+/// What each client holds; a hybrid one may hold neither.
+fn roles(clients: usize, scene: Scene, root: Key) -> Vec<Modalities> {
+    let key = below(root, Of::Clients);
+    match scene {
+        Scene::Aligned | Scene::Missing { .. } => vec![Modalities::BOTH; clients],
+        Scene::Cross { images } => {
+            let mut roles = vec![Modalities::TEXT; clients];
+            key.rng().choose(clients, images).into_iter().for_each(|client| roles[client] = Modalities::IMAGE);
+            roles
+        }
+        Scene::Hybrid { keep } => {
+            (0..clients).map(|client| each(1.0 - keep, key.fold(Purpose::Client, client as u64))).collect()
+        }
+    }
+}
+
+/// Each modality lost with probability `beta`, by itself.
+fn each(beta: f64, key: Key) -> Modalities {
+    let mut rng = key.rng();
+    let mut stays = || rng.f64() >= beta;
+    Modalities { image: stays(), text: stays() }
+}
+
+/// A role as it is; where it is neither, one of the two.
+fn only(role: Modalities, key: Key) -> Modalities {
+    match role {
+        Modalities::NEITHER if key.rng().below(2) == 0 => Modalities::IMAGE,
+        Modalities::NEITHER => Modalities::TEXT,
+        _ => role,
+    }
+}
