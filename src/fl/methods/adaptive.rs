@@ -4,7 +4,8 @@
 //! Adam `v ← β₂ v + (1 − β₂) Δ²` · Yogi `v ← v − (1 − β₂) Δ² sign(v − Δ²)` · Adagrad `v ← v + Δ²`; m is zero and v is τ²
 //! at first, and nothing corrects their bias. The printed mean is uniform over the cohort; `weighting = "samples"`, the
 //! default, weighs by images as FedAvg does, so that the methods of a table differ in the server's step alone. Code that
-//! reuses an optimiser's buffers squares m in Δ's place: `second_moment = "momentum"`. β₁ = 0.9, β₂ = 0.99, τ = 10⁻³ are
+//! reuses an optimiser's buffers squares m in Δ's place, `second_moment = "momentum"`, and lets m be the first round's Δ
+//! whole, `start = "step"` (FedMLLM's and OpenFedLLM's do both). β₁ = 0.9, β₂ = 0.99, τ = 10⁻³ are
 //! the paper's, and β₁ = 0 for Adagrad, which usually has none; η was tuned by task there, 0.01 here is a choice. The
 //! step covers the weights; batch-norm statistics are averaged with the same weighting. Nothing but the model leaves a
 //! client.
@@ -42,6 +43,17 @@ pub enum SecondMoment {
     Delta,
     /// The first moment, fresh step included.
     Momentum,
+}
+
+/// What the first moment is before the first round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstMoment {
+    /// Zero, so that it is (1 − β₁) Δ after it.
+    #[default]
+    Zero,
+    /// As if it had always been the first step, so that it is Δ after it.
+    Step,
 }
 
 /// How the second moment moves: all that the three methods differ in.
@@ -113,14 +125,25 @@ pub struct Adaptive<R> {
     pub weighting: Weighting,
     /// What the second moment is of.
     pub second_moment: SecondMoment,
+    /// What the first moment is before the first round.
+    pub start: FirstMoment,
     #[serde(skip)]
     rule: PhantomData<R>,
 }
 
 impl<R: Rule> Default for Adaptive<R> {
     fn default() -> Self {
-        let (weighting, second_moment) = Default::default();
-        Adaptive { lr: 0.01, beta1: R::BETA1, beta2: 0.99, tau: 1e-3, weighting, second_moment, rule: PhantomData }
+        let (weighting, second_moment, start) = Default::default();
+        Adaptive {
+            lr: 0.01,
+            beta1: R::BETA1,
+            beta2: 0.99,
+            tau: 1e-3,
+            weighting,
+            second_moment,
+            start,
+            rule: PhantomData,
+        }
     }
 }
 
@@ -172,7 +195,7 @@ impl<R: Rule> Algorithm for Adaptive<R> {
         state: &Named,
         _: &Exchange,
         got: &Collected,
-        _: &Now<'_>,
+        now: &Now<'_>,
     ) -> Result<(Params, Named)> {
         let moment = |name: &str| {
             let none = || Error::data(format!("adaptive server: the state has no {name}"));
@@ -181,8 +204,10 @@ impl<R: Rule> Algorithm for Adaptive<R> {
         let (mut first, mut second) = (moment(FIRST)?, moment(SECOND)?);
         let (mean, mut next) = (got.sum(MODEL)?.mean()?, got.moved(model, MODEL, 0.0)?);
         let (m, v, w) = (first.data_mut(), second.data_mut(), next.data_mut());
+        let begins = now.round == 1 && self.start == FirstMoment::Step;
         for i in model.layout().ranges(Role::Weight).into_iter().flatten() {
-            let (new_m, new_v, step) = self.step(mean[i], f64::from(m[i]), f64::from(v[i]));
+            let before = if begins { mean[i] } else { f64::from(m[i]) };
+            let (new_m, new_v, step) = self.step(mean[i], before, f64::from(v[i]));
             (m[i], v[i]) = (new_m as f32, new_v as f32);
             w[i] = (f64::from(w[i]) + step) as f32;
         }
@@ -216,6 +241,33 @@ mod tests {
         let momentum = FedAdam { second_moment: SecondMoment::Momentum, ..Default::default() };
         assert!((delta.step(2.0, 1.0, 0.0).1 - 0.01 * 4.0).abs() < 1e-12);
         assert!((momentum.step(2.0, 1.0, 0.0).1 - 0.01 * 1.1 * 1.1).abs() < 1e-12);
+    }
+
+    /// What FedMLLM's rules give, computed with its formulas, for a weight of 0.5 and three mean steps.
+    #[test]
+    fn the_references_rules_give_the_published_weights() {
+        fn weights<R: Rule>() -> Vec<f64> {
+            let config = Adaptive::<R> {
+                lr: 1e-3,
+                second_moment: SecondMoment::Momentum,
+                start: FirstMoment::Step,
+                ..Adaptive::default()
+            };
+            let (mut m, mut v, mut w) = (0.01, config.tau * config.tau, 0.5);
+            let one = |delta: f64| {
+                let step;
+                (m, v, step) = config.step(delta, m, v);
+                w += step;
+                w
+            };
+            [0.01, -0.004, 0.002].map(one).to_vec()
+        }
+        let same = |got: Vec<f64>, want: [f64; 3]| {
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 6e-10), "{got:?}, published {want:?}");
+        };
+        same(weights::<Adagrad>(), [0.500_904_988, 0.500_566_482, 0.500_733_149]);
+        same(weights::<Yogi>(), [0.504_142_136, 0.507_381_095, 0.510_181_044]);
+        same(weights::<Adam>(), [0.504_148_218, 0.507_398_264, 0.510_213_691]);
     }
 
     #[test]
