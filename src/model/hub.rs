@@ -9,6 +9,8 @@ mod fetch;
 
 use std::path::{Path, PathBuf};
 
+use hf_hub::Repo;
+
 #[cfg(feature = "net")]
 use crate::error::Class;
 use crate::error::{Error, Result};
@@ -63,7 +65,7 @@ fn missing(cache: &Path, id: &str) -> String {
 }
 
 fn repository(cache: &Path, id: &str) -> PathBuf {
-    cache.join(format!("models--{}", id.replace('/', "--")))
+    cache.join(Repo::model(id.to_string()).folder_name())
 }
 
 fn env(name: &str) -> Option<String> {
