@@ -121,7 +121,9 @@ fn rows(table: &Path, root: &Path, part: &str, choice: &Arc<Choice>) -> Result<(
             facets: Facets::default(),
         });
     }
-    Ok(reading.close(format!("crisismmd {part}")))
+    let (part, mut census) = reading.close(format!("crisismmd {part}"));
+    reading::join(&part, &root.join("data_image"), &mut census)?;
+    Ok((part, census))
 }
 
 /// A text without what begins with `http` and goes on to the next blank.

@@ -109,5 +109,7 @@ fn rows(list: &Path, root: &Path, part: &str, choice: &Arc<Choice>) -> Result<(S
         let (ask, target) = (Ask::Choice(choice.clone()), target.clone());
         reading.take(Sample { id, picture, text, ask, target, label: Some(label), facets: Facets::default() });
     }
-    Ok(reading.close(format!("hateful-memes {part}")))
+    let (part, mut census) = reading.close(format!("hateful-memes {part}"));
+    reading::join(&part, &root.join("img"), &mut census)?;
+    Ok((part, census))
 }

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use super::census::Census;
 use crate::error::{Error, Result};
 use crate::exec::Context;
+use crate::fsx;
 use crate::key::Key;
 
 pub use sample::{AnswerType, Ask, Choice, Facets, Modalities, Sample};
@@ -90,6 +91,14 @@ pub struct Subset {
     pub name: String,
     /// In the published order.
     pub samples: Vec<Sample>,
+}
+
+impl Subset {
+    /// SHA-256 of its samples in their order: what a run's manifest names.
+    pub fn digest(&self) -> Result<String> {
+        let each: Vec<String> = self.samples.iter().map(Sample::digest).collect::<Result<_>>()?;
+        Ok(fsx::sha256(each.join("\n").as_bytes()))
+    }
 }
 
 /// What a set's answers are scored by, first of all.

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{Sample, Subset};
 use crate::data::captions::spelled;
 use crate::data::census::{Census, Why};
+use crate::data::decode;
 use crate::data::pool::Source;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
@@ -151,6 +152,30 @@ impl Reading {
         self.census.read = self.samples.len();
         (Subset { name: name.into(), samples: self.samples }, self.census)
     }
+}
+
+/// Says how many of the pictures below `folder` a part is about.
+pub fn join(part: &Subset, folder: &Path, census: &mut Census) -> Result<()> {
+    let about: BTreeSet<PathBuf> = part.samples.iter().filter_map(|s| path(s.picture.as_ref()?)).collect();
+    if !about.is_empty() {
+        census.joined = Some((about.len(), pictures_below(folder)?));
+    }
+    Ok(())
+}
+
+/// Files below a folder that have a picture's ending, to any depth; hidden ones do not count.
+fn pictures_below(folder: &Path) -> Result<usize> {
+    let mut count = 0;
+    for path in if folder.is_dir() { fsx::list(folder)? } else { Vec::new() } {
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        count += match (hidden, path.is_dir()) {
+            (true, _) => 0,
+            (_, true) => pictures_below(&path)?,
+            _ => usize::from(decode::is_read(&ending)),
+        };
+    }
+    Ok(count)
 }
 
 /// Counts, of the pictures of `test`, those that train too.

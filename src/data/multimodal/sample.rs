@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::data::pool::Source;
+use crate::error::{Error, Place, Result};
+use crate::fsx;
 
 /// One example, whole: a scenario says what of it a client holds.
 #[derive(Clone, Debug)]
@@ -98,6 +101,32 @@ impl Modalities {
 }
 
 impl Sample {
+    /// Its picture in its own size, upright; none where it has none.
+    pub fn image(&self) -> Result<Option<RgbImage>> {
+        let read = |picture: &Source| picture.rgb().at(|| format!("the picture of sample {}", self.id));
+        self.picture.as_ref().map(read).transpose()
+    }
+
+    /// SHA-256 of all that it says, and of what another picture in its place would hardly have: a file's name and size, else
+    /// the picture itself.
+    pub fn digest(&self) -> Result<String> {
+        let picture = match &self.picture {
+            None => String::new(),
+            Some(Source::File(path)) => {
+                let size = std::fs::metadata(path).map_err(|e| Error::io("look at", path, e))?.len();
+                format!("{} {size}", path.file_name().unwrap_or_default().to_string_lossy())
+            }
+            Some(other) => fsx::sha256(&other.bytes()?),
+        };
+        let (question, options) = match &self.ask {
+            Ask::Choice(choice) => (choice.question.as_str(), choice.options.join("\n")),
+            Ask::Open(question) => (question.as_str(), String::new()),
+        };
+        let text = self.text.as_ref().map_or_else(String::new, |text| format!("={text}"));
+        let pieces = [&self.id, &picture, &text, question, &options, &self.target];
+        Ok(fsx::hex(fsx::proof(&pieces.map(str::as_bytes))))
+    }
+
     /// What it has. A question alone is a text: who holds it lacks the picture.
     pub fn has(&self) -> Modalities {
         let alone = self.picture.is_none() && matches!(self.ask, Ask::Open(_));

@@ -92,5 +92,7 @@ fn rows(list: &Path, folder: &Path, languages: Languages, part: &str) -> Result<
             false => reading.pass(Why::Language, row.id()),
         }
     }
-    Ok(reading.close(format!("slake {part}")))
+    let (part, mut census) = reading.close(format!("slake {part}"));
+    reading::join(&part, folder, &mut census)?;
+    Ok((part, census))
 }

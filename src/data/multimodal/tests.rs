@@ -56,7 +56,7 @@ fn hateful_memes_are_read_with_what_is_missing_counted() {
     assert_eq!(first.picture.as_ref().unwrap().rgb().unwrap().get_pixel(0, 0).0, [1, 2, 3]);
     assert_eq!((second.text.as_deref(), set.sources[0].noted["texts with blanks around"]), (Some("so"), 1));
     assert_eq!((set.sources[0].read, set.sources[0].passed(Why::NoImage)), (2, 1));
-    assert_eq!(set.tests[0].samples.len(), 2);
+    assert_eq!((set.tests[0].samples.len(), set.sources[0].joined), (2, Some((2, 3))));
     assert_eq!((set.sources[1].passed(Why::Label), set.sources[1].passed(Why::Double)), (1, 1));
     assert_eq!(set.sources[1].noted["of 2 pictures that also train"], 1);
     assert!(set.val.samples.is_empty() && set.metric == Metric::Auc);
@@ -237,23 +237,42 @@ fn the_real_medical_sets_have_their_published_counts_and_traits() {
     paths.sort();
     paths.dedup();
     assert_eq!(paths.len(), 314 + 180);
-    assert!(rad.samples[0].picture.as_ref().unwrap().rgb().unwrap().width() > 100);
+    assert!(rad.samples[0].image().unwrap().unwrap().width() > 100);
+    assert_eq!((trained.joined, tested.joined, chinese.joined), (Some((313, 315)), Some((203, 315)), Some((180, 180))));
 }
 
 #[test]
 fn the_real_medical_sets_are_dealt_in_the_published_shares() {
     let Some(root) = real_data() else { return };
     let set = read(&MultimodalConfig::Medical(real_medical(&root))).unwrap();
-    let config = scenario::ScenarioConfig {
-        kind: scenario::ScenarioKind::Cross,
-        images: Some(3),
-        draw: scenario::ScenarioDraw::Reference,
-        ..Default::default()
-    };
+    let cross = scenario::CrossConfig { images: 3, draw: scenario::ScenarioDraw::Reference, ..Default::default() };
+    let config = scenario::ScenarioConfig::Cross(cross);
     let held = scenario::draw(&config, &set.train.samples, &set.recipe, Key::from_seed(1)).unwrap();
     let mixes = held.mixes(&set.train.samples).unwrap();
     let images: Vec<usize> = mixes.iter().map(|t| t.image).collect();
     assert_eq!(images, [0, 0, 0, 599, 0, 599, 599, 0, 0, 0]);
     let texts: Vec<usize> = mixes.iter().map(|t| t.text).collect();
     assert_eq!(texts, [848, 848, 848, 0, 848, 0, 0, 848, 848, 854]);
+}
+
+#[test]
+fn a_parts_digest_is_of_what_it_says_and_of_its_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    (1..=2).for_each(|i| picture(root, &format!("img/{i}.png"), i));
+    let line =
+        |id: u32, text: &str| format!("{{\"id\":{id},\"img\":\"img/{id}.png\",\"label\":0,\"text\":\"{text}\"}}\n");
+    write(root, "test_seen.jsonl", &line(1, "x"));
+    let digest = |train: &str| {
+        write(root, "train.jsonl", train);
+        read(&of("hateful-memes", root)).unwrap().train.digest().unwrap()
+    };
+    let first = digest(&(line(1, "a") + &line(2, "b")));
+    assert_eq!(first, digest(&(line(1, "a") + &line(2, "b"))));
+    assert_ne!(first, digest(&(line(1, "a") + &line(2, "c"))));
+    assert_ne!(first, digest(&(line(2, "b") + &line(1, "a"))));
+    std::fs::write(root.join("img/1.png"), [0; 3]).unwrap();
+    assert_ne!(first, digest(&(line(1, "a") + &line(2, "b"))));
+    let e = read(&of("hateful-memes", root)).unwrap().train.samples[0].image().unwrap_err().to_string();
+    assert!(e.contains("the picture of sample 1") && e.contains("not a readable image"), "{e}");
 }

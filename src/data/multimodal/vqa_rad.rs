@@ -136,6 +136,8 @@ pub fn load(config: &VqaRadConfig) -> Result<Multimodal> {
     trained.source += " (train)";
     tested.source += " (test)";
     reading::note_shared(&train, &test, &mut tested);
+    reading::join(&train, &folder, &mut trained)?;
+    reading::join(&test, &folder, &mut tested)?;
     Ok(Multimodal {
         name: "vqa-rad".into(),
         train,

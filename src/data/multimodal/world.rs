@@ -250,7 +250,7 @@ mod tests {
         for s in &set.train.samples {
             let words: Vec<&str> = s.text.as_ref().unwrap().split(" then ").collect();
             assert_eq!(words[s.label.unwrap() as usize], s.facets.more["shown"]);
-            let image = s.picture.as_ref().unwrap().rgb().unwrap();
+            let image = s.image().unwrap().unwrap();
             let mean = |c: usize| image.pixels().map(|p| f64::from(p.0[c])).sum::<f64>() / 1024.0;
             match s.facets.more["shown"].as_str() {
                 "red" => red = (red.0 + mean(0) - mean(2), red.1 + 1),

@@ -154,7 +154,6 @@ mod tests {
         }
     }
 
-    /// By hand from the published expression, in Python 3.11's `re`.
     #[test]
     fn the_reference_takes_the_first_capital_and_calls_failures_two() {
         let two = |answer: &str| reference(answer, 2);
@@ -172,6 +171,29 @@ mod tests {
         assert_eq!(reference("H", 8), read(7, true));
         assert_eq!(reference("(H)", 2), read(2, false));
         assert_eq!(reference("ÄÖ (D)", 8), read(3, true));
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        answer: String,
+        #[serde(rename = "2")]
+        of_two: Option<usize>,
+        #[serde(rename = "8")]
+        of_eight: Option<usize>,
+    }
+
+    /// `tests/golden/fedmllm/parsed.json`, written by the script beside it with Python's `re`.
+    #[test]
+    fn the_reference_reads_three_hundred_scrambled_answers_as_python_does() {
+        let cases: Vec<Golden> =
+            serde_json::from_str(include_str!("../../../tests/golden/fedmllm/parsed.json")).unwrap();
+        assert!(cases.iter().filter(|c| c.of_two.is_some()).count() > 50);
+        for Golden { answer, of_two, of_eight } in cases {
+            for (options, want) in [(2, of_two), (8, of_eight)] {
+                let want = Read { option: Some(want.unwrap_or(2)), parsed: want.is_some() };
+                assert_eq!(reference(&answer, options), want, "{answer:?} of {options}");
+            }
+        }
     }
 
     #[test]

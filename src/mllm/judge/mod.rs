@@ -5,8 +5,10 @@
 //! | [`grammar`] | a choice read from an answer: strictly, or as FedMLLM's scripts do |
 //! | [`scores`] | accuracy, AUC, macro-F1 of choices |
 //! | [`vqa`] | exact match of open answers after the VQA normaliser, by open and closed |
+//! | [`answers`] | all of them for the samples of a set |
 //! | [`endpoint`], [`verdicts`] | an OpenAI-compatible server as judge, off unless asked; what it said is kept |
 
+pub mod answers;
 pub mod endpoint;
 pub mod grammar;
 pub mod verdicts;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+pub use answers::AnswerScores;
 pub use endpoint::{Case, Endpoint, Judgements};
 pub use grammar::{Parser, Read};
 pub use scores::{Answered, ChoiceScores};

@@ -1,4 +1,5 @@
-"""Writes scenario.json, scores.json and vqa.json: FedMLLM's draws, scikit-learn's scores, the VQA challenge's normaliser.
+"""Writes scenario.json, scores.json, parsed.json and vqa.json: FedMLLM's draws, scikit-learn's scores, what the published
+expression reads from answers, the VQA challenge's normaliser.
 
 Run: python tests/golden/fedmllm/make.py VQA_EVAL
 VQA_EVAL is the published evaluator in a form that has `preprocess_answer` on a class `MedVQAEval(vqa, vqaRes)`
@@ -11,6 +12,7 @@ The draws follow the description in src/data/multimodal/scenario/reference.rs, i
 import importlib.util
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -161,6 +163,24 @@ def scores():
     return out
 
 
+def parsed():
+    """Option read by deleting `answer` and `Answer`, the first match of the expression, `strip()`, `strip("()")`."""
+    rng = random.Random(9)
+    pieces = ["A", "B", "C", "G", "H", "I", "(", ")", "(", ")", " ", " ", "answer", "Answer", "a", "b", ".", ":", "\n", "is", "Ä", "x"]
+    answers = ["".join(rng.choice(pieces) for _ in range(rng.randint(0, 8))) for _ in range(300)]
+    out = []
+    for answer in answers:
+        case = {"answer": answer}
+        for options, letters in [(2, "A-G"), (8, "A-H")]:
+            text = answer.replace("answer", "").replace("Answer", "")
+            found = re.findall(rf"[( ]*[{letters}][) ]*", text)
+            letter = found[0].strip().strip("()") if found else ""
+            known = list("ABCDEFGH")[:options]
+            case[str(options)] = known.index(letter) if letter in known else None
+        out.append(case)
+    return out
+
+
 TEXTS = """Yes|no.|The left lung.|x-ray|X ray|x - ray|two|None|a mass in the right lobe|3.5 cm|3. 5|1,000 cells|1, 2, 3|
 left/right|left / right|(left)|don't know|dont know|it isnt|cant|I'm|Im sure|somebody'd|somebodyd|couldn'tve|yall'd've|
 its own|she's|what?|What ?|T2-weighted|T2 -weighted|COPD; asthma|"quoted"|tab\tand\nline|  blanks   here |An apple, the pear|
@@ -188,5 +208,6 @@ def write(name, value):
 
 write("scenario.json", scenarios())
 write("scores.json", scores())
+write("parsed.json", parsed())
 if len(sys.argv) > 1:
     write("vqa.json", vqa(sys.argv[1]))

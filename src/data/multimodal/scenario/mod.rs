@@ -30,32 +30,6 @@ use crate::key::Key;
 
 pub use holdings::{Held, Holdings, Mix};
 
-/// Which scenario.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ScenarioKind {
-    /// Every client holds all of its samples.
-    #[default]
-    Aligned,
-    /// Every sample loses each modality with probability `beta`.
-    Missing,
-    /// Some clients hold pictures alone, the others texts alone.
-    Cross,
-    /// Every client holds each modality with probability `keep`.
-    Hybrid,
-}
-
-impl ScenarioKind {
-    fn word(self) -> &'static str {
-        match self {
-            ScenarioKind::Aligned => "aligned",
-            ScenarioKind::Missing => "missing",
-            ScenarioKind::Cross => "cross",
-            ScenarioKind::Hybrid => "hybrid",
-        }
-    }
-}
-
 /// Where the draws come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -67,97 +41,157 @@ pub enum ScenarioDraw {
     Reference,
 }
 
-/// The scenario: how samples are dealt, and who lacks what.
+/// How samples are dealt, and who lacks what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScenarioConfig {
-    /// Which scenario.
-    pub kind: ScenarioKind,
-    /// Clients, at least 1.
-    pub clients: usize,
-    /// Concentration of the Dirichlet draw over clients, > 0: small is uneven. Samples without labels do not use it.
-    pub alpha: f64,
-    /// Of `missing`: probability that a sample loses its picture, and that it loses its text, in [0, 1].
-    pub beta: Option<f64>,
-    /// Of `cross`: how many clients hold pictures alone.
-    pub images: Option<usize>,
-    /// Of `hybrid`: probability that a client holds pictures, and that it holds texts, in [0, 1].
-    pub keep: Option<f64>,
-    /// Where the draws come from.
-    pub draw: ScenarioDraw,
-    /// A seed of its own; without it the run's, or the published one.
-    pub seed: Option<u32>,
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ScenarioConfig {
+    /// Every client holds all of its samples.
+    Aligned(AlignedConfig),
+    /// Every sample loses each modality by itself.
+    Missing(MissingConfig),
+    /// Some clients hold pictures alone, the others texts alone.
+    Cross(CrossConfig),
+    /// Every client holds each modality or does not.
+    Hybrid(HybridConfig),
+}
+
+/// The section of one kind: its own key, and those that all kinds share.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$own_doc:meta])* $own:ident: $type:ty = $value:expr)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            $($(#[$own_doc])* pub $own: $type,)?
+            /// Clients, at least 1.
+            pub clients: usize,
+            /// Concentration of the Dirichlet draw over clients, > 0: small is uneven. Open questions do not use it.
+            pub alpha: f64,
+            /// Where the draws come from.
+            pub draw: ScenarioDraw,
+            /// A seed of its own; without it the run's, or the published one.
+            pub seed: Option<u32>,
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                let Deal { clients, alpha, draw, seed } = Deal::default();
+                $name { $($own: $value,)? clients, alpha, draw, seed }
+            }
+        }
+
+        impl $name {
+            fn deal(&self) -> Deal {
+                Deal { clients: self.clients, alpha: self.alpha, draw: self.draw, seed: self.seed }
+            }
+        }
+    };
+}
+
+section! {
+    /// The aligned kind.
+    AlignedConfig {}
+}
+
+section! {
+    /// The missing kind.
+    MissingConfig {
+        /// Probability that a sample loses its picture, and that it loses its text, in [0, 1].
+        beta: f64 = 0.5
+    }
+}
+
+section! {
+    /// The cross kind.
+    CrossConfig {
+        /// How many clients hold pictures alone.
+        images: usize = 5
+    }
+}
+
+section! {
+    /// The hybrid kind.
+    HybridConfig {
+        /// Probability that a client holds pictures, and that it holds texts, in [0, 1]. One with neither keeps one of the
+        /// two of each sample.
+        keep: f64 = 0.7
+    }
 }
 
 impl Default for ScenarioConfig {
     fn default() -> Self {
-        ScenarioConfig {
-            kind: ScenarioKind::Aligned,
-            clients: 10,
-            alpha: 0.5,
-            beta: None,
-            images: None,
-            keep: None,
-            draw: ScenarioDraw::Keyed,
-            seed: None,
-        }
+        ScenarioConfig::Aligned(AlignedConfig::default())
     }
 }
 
-/// A scenario, checked: its kind with the value that it needs.
+/// What all kinds say.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Scene {
-    Aligned,
+pub(crate) struct Deal {
+    clients: usize,
+    alpha: f64,
+    draw: ScenarioDraw,
+    seed: Option<u32>,
+}
+
+impl Default for Deal {
+    fn default() -> Self {
+        Deal { clients: 10, alpha: 0.5, draw: ScenarioDraw::Keyed, seed: None }
+    }
+}
+
+/// What one kind says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Lack {
+    Nothing,
     Missing { beta: f64 },
     Cross { images: usize },
     Hybrid { keep: f64 },
 }
 
 impl ScenarioConfig {
-    /// Refuses values that no data could make right.
-    pub fn check(&self) -> Result<()> {
-        self.scene().map(|_| ())
+    /// Clients of the federation.
+    pub fn clients(&self) -> usize {
+        self.deal().clients
     }
 
-    pub(crate) fn scene(&self) -> Result<Scene> {
-        if self.clients == 0 {
+    fn deal(&self) -> Deal {
+        match self {
+            ScenarioConfig::Aligned(c) => c.deal(),
+            ScenarioConfig::Missing(c) => c.deal(),
+            ScenarioConfig::Cross(c) => c.deal(),
+            ScenarioConfig::Hybrid(c) => c.deal(),
+        }
+    }
+
+    fn lack(&self) -> Lack {
+        match self {
+            ScenarioConfig::Aligned(_) => Lack::Nothing,
+            ScenarioConfig::Missing(c) => Lack::Missing { beta: c.beta },
+            ScenarioConfig::Cross(c) => Lack::Cross { images: c.images },
+            ScenarioConfig::Hybrid(c) => Lack::Hybrid { keep: c.keep },
+        }
+    }
+
+    /// Refuses values that no data could make right.
+    pub fn check(&self) -> Result<()> {
+        let Deal { clients, alpha, .. } = self.deal();
+        if clients == 0 {
             return Err(Error::input("scenario.clients = 0: the smallest is 1"));
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(Error::input(format!("scenario.alpha = {} is not a positive number", self.alpha)));
+        if !(alpha.is_finite() && alpha > 0.0) {
+            return Err(Error::input(format!("scenario.alpha = {alpha} is not a positive number")));
         }
-        let given = [("beta", self.beta.is_some()), ("images", self.images.is_some()), ("keep", self.keep.is_some())];
-        let kind = self.kind.word();
-        let own = match self.kind {
-            ScenarioKind::Aligned => "",
-            ScenarioKind::Missing => "beta",
-            ScenarioKind::Cross => "images",
-            ScenarioKind::Hybrid => "keep",
+        let share = |key: &str, value: f64| match (0.0..=1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::input(format!("scenario.{key} = {value} is not between 0 and 1"))),
         };
-        if let Some((key, _)) = given.iter().find(|(key, given)| *given && *key != own) {
-            return Err(Error::input(format!("scenario.{key} is not a key of scenario.kind = {kind:?}"))
-                .hint("missing has beta, cross has images, hybrid has keep"));
+        match self.lack() {
+            Lack::Nothing => Ok(()),
+            Lack::Missing { beta } => share("beta", beta),
+            Lack::Hybrid { keep } => share("keep", keep),
+            Lack::Cross { images } if images <= clients => Ok(()),
+            Lack::Cross { images } => Err(Error::input(format!("scenario.images = {images} of {clients} clients"))),
         }
-        let needed = || Error::input(format!("scenario.kind = {kind:?} needs scenario.{own}"));
-        let share = |value: Option<f64>| {
-            let value = value.ok_or_else(needed)?;
-            match (0.0..=1.0).contains(&value) {
-                true => Ok(value),
-                false => Err(Error::input(format!("scenario.{own} = {value} is not between 0 and 1"))),
-            }
-        };
-        Ok(match self.kind {
-            ScenarioKind::Aligned => Scene::Aligned,
-            ScenarioKind::Missing => Scene::Missing { beta: share(self.beta)? },
-            ScenarioKind::Cross => match self.images.ok_or_else(needed)? {
-                images if images <= self.clients => Scene::Cross { images },
-                images => {
-                    let clients = self.clients;
-                    return Err(Error::input(format!("scenario.images = {images} of {clients} clients")));
-                }
-            },
-            ScenarioKind::Hybrid => Scene::Hybrid { keep: share(self.keep)? },
-        })
     }
 }
 
@@ -187,9 +221,10 @@ pub fn draw(config: &ScenarioConfig, train: &[Sample], recipe: &Recipe, key: Key
 
 /// As [`draw`], of what it sees.
 pub fn draw_outlines(config: &ScenarioConfig, rows: &[Outline], recipe: &Recipe, key: Key) -> Result<Holdings> {
-    let scene = config.scene()?;
-    if config.clients > rows.len() {
-        return Err(Error::input(format!("scenario.clients = {} with {} samples", config.clients, rows.len()))
+    config.check()?;
+    let (deal, lack) = (config.deal(), config.lack());
+    if deal.clients > rows.len() {
+        return Err(Error::input(format!("scenario.clients = {} with {} samples", deal.clients, rows.len()))
             .hint("every client needs at least one sample"));
     }
     let labelled = rows.iter().filter(|r| r.label.is_some()).count();
@@ -197,14 +232,14 @@ pub fn draw_outlines(config: &ScenarioConfig, rows: &[Outline], recipe: &Recipe,
         return Err(Error::data(format!("scenario: {labelled} of {} samples have a label", rows.len()))
             .hint("choices are dealt by label and open questions in shares; do not mix them"));
     }
-    let clients = match (config.draw, labelled > 0) {
-        (ScenarioDraw::Keyed, true) => keyed::labelled(config, scene, rows, key),
-        (ScenarioDraw::Keyed, false) => keyed::shared(config, scene, rows, key),
-        (ScenarioDraw::Reference, true) => reference::labelled(config, scene, rows, recipe),
-        (ScenarioDraw::Reference, false) => reference::shared(config, scene, rows, recipe),
+    let clients = match (deal.draw, labelled > 0) {
+        (ScenarioDraw::Keyed, true) => keyed::labelled(&deal, lack, rows, key),
+        (ScenarioDraw::Keyed, false) => keyed::shared(&deal, lack, rows, key),
+        (ScenarioDraw::Reference, true) => reference::labelled(&deal, lack, rows, recipe),
+        (ScenarioDraw::Reference, false) => reference::shared(&deal, lack, rows, recipe),
     }?;
     if let Some(client) = clients.iter().position(Vec::is_empty) {
-        return Err(Error::input(format!("scenario: client {client} of {} drew no sample", config.clients))
+        return Err(Error::input(format!("scenario: client {client} of {} drew no sample", deal.clients))
             .hint("raise scenario.alpha, or lower scenario.clients"));
     }
     Ok(Holdings { clients })

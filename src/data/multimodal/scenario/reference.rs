@@ -12,29 +12,24 @@
 //!    the others in theirs; each pool is shuffled and cut into equal pieces, the rest to the last. The script of hybrid
 //!    clients does not seed numpy; here it has the same seed.
 
-use super::{Held, Outline, ScenarioConfig, Scene, by_label, no_samples, pools};
+use super::{Deal, Held, Lack, Outline, by_label, no_samples, pools};
 use crate::data::multimodal::{Modalities, Recipe};
 use crate::data::numpy_rng::RandomState;
 use crate::data::python_rng::PythonRandom;
 use crate::error::{Error, Result};
 
-fn seed(config: &ScenarioConfig, recipe: &Recipe) -> u32 {
-    config.seed.unwrap_or(recipe.seed)
+fn seed(deal: &Deal, recipe: &Recipe) -> u32 {
+    deal.seed.unwrap_or(recipe.seed)
 }
 
 /// Choices.
-pub(super) fn labelled(
-    config: &ScenarioConfig,
-    scene: Scene,
-    rows: &[Outline],
-    recipe: &Recipe,
-) -> Result<Vec<Vec<Held>>> {
-    let seed = seed(config, recipe);
-    let clients = partition(&by_label(rows), config.clients, config.alpha, seed, recipe.fills_first_label_only)?;
-    let roles = roles(config.clients, scene, seed);
+pub(super) fn labelled(deal: &Deal, lack: Lack, rows: &[Outline], recipe: &Recipe) -> Result<Vec<Vec<Held>>> {
+    let seed = seed(deal, recipe);
+    let clients = partition(&by_label(rows), deal.clients, deal.alpha, seed, recipe.fills_first_label_only)?;
+    let roles = roles(deal.clients, lack, seed);
     let mut rng = PythonRandom::new(u64::from(seed));
-    let mut drawn = |client: usize| match (scene, roles[client]) {
-        (Scene::Missing { beta }, _) => {
+    let mut drawn = |client: usize| match (lack, roles[client]) {
+        (Lack::Missing { beta }, _) => {
             let text = rng.random() < 1.0 - beta;
             Modalities { image: rng.random() < 1.0 - beta, text }
         }
@@ -100,17 +95,17 @@ fn fill(sizes: &mut [usize], label: usize) -> Result<()> {
 }
 
 /// What each client holds; a hybrid one may hold neither.
-fn roles(clients: usize, scene: Scene, seed: u32) -> Vec<Modalities> {
-    match scene {
-        Scene::Aligned | Scene::Missing { .. } => vec![Modalities::BOTH; clients],
-        Scene::Cross { images } => {
+fn roles(clients: usize, lack: Lack, seed: u32) -> Vec<Modalities> {
+    match lack {
+        Lack::Nothing | Lack::Missing { .. } => vec![Modalities::BOTH; clients],
+        Lack::Cross { images } => {
             let mut roles = vec![Modalities::TEXT; clients];
             for client in PythonRandom::new(u64::from(seed)).sample(clients, images) {
                 roles[client] = Modalities::IMAGE;
             }
             roles
         }
-        Scene::Hybrid { keep } => {
+        Lack::Hybrid { keep } => {
             let mut rng = RandomState::new(seed);
             let mut stays = || rng.bernoulli(keep);
             (0..clients).map(|_| Modalities { image: stays(), text: stays() }).collect()
@@ -119,17 +114,12 @@ fn roles(clients: usize, scene: Scene, seed: u32) -> Vec<Modalities> {
 }
 
 /// Open questions: step 5 of this module's head.
-pub(super) fn shared(
-    config: &ScenarioConfig,
-    scene: Scene,
-    rows: &[Outline],
-    recipe: &Recipe,
-) -> Result<Vec<Vec<Held>>> {
-    let (seed, clients) = (seed(config, recipe), config.clients);
+pub(super) fn shared(deal: &Deal, lack: Lack, rows: &[Outline], recipe: &Recipe) -> Result<Vec<Vec<Held>>> {
+    let (seed, clients) = (seed(deal, recipe), deal.clients);
     let mut rng = PythonRandom::new(u64::from(seed));
     let [pictures, texts] = pools(rows);
-    let lists = match scene {
-        Scene::Cross { images } => {
+    let lists = match lack {
+        Lack::Cross { images } => {
             let chosen = rng.sample(clients, images);
             let others: Vec<usize> = (0..clients).filter(|client| !chosen.contains(client)).collect();
             let mut lists = vec![Vec::new(); clients];
@@ -139,8 +129,8 @@ pub(super) fn shared(
             }
             lists
         }
-        Scene::Hybrid { .. } => {
-            let mut roles = roles(clients, scene, seed);
+        Lack::Hybrid { .. } => {
+            let mut roles = roles(clients, lack, seed);
             for role in roles.iter_mut().filter(|r| **r == Modalities::NEITHER) {
                 *role = if rng.random() < 0.5 { Modalities::IMAGE } else { Modalities::TEXT };
             }
@@ -158,7 +148,7 @@ pub(super) fn shared(
             };
             roles.iter().map(&mut own).collect()
         }
-        Scene::Aligned | Scene::Missing { .. } => {
+        Lack::Nothing | Lack::Missing { .. } => {
             return Err(Error::input(
                 "scenario.draw = \"reference\": open questions are published for cross and hybrid alone",
             )

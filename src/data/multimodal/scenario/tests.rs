@@ -19,20 +19,39 @@ fn ids(n: usize) -> Vec<String> {
     (0..n).map(|i| format!("s{i}")).collect()
 }
 
+/// The published numbers of clients and concentration, unless `change` says otherwise.
+fn changed(
+    config: ScenarioConfig,
+    change: impl Fn(&mut usize, &mut f64, &mut ScenarioDraw, &mut Option<u32>),
+) -> ScenarioConfig {
+    let mut config = config;
+    match &mut config {
+        ScenarioConfig::Aligned(c) => change(&mut c.clients, &mut c.alpha, &mut c.draw, &mut c.seed),
+        ScenarioConfig::Missing(c) => change(&mut c.clients, &mut c.alpha, &mut c.draw, &mut c.seed),
+        ScenarioConfig::Cross(c) => change(&mut c.clients, &mut c.alpha, &mut c.draw, &mut c.seed),
+        ScenarioConfig::Hybrid(c) => change(&mut c.clients, &mut c.alpha, &mut c.draw, &mut c.seed),
+    }
+    config
+}
+
 fn reference(config: ScenarioConfig) -> ScenarioConfig {
-    ScenarioConfig { draw: ScenarioDraw::Reference, ..config }
+    changed(config, |_, _, draw, _| *draw = ScenarioDraw::Reference)
+}
+
+fn aligned(alpha: f64) -> ScenarioConfig {
+    ScenarioConfig::Aligned(AlignedConfig { alpha, ..Default::default() })
 }
 
 fn missing(beta: f64) -> ScenarioConfig {
-    ScenarioConfig { kind: ScenarioKind::Missing, beta: Some(beta), ..ScenarioConfig::default() }
+    ScenarioConfig::Missing(MissingConfig { beta, ..Default::default() })
 }
 
 fn cross(images: usize) -> ScenarioConfig {
-    ScenarioConfig { kind: ScenarioKind::Cross, images: Some(images), ..ScenarioConfig::default() }
+    ScenarioConfig::Cross(CrossConfig { images, ..Default::default() })
 }
 
 fn hybrid(keep: f64) -> ScenarioConfig {
-    ScenarioConfig { kind: ScenarioKind::Hybrid, keep: Some(keep), ..ScenarioConfig::default() }
+    ScenarioConfig::Hybrid(HybridConfig { keep, ..Default::default() })
 }
 
 fn drawn(config: &ScenarioConfig, rows: &[Outline]) -> Holdings {
@@ -53,7 +72,7 @@ fn hateful_memes_is_dealt_in_the_published_sizes() {
         (5.0, [821, 839, 1036, 737, 1215, 1040, 640, 919, 879, 374]),
     ];
     for (alpha, want) in cases {
-        let held = drawn(&reference(ScenarioConfig { alpha, ..ScenarioConfig::default() }), &rows);
+        let held = drawn(&reference(aligned(alpha)), &rows);
         assert_eq!(held.clients.iter().map(Vec::len).collect::<Vec<_>>(), want, "alpha {alpha}");
         let of = |client: &Vec<Held>, label: u32| {
             client.iter().filter(|h| rows[h.sample as usize].label == Some(label)).count()
@@ -162,7 +181,8 @@ fn the_reference_draws_are_numpys_and_pythons_to_the_sample_and_the_mask() {
     for case in golden.cases {
         let recipe = Recipe { seed: 42, fills_first_label_only: case.first_only };
         for (scenario, want) in [(missing(0.4), &case.missing), (hybrid(0.4), &case.hybrid)] {
-            let config = reference(ScenarioConfig { clients: case.clients, alpha: case.alpha, ..scenario });
+            let config =
+                changed(reference(scenario), |clients, alpha, _, _| (*clients, *alpha) = (case.clients, case.alpha));
             let held = draw_outlines(&config, &rows, &recipe, Key::from_seed(1)).unwrap();
             for (client, (held, (own, masks))) in held.clients.iter().zip(case.held.iter().zip(want)).enumerate() {
                 assert_eq!(held.iter().map(|h| h.sample).collect::<Vec<_>>(), *own, "{client}");
@@ -219,7 +239,7 @@ fn keyed_scenarios_deal_every_sample_once_and_keep_their_rules() {
         assert_eq!(held, drawn(&config, &rows));
         let other = draw_outlines(&config, &rows, &Recipe::default(), Key::from_seed(2)).unwrap();
         assert_ne!(held, other);
-        let seeded = ScenarioConfig { seed: Some(9), ..config };
+        let seeded = changed(config, |_, _, _, seed| *seed = Some(9));
         assert_eq!(
             drawn(&seeded, &rows),
             draw_outlines(&seeded, &rows, &Recipe::default(), Key::from_seed(2)).unwrap()
@@ -287,6 +307,23 @@ fn what_clients_hold_is_counted_and_named_by_a_digest() {
     other.clients[1][0].holds = Modalities::TEXT;
     assert_ne!(other.digest(&train).unwrap(), holdings.digest(&train).unwrap());
     assert!(holdings.to_json(&train[..1]).is_err());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("holdings.json");
+    holdings.export(&train, &path).unwrap();
+    assert_eq!(Holdings::import(&train, &path).unwrap(), holdings);
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (old, new, want) in [
+        ("\"both\"", "\"text\"", "digest is"),
+        ("\"both\"", "\"all\"", "both, image, text or neither, not \"all\""),
+        ("\"c\"", "\"a\"", "held twice"),
+        ("\"c\"", "\"d\"", "no training sample is called d"),
+        ("\"samples\":3", "\"samples\":4", "made for 4 samples"),
+    ] {
+        assert!(text.contains(old), "{text}");
+        std::fs::write(&path, text.replacen(old, new, 1)).unwrap();
+        let e = Holdings::import(&train, &path).unwrap_err().to_string();
+        assert!(e.contains(want) && e.contains("holdings.json"), "{e}");
+    }
 }
 
 #[test]
@@ -296,13 +333,15 @@ fn what_cannot_be_drawn_is_refused_by_name() {
     let e = |config: &ScenarioConfig| {
         draw_outlines(config, &rows, &Recipe::default(), Key::from_seed(1)).unwrap_err().to_string()
     };
-    let config = ScenarioConfig::default();
-    assert!(e(&ScenarioConfig { beta: Some(0.3), ..config.clone() }).contains("scenario.beta is not a key"));
-    assert!(e(&ScenarioConfig { kind: ScenarioKind::Missing, ..config.clone() }).contains("needs scenario.beta"));
-    assert!(e(&missing(1.5)).contains("not between 0 and 1"));
+    assert!(e(&missing(1.5)).contains("scenario.beta = 1.5 is not between 0 and 1"));
+    assert!(e(&hybrid(f64::NAN)).contains("scenario.keep"));
     assert!(e(&cross(11)).contains("scenario.images = 11 of 10"));
-    assert!(e(&ScenarioConfig { clients: 31, ..config.clone() }).contains("31 with 30"));
-    assert!(e(&ScenarioConfig { alpha: 0.0, ..config.clone() }).contains("alpha"));
+    assert!(e(&changed(aligned(1.0), |clients, _, _, _| *clients = 31)).contains("31 with 30"));
+    assert!(e(&aligned(0.0)).contains("alpha"));
+    let read = |text: &str| toml::from_str::<ScenarioConfig>(text);
+    assert_eq!(read("kind = \"missing\"\nbeta = 0.3").unwrap(), missing(0.3));
+    assert!(read("kind = \"aligned\"\nbeta = 0.3").unwrap_err().to_string().contains("beta"));
+    assert!(read("kind = \"mixed\"").unwrap_err().to_string().contains("hybrid"));
     let open: Vec<Outline> = ids.iter().map(|id| Outline { id, label: None, has: Modalities::IMAGE }).collect();
     let of = |config: &ScenarioConfig| {
         draw_outlines(config, &open, &Recipe::default(), Key::from_seed(1)).unwrap_err().to_string()
@@ -310,7 +349,7 @@ fn what_cannot_be_drawn_is_refused_by_name() {
     assert!(of(&cross(3)).contains("without a picture"));
     assert!(of(&reference(missing(0.3))).contains("cross and hybrid"));
     let mixed: Vec<Outline> = vec![row("a", Some(0)), row("b", None)];
-    let config = ScenarioConfig { clients: 1, ..config };
+    let config = changed(aligned(1.0), |clients, _, _, _| *clients = 1);
     let e = draw_outlines(&config, &mixed, &Recipe::default(), Key::from_seed(1)).unwrap_err().to_string();
     assert!(e.contains("1 of 2 samples have a label"), "{e}");
 }
