@@ -3,7 +3,7 @@
 //! It is asked one question a sample: whether the given answer is right or good enough, 1 or 0, as FedMLLM asks GPT-4 (the
 //! words here are this project's). What it says is kept in a [`Verdicts`](super::verdicts::Verdicts) under a digest of the question
 //! and the model's name, so a repeated run asks nothing twice. A busy server (429), one that fails (5xx) and one that does
-//! not answer are asked again, after pauses that double. A verdict that is none counts as wrong and is counted apart.
+//! not answer are asked again, after pauses that double, or that the server asks for (`Retry-After`, a minute at most). A verdict that is none counts as wrong and is counted apart.
 
 use std::path::Path;
 use std::time::Duration;
@@ -102,12 +102,12 @@ impl Endpoint {
         for attempt in 0..=self.config.retries {
             match self.send(body)? {
                 Reply::Said(text) => return Ok(text),
-                Reply::Busy(why) if attempt == self.config.retries => {
+                Reply::Busy { why, .. } if attempt == self.config.retries => {
                     let times = attempt + 1;
                     return Err(Error::environment(format!("{}: {why}, {times} times", self.config.endpoint))
                         .hint("what was judged so far is kept; the same command goes on from there"));
                 }
-                Reply::Busy(_) => wait(pause, cx)?,
+                Reply::Busy { wanted, .. } => wait(wanted.map_or(pause, |wanted| wanted.min(LONGEST)), cx)?,
             }
             pause *= 2;
         }
@@ -133,19 +133,20 @@ impl Endpoint {
         }
         let mut response = match request.send(body.to_string().as_str()) {
             Ok(response) => response,
-            Err(e) => return Ok(Reply::Busy(e.to_string())),
+            Err(e) => return Ok(Reply::Busy { why: e.to_string(), wanted: None }),
         };
         let status = response.status().as_u16();
+        let wanted = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.trim().parse().ok());
         let text = match response.body_mut().read_to_string() {
             Ok(text) => text,
-            Err(e) => return Ok(Reply::Busy(e.to_string())),
+            Err(e) => return Ok(Reply::Busy { why: e.to_string(), wanted: None }),
         };
-        self.reply(status, &text)
+        self.reply(status, &text, wanted.map(Duration::from_secs))
     }
 
     /// What a response means.
     #[cfg_attr(not(feature = "net"), allow(dead_code))]
-    fn reply(&self, status: u16, text: &str) -> Result<Reply> {
+    fn reply(&self, status: u16, text: &str, wanted: Option<Duration>) -> Result<Reply> {
         let short: String = text.chars().take(300).collect();
         match status {
             200..=299 => {
@@ -155,7 +156,7 @@ impl Endpoint {
                     || Error::data(format!("{}: no choices[0].message.content in {short}", self.config.endpoint));
                 said.map(|s| Reply::Said(s.to_string())).ok_or_else(none)
             }
-            408 | 429 | 500..=599 => Ok(Reply::Busy(format!("status {status}"))),
+            408 | 429 | 500..=599 => Ok(Reply::Busy { why: format!("status {status}"), wanted }),
             401 | 403 => Err(Error::input(format!("{}: status {status}: {short}", self.config.endpoint))
                 .hint(format!("put the server's key into {}", self.config.key_variable))),
             _ => Err(Error::input(format!("{}: status {status}: {short}", self.config.endpoint))
@@ -168,8 +169,15 @@ impl Endpoint {
 #[cfg_attr(not(feature = "net"), allow(dead_code))]
 enum Reply {
     Said(String),
-    Busy(String),
+    /// Why, and after how long it wants to be asked again.
+    Busy {
+        why: String,
+        wanted: Option<Duration>,
+    },
 }
+
+/// The longest pause that a server is granted.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Waits, and asks now and then whether to stop.
 fn wait(pause: Duration, cx: &Context) -> Result<()> {

@@ -69,7 +69,8 @@ pub fn shared(deal: &Deal, lack: Lack, rows: &[Outline], run: Key) -> Result<Vec
         let held = |sample: &u32| {
             let row = &rows[*sample as usize];
             let drawn = match lack {
-                Lack::Missing { beta } => each(beta, of_sample(masks, row.id)),
+                // A question without a picture keeps its words.
+                Lack::Missing { beta } if row.has.image => each(beta, of_sample(masks, row.id)),
                 _ => Modalities::BOTH,
             };
             Held { sample: *sample, holds: drawn.and(row.has) }

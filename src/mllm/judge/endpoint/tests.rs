@@ -29,7 +29,7 @@ fn serve(responses: Vec<(u16, String)>) -> (String, JoinHandle<Vec<(String, Valu
             }
             let mut body_read = vec![0; length];
             reader.read_exact(&mut body_read).unwrap();
-            let close = "Connection: close";
+            let close = "Retry-After: 0\r\nConnection: close";
             let text = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n{close}\r\n\r\n{body}", body.len());
             stream.write_all(text.as_bytes()).unwrap();
             (head, serde_json::from_slice(&body_read).unwrap())
