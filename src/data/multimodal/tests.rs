@@ -276,3 +276,43 @@ fn a_parts_digest_is_of_what_it_says_and_of_its_pictures() {
     let e = read(&of("hateful-memes", root)).unwrap().train.samples[0].image().unwrap_err().to_string();
     assert!(e.contains("the picture of sample 1") && e.contains("not a readable image"), "{e}");
 }
+
+/// Keys of a schema whose doc comment is missing, with their place.
+fn undocumented(schema: &serde_json::Value, defs: &serde_json::Value, place: &str, found: &mut Vec<String>) {
+    for (name, key) in
+        schema["properties"].as_object().into_iter().flatten().filter(|(_, key)| key.get("const").is_none())
+    {
+        let target = key["$ref"].as_str().map_or(key, |r| &defs[r.rsplit('/').next().unwrap()]);
+        if key["description"].is_null() && target["description"].is_null() {
+            found.push(format!("{place}.{name}"));
+        }
+        undocumented(target, defs, &format!("{place}.{name}"), found);
+    }
+    for kind in schema["oneOf"].as_array().into_iter().flatten() {
+        let target = kind["$ref"].as_str().map_or(kind, |r| &defs[r.rsplit('/').next().unwrap()]);
+        undocumented(target, defs, place, found);
+    }
+}
+
+#[test]
+fn every_key_of_the_sections_says_what_it_means() {
+    let mut found = Vec::new();
+    for (place, schema) in [
+        ("data", schemars::schema_for!(MultimodalConfig)),
+        ("scenario", schemars::schema_for!(scenario::ScenarioConfig)),
+    ] {
+        let schema = schema.to_value();
+        assert_eq!(schema["oneOf"].as_array().map(Vec::len), Some(if place == "data" { 8 } else { 4 }), "{schema}");
+        undocumented(&schema, &schema["$defs"], place, &mut found);
+    }
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn every_section_is_written_and_read_back() {
+    for kind in ["hateful-memes", "crisismmd", "vqa-rad", "slake", "medical-flashcards", "medical", "jsonl", "world"] {
+        let config: MultimodalConfig = toml::from_str(&format!("kind = {kind:?}")).unwrap();
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<MultimodalConfig>(&text).unwrap(), config, "{text}");
+    }
+}
