@@ -146,14 +146,18 @@ impl File<'_> {
 
     fn row(&mut self, row: Row, id: String) -> Result<()> {
         let picture = match &row.image {
-            Value::Null => None,
-            Value::String(name) if name.is_empty() => None,
-            Value::String(name) => match self.reading.picture(&self.folder, name) {
-                None => return Ok(self.reading.pass(Why::NoImage, name)),
-                found => found,
-            },
-            Value::Array(_) => return Ok(self.reading.pass(Why::Several, id)),
+            Value::Null => Ok(None),
+            Value::String(name) if name.is_empty() => Ok(None),
+            Value::String(name) => self.reading.picture(&self.folder, name).map(Some).ok_or((Why::NoImage, name)),
+            Value::Array(_) => Err((Why::Several, &id)),
             _ => return Err(Error::data("image is neither a text nor null")),
+        };
+        let picture = match picture {
+            Ok(picture) => picture,
+            Err((why, name)) => {
+                self.reading.pass(why, name);
+                return Ok(());
+            }
         };
         let answer_type = match row.answer_type.trim().to_ascii_uppercase().as_str() {
             "OPEN" => Some(AnswerType::Open),
