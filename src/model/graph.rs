@@ -4,10 +4,14 @@
 //! gradient for *both* factors, frozen or not. A value computed outside of the graph and joined to it here has exactly
 //! the backward that is written beside it.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Storage, Tensor, Var};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Storage, Tensor, TensorId, Var};
 
 use crate::error::Result;
+use crate::exec::lock;
 
 type Back = Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor> + Send + Sync>;
 
@@ -72,6 +76,60 @@ pub fn recomputed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + Send + Syn
     })
 }
 
+/// Gradients that recomputed functions give to leaves other than their argument, which candle's own store cannot hold.
+/// Every backward adds; [`Sink::take`] empties it.
+#[derive(Debug, Default)]
+pub struct Sink(Mutex<HashMap<TensorId, Tensor>>);
+
+impl Sink {
+    /// The gradient of a leaf, if one has come.
+    pub fn take(&self, leaf: &Tensor) -> Option<Tensor> {
+        lock(&self.0).remove(&leaf.id())
+    }
+
+    fn add(&self, leaf: &Tensor, grad: Tensor) -> candle_core::Result<()> {
+        let mut all = lock(&self.0);
+        let sum = match all.remove(&leaf.id()) {
+            Some(known) => (known + grad)?,
+            None => grad,
+        };
+        all.insert(leaf.id(), sum);
+        Ok(())
+    }
+}
+
+/// As [`recomputed`], where `f` also depends on trained `leaves`: their gradients come to `sink` on the way back. The
+/// function is computed again even where `x` itself is not tracked.
+pub fn recomputed_into(
+    x: &Tensor,
+    leaves: Vec<Tensor>,
+    sink: &Arc<Sink>,
+    f: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    if leaves.is_empty() {
+        return recomputed(x, f);
+    }
+    let value = f(&x.detach())?.detach();
+    let (input, sink) = (x.detach(), sink.clone());
+    // Something that is tracked must lead here, or backward never comes.
+    let tracked = if x.track_op() { x.clone() } else { Var::from_tensor(x)?.as_tensor().clone() };
+    with_backward(&tracked, &value, move |grad| {
+        let leaf = Var::from_tensor(&input)?;
+        let again = f(leaf.as_tensor()).map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+        let mut grads = (again * grad)?.sum_all()?.backward()?;
+        for trained in &leaves {
+            match grads.remove(trained) {
+                Some(grad) => sink.add(trained, grad)?,
+                None => candle_core::bail!("recomputed: the function lost the gradient of a trained tensor"),
+            }
+        }
+        match grads.remove(leaf.as_tensor()) {
+            Some(g) => Ok(g),
+            None => candle_core::bail!("recomputed: the function lost the gradient of its argument"),
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +149,23 @@ mod tests {
         let plain = run(f(&double).unwrap());
         assert_eq!(plain, run(recomputed(&double, f).unwrap()));
         assert!(plain.1.iter().flatten().all(|g| *g != 0.0));
+    }
+
+    #[test]
+    fn a_trained_leaf_inside_gets_its_gradient_whether_the_argument_is_tracked_or_not() {
+        let w = Var::new(&[[1.0f32, 3.0], [-2.0, 0.5]], &Device::Cpu).unwrap();
+        let x = Var::new(&[[0.5f32, -1.0], [2.0, 0.25]], &Device::Cpu).unwrap();
+        let inner = w.as_tensor().clone();
+        let f = move |x: &Tensor| Ok(x.matmul(&inner)?.sqr()?);
+        for x in [x.as_tensor().clone(), x.as_tensor().detach()] {
+            let plain = f(&x).unwrap().sum_all().unwrap().backward().unwrap();
+            let sink = Arc::default();
+            let y = recomputed_into(&x, vec![w.as_tensor().clone()], &sink, f.clone()).unwrap();
+            y.sum_all().unwrap().backward().unwrap();
+            let (got, want) = (sink.take(w.as_tensor()).unwrap(), plain.get(w.as_tensor()).unwrap());
+            assert_eq!(got.to_vec2::<f32>().unwrap(), want.to_vec2::<f32>().unwrap());
+            assert!(sink.take(w.as_tensor()).is_none());
+        }
     }
 
     #[test]

@@ -8,30 +8,33 @@ use candle_core::{D, DType, Tensor};
 
 use super::fused;
 use super::graph::with_backward;
+use super::lora::Adapter;
 use super::view::{View, plain};
 use super::weights::{Init, Scope};
-use crate::error::{Place, Result};
+use crate::error::{Error, Place, Result};
 use crate::nn::kernels::matrix::{Matrix, products, serves};
 use crate::nn::kernels::norms;
 
-/// `x Wᵀ + b`; weight `(out, in)`, bias `(out)`.
+/// `x Wᵀ + b`, and what an adapter adds; weight `(out, in)`, bias `(out)`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// From its tensors.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias }
+        Linear { weight, bias, adapter: None }
     }
 
-    /// Loads `weight` and, with `bias`, `bias`; a fresh weight is normal with standard deviation `std`.
+    /// Loads `weight`, with `bias` also `bias`, and the adapter that the source has for it; a fresh weight is normal
+    /// with standard deviation `std`.
     pub fn load(at: &Scope, input: usize, output: usize, std: f64, bias: bool) -> Result<Self> {
         let weight = at.tensor("weight", &[output, input], Init::Normal(std))?;
         let bias = if bias { Some(at.tensor("bias", &[output], Init::Constant(0.0))?) } else { None };
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, adapter: at.adapter(input, output)? })
     }
 
     /// `(…, in)` → `(…, out)`.
@@ -46,7 +49,15 @@ impl Linear {
             Some(b) => self.product(&flat).at(|| self.place(x))?.broadcast_add(b)?,
             None => self.product(&flat).at(|| self.place(x))?,
         };
-        Ok(y.reshape(shape)?)
+        match &self.adapter {
+            Some(adapter) => Ok((&y + adapter.forward(&flat, y.dtype()).at(|| self.place(x))?)?.reshape(shape)?),
+            None => Ok(y.reshape(shape)?),
+        }
+    }
+
+    /// What is trained beside it. A path that computes from the weight alone must ask.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     /// The weight `(out, in)`.
@@ -62,7 +73,11 @@ impl Linear {
 
     /// The same layer without a tie to the graph; storage is shared.
     pub fn frozen(&self) -> Self {
-        Linear { weight: self.weight.detach(), bias: self.bias.as_ref().map(Tensor::detach) }
+        Linear {
+            weight: self.weight.detach(),
+            bias: self.bias.as_ref().map(Tensor::detach),
+            adapter: self.adapter.as_ref().map(Adapter::frozen),
+        }
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
@@ -92,6 +107,9 @@ impl Linear {
 
     /// Its numbers where they lie on a CPU in f32.
     pub fn view(&self) -> Result<LinearView<'_>> {
+        if self.adapter.is_some() {
+            return Err(Error::defect("the plain numbers of a linear layer that has an adapter"));
+        }
         let bias = self.bias.as_ref().map(View::of).transpose()?;
         Ok(LinearView { weight: View::of(&self.weight)?, inputs: self.weight.dim(1)?, bias })
     }

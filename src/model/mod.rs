@@ -1,5 +1,6 @@
 //! Models by their published names: compact networks as short operation lists, the frozen giants on candle.
 
+pub mod chat;
 pub mod clip;
 pub mod cnn;
 pub mod fused;
@@ -8,10 +9,13 @@ pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod llava;
+pub mod lora;
 pub mod mlp;
 pub mod resnet;
 pub mod sample;
+pub mod siglip;
 pub mod view;
+pub mod vlm;
 pub mod weights;
 
 use schemars::JsonSchema;

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result, closest};
 use crate::fsx;
 use crate::key::{Key, Purpose};
+use crate::model::lora::Adapter;
 
 pub use start::Start;
 
@@ -39,6 +40,11 @@ pub enum Init {
 pub trait Source {
     /// The tensor called `name`, which must have this shape; a fresh one is drawn by `init`.
     fn tensor(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor>;
+
+    /// What is trained beside the linear layer `name` (without `.weight`) of this many inputs and outputs, if anything.
+    fn adapter(&self, _name: &str, _inputs: usize, _outputs: usize) -> Result<Option<Adapter>> {
+        Ok(None)
+    }
 }
 
 /// A source, and the part of the name that is already known.
@@ -62,6 +68,11 @@ impl<'a> Scope<'a> {
     /// The tensor `name` of this part.
     pub fn tensor(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         self.source.tensor(&self.join(name), shape, init)
+    }
+
+    /// What is trained beside the linear layer that this part is.
+    pub fn adapter(&self, inputs: usize, outputs: usize) -> Result<Option<Adapter>> {
+        self.source.adapter(&self.prefix, inputs, outputs)
     }
 
     fn join(&self, name: &str) -> String {

@@ -16,6 +16,8 @@ pub enum Activation {
     QuickGelu,
     /// `x · Φ(x)` by the error function.
     Gelu,
+    /// The same by a hyperbolic tangent: SigLIP's.
+    GeluPytorchTanh,
 }
 
 /// A CLIP: two towers and a shared space. Keys that are not listed here do not change the function computed.

@@ -39,6 +39,7 @@ impl Activation {
         Ok(match self {
             Activation::QuickGelu => fused::quick_gelu(x)?,
             Activation::Gelu => x.gelu_erf()?,
+            Activation::GeluPytorchTanh => x.gelu()?,
         })
     }
 }

@@ -27,21 +27,29 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    /// `new` tokens after `past`, in rows that begin with `pads[r]` tokens of padding.
+    /// `new` tokens after `past`, in rows that begin with `pads[r]` tokens of padding and whose positions run
+    /// `shifts[r]` ahead of their tokens; without shifts none does.
     pub fn new(
         frequencies: &[f32],
-        past: usize,
-        new: usize,
+        (past, new): (usize, usize),
         pads: &[usize],
+        shifts: &[i64],
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let ragged = pads.iter().any(|&p| p > 0);
-        let pads = if ragged { pads } else { &[0] };
-        let positions: Vec<Vec<u32>> =
-            pads.iter().map(|&pad| (past..past + new).map(|p| p.saturating_sub(pad) as u32).collect()).collect();
-        let turns = Turns::new(frequencies, &positions, dtype, device)?;
-        Ok(Positions { turns, past, pads: if ragged { pads.to_vec() } else { Vec::new() }, mask: Arc::default() })
+        let one = pads.iter().all(|&p| p == 0) && shifts.iter().all(|&s| s == 0);
+        let row = |i: usize| {
+            let ahead = shifts.get(i).copied().unwrap_or(0) - pads.get(i).copied().unwrap_or(0) as i64;
+            (past..past + new).map(|p| (p as i64 + ahead).max(0) as u32).collect()
+        };
+        let positions: Vec<Vec<u32>> = (0..if one { 1 } else { pads.len().max(shifts.len()) }).map(row).collect();
+        Ok(Self::turned(Turns::new(frequencies, &positions, dtype, device)?, past, pads))
+    }
+
+    /// With turns of their own.
+    pub fn turned(turns: Turns, past: usize, pads: &[usize]) -> Self {
+        let pads = if pads.iter().any(|&p| p > 0) { pads.to_vec() } else { Vec::new() };
+        Positions { turns, past, pads, mask: Arc::default() }
     }
 
     /// 0 or [`HIDDEN`], f32 `(rows or 1, 1, 1, new, all)`; none when a single token may see everything. Made once.
@@ -86,14 +94,13 @@ impl Attention {
     /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`.
     pub fn load(at: &Scope, c: &LlamaConfig) -> Result<Self> {
         let (d, q, kv) = (c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
-        let part = |name: &str, input, output| {
-            Linear::load(&at.pp(name), input, output, c.initializer_range, c.attention_bias)
-        };
+        let part =
+            |name: &str, input, output, bias| Linear::load(&at.pp(name), input, output, c.initializer_range, bias);
         Ok(Attention {
-            q: part("q_proj", d, q)?,
-            k: part("k_proj", d, kv)?,
-            v: part("v_proj", d, kv)?,
-            o: part("o_proj", q, d)?,
+            q: part("q_proj", d, q, c.attention_bias)?,
+            k: part("k_proj", d, kv, c.attention_bias)?,
+            v: part("v_proj", d, kv, c.attention_bias)?,
+            o: part("o_proj", q, d, c.output_bias)?,
             heads: c.num_attention_heads,
             kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,

@@ -14,6 +14,7 @@ pub struct Cache {
     tokens: usize,
     capacity: usize,
     pads: Vec<usize>,
+    shifts: Vec<i64>,
 }
 
 /// Keys and values of one layer, `(rows, kv heads, capacity, head_dim)`.
@@ -34,7 +35,22 @@ impl Cache {
             .hint("shorten the text, or ask for fewer new tokens"));
         }
         let layers = (0..config.num_hidden_layers).map(|_| LayerCache::default()).collect();
-        Ok(Cache { layers, tokens: 0, capacity, pads })
+        let shifts = vec![0; pads.len()];
+        Ok(Cache { layers, tokens: 0, capacity, pads, shifts })
+    }
+
+    /// From here on the positions of row r run `shifts[r]` ahead of its tokens.
+    pub(super) fn shift(&mut self, shifts: Vec<i64>) -> Result<()> {
+        if shifts.len() != self.pads.len() {
+            return Err(Error::defect(format!("cache of {} rows, {} shifts", self.pads.len(), shifts.len())));
+        }
+        self.shifts = shifts;
+        Ok(())
+    }
+
+    /// How far the positions of each row run ahead of its tokens.
+    pub(super) fn shifts(&self) -> &[i64] {
+        &self.shifts
     }
 
     /// Tokens in it, padding included.
@@ -72,8 +88,9 @@ impl Cache {
 
     /// Keeps only these rows, in this order: finished ones need no more work.
     pub fn keep(&mut self, rows: &[usize]) -> Result<()> {
-        let pads: Option<Vec<usize>> = rows.iter().map(|&r| self.pads.get(r).copied()).collect();
-        self.pads = pads.ok_or_else(|| Error::defect(format!("cache: no such rows: {rows:?}")))?;
+        let of = |&r: &usize| Some((*self.pads.get(r)?, *self.shifts.get(r)?));
+        let kept: Option<(Vec<usize>, Vec<i64>)> = rows.iter().map(of).collect();
+        (self.pads, self.shifts) = kept.ok_or_else(|| Error::defect(format!("cache: no such rows: {rows:?}")))?;
         for layer in &mut self.layers {
             let Some((k, v)) = layer.pair.take() else { continue };
             let ids: Vec<u32> = rows.iter().map(|&r| r as u32).collect();

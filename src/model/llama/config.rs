@@ -7,7 +7,10 @@ use super::rope::RopeScaling;
 use crate::error::{Error, Result};
 
 /// Architectures that this definition serves (`model_type`).
-pub const SUPPORTED: [&str; 2] = ["llama", "vicuna"];
+pub const SUPPORTED: [&str; 6] = ["llama", "vicuna", "qwen2", "qwen2_5_vl", "qwen2_5_vl_text", "minicpmv"];
+
+/// Of them, those with Qwen2's biases: in the projections of queries, keys and values alone.
+const QWEN: [&str; 4] = ["qwen2", "qwen2_5_vl", "qwen2_5_vl_text", "minicpmv"];
 
 /// What fixes a Llama's shape and arithmetic; defaults are transformers' `LlamaConfig`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,8 +38,13 @@ pub struct LlamaConfig {
     pub rope_theta: f64,
     /// How the rotary frequencies are stretched.
     pub rope_scaling: RopeScaling,
-    /// Biases in the attention's four projections.
+    /// How many frequencies turn by a token's first, second and third position (Qwen2-VL); empty: positions have one
+    /// axis.
+    pub rope_sections: Vec<usize>,
+    /// Biases in the projections of queries, keys and values.
     pub attention_bias: bool,
+    /// A bias in the attention's output projection.
+    pub output_bias: bool,
     /// Biases in the MLP's three projections.
     pub mlp_bias: bool,
     /// The head is the embedding matrix.
@@ -65,7 +73,9 @@ impl Default for LlamaConfig {
             rms_norm_eps: 1e-6,
             rope_theta: 10000.0,
             rope_scaling: RopeScaling::None,
+            rope_sections: Vec::new(),
             attention_bias: false,
+            output_bias: false,
             mlp_bias: false,
             tie_word_embeddings: false,
             initializer_range: 0.02,
@@ -93,6 +103,11 @@ impl LlamaConfig {
         let hidden_size = count(json, "hidden_size", base.hidden_size)?;
         let heads = count(json, "num_attention_heads", base.num_attention_heads)?;
         let (rope_theta, rope_scaling) = RopeScaling::from_json(json, base.rope_theta)?;
+        let qwen = QWEN.contains(&kind);
+        if qwen && flag(json, "use_sliding_window", false)? {
+            return Err(Error::data("language model: use_sliding_window = true is not supported"));
+        }
+        let attention_bias = qwen || flag(json, "attention_bias", base.attention_bias)?;
         LlamaConfig {
             vocab_size: count(json, "vocab_size", base.vocab_size)?,
             hidden_size,
@@ -105,7 +120,9 @@ impl LlamaConfig {
             rms_norm_eps: number(json, "rms_norm_eps", base.rms_norm_eps)?,
             rope_theta,
             rope_scaling,
-            attention_bias: flag(json, "attention_bias", base.attention_bias)?,
+            rope_sections: RopeScaling::sections(json)?,
+            attention_bias,
+            output_bias: attention_bias && !qwen,
             mlp_bias: flag(json, "mlp_bias", base.mlp_bias)?,
             tie_word_embeddings: flag(json, "tie_word_embeddings", base.tie_word_embeddings)?,
             initializer_range: number(json, "initializer_range", base.initializer_range)?,
@@ -129,13 +146,17 @@ impl LlamaConfig {
         if !dim.is_multiple_of(2) {
             return wrong(format!("head_dim = {dim} is odd; rotary embeddings turn pairs"));
         }
+        let sections = &self.rope_sections;
+        if !sections.is_empty() && (sections.len() != 3 || sections.iter().sum::<usize>() != dim / 2) {
+            return wrong(format!("mrope_section = {sections:?} are not three parts of {} frequencies", dim / 2));
+        }
         Ok(self)
     }
 
     /// The object that transformers 5 reads.
     pub fn to_json(&self) -> Value {
         serde_json::json!({
-            "model_type": "llama",
+            "model_type": if self.attention_bias == self.output_bias { "llama" } else { "qwen2" },
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -162,7 +183,9 @@ impl LlamaConfig {
         let n = |x: usize| x as u64;
         let (d, inner) = (n(self.hidden_size), n(self.intermediate_size));
         let (q, kv) = (n(self.num_attention_heads * self.head_dim), n(self.num_key_value_heads * self.head_dim));
-        let bias = u64::from(self.attention_bias) * (q + 2 * kv + d) + u64::from(self.mlp_bias) * (2 * inner + d);
+        let bias = u64::from(self.attention_bias) * (q + 2 * kv)
+            + u64::from(self.output_bias) * d
+            + u64::from(self.mlp_bias) * (2 * inner + d);
         let layer = 2 * d * q + 2 * d * kv + 3 * d * inner + 2 * d + bias;
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         n(self.num_hidden_layers) * layer + tables * n(self.vocab_size) * d + d

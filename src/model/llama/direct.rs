@@ -18,7 +18,7 @@ use crate::nn::kernels::spare::Spare;
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
-    plain(&[x, layer.attention.q.weight(), layer.mlp.up.weight()])
+    plain(&[x, layer.attention.q.weight(), layer.mlp.up.weight()]) && layer.linear().iter().all(|(_, l)| l.adapter().is_none())
 }
 
 /// `(rows, new, hidden)` → the same shape.
@@ -263,7 +263,7 @@ mod tests {
             for new in [11, 1, 1, 1] {
                 let wave = (0..2 * new * 36).map(|i| (i as f32 * 0.83 + new as f32).sin()).collect();
                 let x = Tensor::from_vec(wave, (2, new, 36), &Device::Cpu).unwrap();
-                let at = m.positions(caches[0].tokens(), new, &pads).unwrap();
+                let at = m.placed((caches[0].tokens(), new), &pads, &[], None).unwrap();
                 let layer = &m.layers[1];
                 assert!(serves(layer, &x));
                 let [one, two] = &mut caches;

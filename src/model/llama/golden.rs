@@ -128,7 +128,7 @@ fn greedy_text_is_transformers_token_for_token_alone_and_in_a_padded_batch() {
         let (model, want) = load(name, DType::F32);
         let write = |ids: Vec<Vec<u32>>, pads: Vec<usize>, new: usize| {
             let keys = vec![Key::from_seed(0); ids.len()];
-            let prompts = Prompts { embeddings: model.embed(&ids).unwrap(), pads, keys };
+            let prompts = Prompts { embeddings: model.embed(&ids).unwrap(), pads, keys, places: None };
             let written =
                 model.write(&prompts, &Decoding::greedy(new), &[], &Cancel::default(), |_, _| Ok(())).unwrap();
             ids.into_iter().zip(written.tokens).map(|(a, b)| [a, b].concat()).collect::<Vec<_>>()
@@ -147,7 +147,7 @@ fn a_row_that_ends_early_leaves_the_others_text_alone() {
     let ids = rows(&want["ids"]);
     let alone = |ids: Vec<Vec<u32>>, stop: &[u32]| {
         let keys = vec![Key::from_seed(0); ids.len()];
-        let prompts = Prompts { embeddings: model.embed(&ids).unwrap(), pads: vec![0; ids.len()], keys };
+        let prompts = Prompts { embeddings: model.embed(&ids).unwrap(), pads: vec![0; ids.len()], keys, places: None };
         model.write(&prompts, &Decoding::greedy(12), stop, &Cancel::default(), |_, _| Ok(())).unwrap().tokens
     };
     let free = alone(ids.clone(), &[]);

@@ -162,7 +162,7 @@ mod tests {
 
         let model = model(&folder.join("stories260K.bin"), &Device::Cpu).unwrap();
         let embeddings = model.embed(std::slice::from_ref(&prompt)).unwrap();
-        let prompts = Prompts { embeddings, pads: vec![0], keys: vec![Key::from_seed(0)] };
+        let prompts = Prompts { embeddings, pads: vec![0], keys: vec![Key::from_seed(0)], places: None };
         let tokens = ids(&want["tokens"]);
         let (decoding, cancel) = (Decoding::greedy(tokens.len()), Cancel::default());
         let written = model.write(&prompts, &decoding, &[], &cancel, |_, _| Ok(())).unwrap();

@@ -32,7 +32,7 @@ pub use tokenizer::Tokenizer;
 pub use write::{Prompts, Written};
 
 use crate::error::{Error, Place, Result};
-use crate::model::graph::recomputed;
+use crate::model::graph::{Sink, recomputed, recomputed_into};
 use crate::model::layers::{Linear, RmsNorm};
 use crate::model::weights::{Init, Scope};
 use attention::{Attention, Positions};
@@ -51,6 +51,15 @@ impl Default for Names {
     fn default() -> Self {
         Names { body: "model".into(), head: "lm_head".into() }
     }
+}
+
+/// The positions of a text's tokens where they do not just count on: Qwen2-VL's picture places.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Time, row and column of each token, padding not counted.
+    pub axes: Vec<[u32; 3]>,
+    /// What a token that is written at index i has in all three, less i.
+    pub shift: i64,
 }
 
 /// Gated MLP with SiLU (Shazeer, 2020): `down(silu(gate x) · up x)`.
@@ -111,6 +120,25 @@ impl Layer {
         let x = (x + self.attention.forward(&self.before_attention.forward(x)?, at, cache)?)?;
         let y = self.mlp.forward(&self.before_mlp.forward(&x)?)?;
         Ok((x + y)?)
+    }
+
+    /// Its linear layers with their names.
+    fn linear(&self) -> [(&'static str, &Linear); 7] {
+        let (a, m) = (&self.attention, &self.mlp);
+        [
+            ("self_attn.q_proj", &a.q),
+            ("self_attn.k_proj", &a.k),
+            ("self_attn.v_proj", &a.v),
+            ("self_attn.o_proj", &a.o),
+            ("mlp.gate_proj", &m.gate),
+            ("mlp.up_proj", &m.up),
+            ("mlp.down_proj", &m.down),
+        ]
+    }
+
+    /// What is trained beside its linear layers.
+    fn adapters(&self) -> Vec<Tensor> {
+        self.linear().iter().filter_map(|(_, l)| l.adapter()).flat_map(|a| a.trained()).collect()
     }
 
     fn tensors(&self, name: &str, out: &mut Vec<(String, Tensor)>) {
@@ -203,12 +231,17 @@ impl Llama {
     ///
     /// With a cache the new tokens follow those it holds, and it holds them afterwards.
     pub fn hidden(&self, x: &Tensor, cache: Option<&mut Cache>) -> Result<Tensor> {
+        self.hidden_at(x, None, cache)
+    }
+
+    /// As [`hidden`](Self::hidden), with the new tokens' positions where they do not just count on.
+    pub fn hidden_at(&self, x: &Tensor, places: Option<&[Places]>, cache: Option<&mut Cache>) -> Result<Tensor> {
         let (rows, new, _) = x.dims3().at(|| "language model: embeddings")?;
         self.fits(cache.as_ref().map_or(0, |c| c.tokens()) + new)?;
         let mut x = x.clone();
         match cache {
             None => {
-                let at = self.positions(0, new, &[])?;
+                let at = self.placed((0, new), &[], &[], places)?;
                 for (i, layer) in self.layers.iter().enumerate() {
                     x = layer.forward(&x, &at, None).at(|| format!("layer {i}"))?;
                 }
@@ -216,7 +249,10 @@ impl Llama {
             Some(cache) => {
                 cache.room(rows, new)?;
                 let (past, capacity) = (cache.tokens(), cache.capacity());
-                let at = self.positions(past, new, cache.pads())?;
+                let at = self.placed((past, new), cache.pads(), cache.shifts(), places)?;
+                if let Some(places) = places {
+                    cache.shift(places.iter().map(|p| p.shift).collect())?;
+                }
                 for (i, (layer, held)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
                     x = layer.forward(&x, &at, Some((held, past, capacity))).at(|| format!("layer {i}"))?;
                 }
@@ -231,11 +267,26 @@ impl Llama {
     pub fn hidden_recomputed(&self, x: &Tensor) -> Result<Tensor> {
         let (_, new, _) = x.dims3().at(|| "language model: embeddings")?;
         self.fits(new)?;
-        let at = self.positions(0, new, &[])?;
+        let at = self.placed((0, new), &[], &[], None)?;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             let (layer, at) = (layer.clone(), at.clone());
             x = recomputed(&x, move |x| layer.forward(x, &at, None)).at(|| format!("layer {i}"))?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// The training pass with adapters that keeps one activation a layer: backward computes each layer again, and the
+    /// gradients of its adapters come to `sink`; that of `x`, where it is tracked, to candle's own store.
+    pub fn hidden_into(&self, x: &Tensor, places: Option<&[Places]>, sink: &Arc<Sink>) -> Result<Tensor> {
+        let (_, new, _) = x.dims3().at(|| "language model: embeddings")?;
+        self.fits(new)?;
+        let at = self.placed((0, new), &[], &[], places)?;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (layer, at, trained) = (layer.clone(), at.clone(), layer.adapters());
+            let again = move |x: &Tensor| layer.forward(x, &at, None);
+            x = recomputed_into(&x, trained, sink, again).at(|| format!("layer {i}"))?;
         }
         self.norm.forward(&x)
     }
@@ -276,8 +327,28 @@ impl Llama {
         }
     }
 
-    fn positions(&self, past: usize, new: usize, pads: &[usize]) -> Result<Positions> {
-        Positions::new(&self.frequencies, past, new, pads, self.dtype(), self.device())
+    /// The positions of the tokens `past..past + new` of rows with padding; `places` has one entry a row.
+    fn placed(&self, (past, new): (usize, usize), pads: &[usize], shifts: &[i64], places: Option<&[Places]>) -> Result<Positions> {
+        let Some(places) = places else {
+            return Positions::new(&self.frequencies, (past, new), pads, shifts, self.dtype(), self.device());
+        };
+        let sections = &self.config.rope_sections;
+        let row = |(i, p): (usize, &Places)| -> Vec<[u32; 3]> {
+            // Padding is seen by nobody.
+            let before = std::iter::repeat_n([0; 3], pads.get(i).copied().unwrap_or(0));
+            let known = before.chain(p.axes.iter().copied());
+            known.chain(std::iter::repeat([0; 3])).skip(past).take(new).collect()
+        };
+        let rows: Vec<Vec<[u32; 3]>> = places.iter().enumerate().map(row).collect();
+        let turns = match sections.is_empty() {
+            true => {
+                let first = |row: &Vec<[u32; 3]>| row.iter().map(|p| p[0]).collect();
+                let rows: Vec<Vec<u32>> = rows.iter().map(first).collect();
+                Turns::new(&self.frequencies, &rows, self.dtype(), self.device())?
+            }
+            false => Turns::by_axes(&self.frequencies, sections, &rows, self.dtype(), self.device())?,
+        };
+        Ok(Positions::turned(turns, past, pads))
     }
 
     fn fits(&self, tokens: usize) -> Result<()> {

@@ -55,7 +55,7 @@ impl RopeScaling {
         }
         let kind = json.get("rope_type").or_else(|| json.get("type")).and_then(Value::as_str).unwrap_or("default");
         let scaling = match kind {
-            "default" => RopeScaling::None,
+            "default" | "mrope" => RopeScaling::None,
             "linear" => RopeScaling::Linear(LinearScaling { factor: positive(json, "factor")? }),
             "llama3" => RopeScaling::Llama3(Llama3Scaling {
                 factor: positive(json, "factor")?,
@@ -69,6 +69,14 @@ impl RopeScaling {
             }
         };
         Ok((theta, scaling))
+    }
+
+    /// Qwen2-VL's `mrope_section`; empty where positions have one axis.
+    pub(super) fn sections(config: &Value) -> Result<Vec<usize>> {
+        let of = |n: &&str| config.get(*n).and_then(|v| v.get("mrope_section")).filter(|v| !v.is_null());
+        let Some(list) = ["rope_parameters", "rope_scaling"].iter().find_map(of) else { return Ok(Vec::new()) };
+        let numbers = list.as_array().map(|l| l.iter().map(|n| n.as_u64().map(|n| n as usize)).collect());
+        numbers.flatten().ok_or_else(|| Error::data(format!("rope: mrope_section = {list} is no list of numbers")))
     }
 
     /// `rope_parameters` of transformers 5.
@@ -136,7 +144,30 @@ impl Turns {
         let tokens = positions.first().map_or(0, Vec::len);
         let angles: Vec<f32> =
             positions.iter().flatten().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (positions.len(), 1, tokens, frequencies.len()), device)?;
+        Self::of(Tensor::from_vec(angles, (positions.len(), 1, tokens, frequencies.len()), device)?, dtype)
+    }
+
+    /// For positions of three axes: the first `sections[0]` frequencies turn by the first axis, and so on.
+    pub fn by_axes(
+        frequencies: &[f32],
+        sections: &[usize],
+        positions: &[Vec<[u32; 3]>],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let tokens = positions.first().map_or(0, Vec::len);
+        let axes: Vec<usize> = sections.iter().enumerate().flat_map(|(a, &n)| std::iter::repeat_n(a, n)).collect();
+        if axes.len() != frequencies.len() || axes.iter().any(|a| *a > 2) {
+            return Err(Error::defect(format!("rope: sections {sections:?} of {} frequencies", frequencies.len())));
+        }
+        let mut angles = Vec::with_capacity(positions.len() * tokens * frequencies.len());
+        for position in positions.iter().flatten() {
+            angles.extend(frequencies.iter().zip(&axes).map(|(f, &axis)| position[axis] as f32 * f));
+        }
+        Self::of(Tensor::from_vec(angles, (positions.len(), 1, tokens, frequencies.len()), device)?, dtype)
+    }
+
+    fn of(angles: Tensor, dtype: DType) -> Result<Self> {
         Ok(Turns { cos: angles.cos()?.to_dtype(dtype)?, sin: angles.sin()?.to_dtype(dtype)? })
     }
 

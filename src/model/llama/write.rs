@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::{Cache, Llama};
+use super::{Cache, Llama, Places};
 use crate::error::{Error, Result};
 use crate::exec::Cancel;
 use crate::key::Key;
@@ -19,6 +19,8 @@ pub struct Prompts {
     pub pads: Vec<usize>,
     /// What each row draws from.
     pub keys: Vec<Key>,
+    /// Positions of each row's tokens where they do not just count on.
+    pub places: Option<Vec<Places>>,
 }
 
 /// What was written.
@@ -50,7 +52,7 @@ impl Llama {
         let mut cache = Cache::new(self.config(), prompts.pads.clone(), tokens + decoding.max_new_tokens)?;
         let mut written = Written { tokens: vec![Vec::new(); rows], ..Written::default() };
         let began = Instant::now();
-        let mut hidden = self.hidden(&prompts.embeddings, Some(&mut cache))?;
+        let mut hidden = self.hidden_at(&prompts.embeddings, prompts.places.as_deref(), Some(&mut cache))?;
         let mut alive: Vec<usize> = (0..rows).collect();
         for step in 0..decoding.max_new_tokens {
             cancel.check()?;

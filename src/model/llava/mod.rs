@@ -1,7 +1,6 @@
 //! LLaVA-1.5 (Liu et al., *Improved baselines with visual instruction tuning*, 2024): a frozen CLIP tower, a two-layer
 //! projector, a Llama. Loaded from its Hugging Face layout, as the Hub has it and as transformers 5 writes it.
 
-pub mod chat;
 pub mod config;
 mod loss;
 mod parts;
@@ -17,7 +16,7 @@ use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 
-pub use chat::{Chat, IMAGE, Role, Turn, vicuna};
+pub use crate::model::chat::{Chat, IMAGE, Role, Turn, vicuna};
 pub use config::{LlavaConfig, Need};
 pub use loss::Sample;
 pub use parts::Parts;
@@ -28,6 +27,7 @@ use crate::error::{Error, Place, Result};
 use crate::exec::{Cancel, Context, Event, available_memory};
 use crate::fsx;
 use crate::key::Key;
+use crate::model::chat;
 use crate::model::clip::config::Activation;
 use crate::model::clip::{Picture, Preprocess, VisionTower};
 use crate::model::layers::Linear;
@@ -276,7 +276,7 @@ impl Llava {
         let aligned: Vec<Tensor> =
             rows.iter().zip(&pads).map(|(r, &pad)| r.pad_with_zeros(1, pad, 0)).collect::<Result<_, _>>()?;
         let keys = queries.iter().map(|q| q.key).collect();
-        Ok(Prompts { embeddings: Tensor::cat(&aligned, 0)?, pads, keys })
+        Ok(Prompts { embeddings: Tensor::cat(&aligned, 0)?, pads, keys, places: None })
     }
 
     /// Answers a batch of queries; `heard(query, token)` is told of every token.

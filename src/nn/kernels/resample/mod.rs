@@ -100,11 +100,26 @@ fn tall((height, width): (usize, usize), (to_height, to_width): (usize, usize)) 
 }
 
 /// `(channels, height, width)` bytes → `(channels, to_height, to_width)`. A side that stays is not filtered.
-pub fn resize<'a>(
+pub fn resize(image: &[u8], from: (usize, usize, usize), to: (usize, usize), filter: Filter) -> Result<Vec<u8>> {
+    passes(image, from, to, filter, tall((from.1, from.2), to))
+}
+
+/// As [`resize`], the pass along rows always first: Pillow before 13, by which most models were trained and judged.
+pub fn resize_across_first(
+    image: &[u8],
+    from: (usize, usize, usize),
+    to: (usize, usize),
+    filter: Filter,
+) -> Result<Vec<u8>> {
+    passes(image, from, to, filter, false)
+}
+
+fn passes<'a>(
     image: &'a [u8],
     (channels, height, width): (usize, usize, usize),
     (to_height, to_width): (usize, usize),
     filter: Filter,
+    down_first: bool,
 ) -> Result<Vec<u8>> {
     let sides = [height, width, to_height, to_width];
     if sides.contains(&0) || image.len() != channels * height * width {
@@ -127,8 +142,8 @@ pub fn resize<'a>(
             Cow::Owned(out)
         }
     };
-    let (image, tall) = (Cow::Borrowed(image), tall((height, width), (to_height, to_width)));
-    Ok(if tall { across(down(image, width)) } else { down(across(image), to_width) }.into_owned())
+    let image = Cow::Borrowed(image);
+    Ok(if down_first { across(down(image, width)) } else { down(across(image), to_width) }.into_owned())
 }
 
 fn horizontal(image: &[u8], width: usize, taps: &Taps) -> Vec<u8> {

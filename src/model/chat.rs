@@ -44,8 +44,11 @@ impl Turn {
         Turn { role: Role::Assistant, images: 0, text: text.into() }
     }
 
-    fn role(&self) -> &'static str {
-        match self.role {
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
@@ -53,11 +56,53 @@ impl Turn {
     }
 }
 
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Words.
+    Text(String),
+    /// The next picture.
+    Picture,
+}
+
+/// What somebody says, pictures where they stand between words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Who.
+    pub role: Role,
+    /// In order.
+    pub parts: Vec<Part>,
+}
+
+impl Message {
+    /// Words alone.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Message { role, parts: vec![Part::Text(text.into())] }
+    }
+
+    /// A question about so many pictures, which come before it.
+    pub fn about(pictures: usize, text: impl Into<String>) -> Self {
+        let before = std::iter::repeat_n(Part::Picture, pictures);
+        Message { role: Role::User, parts: before.chain([Part::Text(text.into())]).collect() }
+    }
+
+    /// How many pictures are in it.
+    pub fn pictures(&self) -> usize {
+        self.parts.iter().filter(|p| **p == Part::Picture).count()
+    }
+}
+
+impl From<&Turn> for Message {
+    fn from(turn: &Turn) -> Self {
+        Message { role: turn.role, ..Message::about(turn.images, turn.text.as_str()) }
+    }
+}
+
 /// Where an image stands in a prompt.
 pub const IMAGE: &str = "<image>";
 
 /// Files that may hold a model's chat template, the first that does counts.
-pub(super) const FILES: [&str; 4] =
+pub const FILES: [&str; 4] =
     ["chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json"];
 
 /// How a model is spoken to.
@@ -72,13 +117,21 @@ struct Template {
     source: String,
     /// Marks of the tokenizer that templates may write: `bos_token`, `eos_token`, ….
     marks: Value,
-    /// Whether a turn's content is one text with [`IMAGE`] in it, as templates of text models want it.
+    /// What stands for a picture.
+    mark: String,
+    /// Whether a turn's content is one text with the mark in it, a line a part, as templates of text models want it.
     flat: bool,
 }
 
 impl Chat {
-    /// The template of a model's folder, if it has one. One that cannot be followed is refused.
+    /// The template of a LLaVA's folder, if it has one. One that cannot be followed is refused.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_marked(folder, IMAGE)
+    }
+
+    /// The template of a folder in which `mark` stands for a picture, if it has one. One that cannot be followed, or
+    /// that puts no picture into a question, is refused.
+    pub fn open_marked(folder: &Path, mark: &str) -> Result<Self> {
         let config = folder.join("tokenizer_config.json");
         let config: Value = if config.is_file() { fsx::read_json(&config)? } else { Value::Null };
         let content =
@@ -88,17 +141,17 @@ impl Chat {
         for file in FILES {
             let path = folder.join(file);
             let Some(source) = source(&path)? else { continue };
-            let mut template = Template { file: file.into(), source, marks, flat: false };
-            let question = [Turn::about_image("?")];
-            let once = |t: &Template| t.write(&question, true).map(|p| p.matches(IMAGE).count() == 1);
+            let mut template = Template { file: file.into(), source, marks, mark: mark.into(), flat: false };
+            let question = [Message::about(1, "?")];
+            let once = |t: &Template| t.write(&question, true).map(|p| p.matches(mark).count() == 1);
             if !once(&template).unwrap_or(false) {
                 template.flat = true;
                 if !once(&template).at(|| path.display().to_string())? {
                     return Err(Error::data(format!(
-                        "{}: the chat template puts no {IMAGE} into a question",
+                        "{}: the chat template puts no {mark} into a question",
                         path.display()
                     ))
-                    .hint("take the template of a LLaVA, or remove it: then the form of LLaVA-1.5 is used"));
+                    .hint("take this model's own template; a LLaVA's may be removed, then the form of LLaVA-1.5 is used"));
                 }
             }
             return Ok(Chat { template: Some(template) });
@@ -108,10 +161,20 @@ impl Chat {
 
     /// The text of a conversation; `open` ends it where the assistant answers.
     pub fn prompt(&self, turns: &[Turn], open: bool) -> Result<String> {
+        self.write(&turns.iter().map(Message::from).collect::<Vec<_>>(), open)
+    }
+
+    /// The text of messages; `open` ends it where the assistant answers.
+    pub fn write(&self, messages: &[Message], open: bool) -> Result<String> {
         match &self.template {
-            Some(template) => template.write(turns, open).at(|| template.file.clone()),
-            None => Ok(vicuna(turns, open)),
+            Some(template) => template.write(messages, open).at(|| template.file.clone()),
+            None => Ok(vicuna_written(messages, open)),
         }
+    }
+
+    /// Whether the folder had a template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
     }
 }
 
@@ -136,16 +199,23 @@ fn source(path: &Path) -> Result<Option<String>> {
 }
 
 impl Template {
-    fn write(&self, turns: &[Turn], open: bool) -> Result<String> {
-        let message = |turn: &Turn| {
+    fn write(&self, messages: &[Message], open: bool) -> Result<String> {
+        let message = |m: &Message| {
             if self.flat {
-                return json!({ "role": turn.role(), "content": format!("{}{}", format!("{IMAGE}\n").repeat(turn.images), turn.text) });
+                let line = |p: &Part| match p {
+                    Part::Text(text) => text.clone(),
+                    Part::Picture => self.mark.clone(),
+                };
+                let lines: Vec<String> = m.parts.iter().map(line).collect();
+                return json!({ "role": m.role.name(), "content": lines.join("\n") });
             }
-            let images = std::iter::repeat_n(json!({ "type": "image" }), turn.images);
-            let content: Vec<Value> = images.chain([json!({ "type": "text", "text": turn.text })]).collect();
-            json!({ "role": turn.role(), "content": content })
+            let piece = |p: &Part| match p {
+                Part::Text(text) => json!({ "type": "text", "text": text }),
+                Part::Picture => json!({ "type": "image" }),
+            };
+            json!({ "role": m.role.name(), "content": m.parts.iter().map(piece).collect::<Vec<_>>() })
         };
-        let messages: Vec<Value> = turns.iter().map(message).collect();
+        let messages: Vec<Value> = messages.iter().map(message).collect();
         let failed = |e: minijinja::Error| {
             let place = e.line().map_or(String::new(), |line| format!(" (line {line})"));
             let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
@@ -186,19 +256,25 @@ fn plain(source: &str) -> String {
 /// The prompt of a conversation in LLaVA-1.5's own form; `open` ends it with the assistant's name, so that the model
 /// answers.
 pub fn vicuna(turns: &[Turn], open: bool) -> String {
+    vicuna_written(&turns.iter().map(Message::from).collect::<Vec<_>>(), open)
+}
+
+/// Pictures come first, whatever their place, as the published template has it.
+fn vicuna_written(messages: &[Message], open: bool) -> String {
     let mut prompt = String::new();
-    for turn in turns {
-        prompt.push_str(match turn.role {
+    for message in messages {
+        prompt.push_str(match message.role {
             Role::System => "",
             Role::User => "USER: ",
             Role::Assistant => "ASSISTANT: ",
         });
-        for _ in 0..turn.images {
-            prompt.push_str(IMAGE);
-            prompt.push('\n');
+        prompt.push_str(&format!("{IMAGE}\n").repeat(message.pictures()));
+        for part in &message.parts {
+            if let Part::Text(text) = part {
+                prompt.push_str(text);
+                prompt.push(' ');
+            }
         }
-        prompt.push_str(&turn.text);
-        prompt.push(' ');
     }
     if open {
         prompt.push_str("ASSISTANT:");

@@ -1,0 +1,77 @@
+//! `config.json` of an Idefics3 or SmolVLM, as the Hub has it and as transformers 5 writes it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Place, Result};
+use crate::fsx;
+use crate::model::llama::LlamaConfig;
+use crate::model::llama::config::{count, flag, tokens};
+use crate::model::siglip::SiglipConfig;
+use crate::model::weights::refuse_quantised;
+
+/// What fixes the model's shape and arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SmolVlmConfig {
+    /// The language model.
+    pub text: LlamaConfig,
+    /// The image tower.
+    pub vision: SiglipConfig,
+    /// Patches a side that become one token.
+    pub scale: usize,
+    /// The token that stands for a picture's places.
+    pub image_token: u32,
+    /// Tokens that end an answer.
+    pub stop: Vec<u32>,
+}
+
+impl SmolVlmConfig {
+    /// Reads `config.json` and, for the tokens that end an answer, `generation_config.json`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let mut config = Self::from_json(&fsx::read_json(&path)?).at(|| path.display().to_string())?;
+        let generation = folder.join("generation_config.json");
+        if generation.is_file()
+            && let Some(stop) = tokens(&fsx::read_json(&generation)?, "eos_token_id")?.filter(|s| !s.is_empty())
+        {
+            config.stop = stop;
+        }
+        Ok(config)
+    }
+
+    /// Reads the JSON object; absent fields have transformers' defaults.
+    pub fn from_json(json: &Value) -> Result<Self> {
+        refuse_quantised(json)?;
+        let empty = Value::Object(Default::default());
+        let section = |name: &str| json.get(name).filter(|v| v.is_object()).unwrap_or(&empty);
+        let mut text = LlamaConfig::from_json(section("text_config")).at(|| "text_config")?;
+        // The outer key alone counts.
+        text.tie_word_embeddings = flag(json, "tie_word_embeddings", false)?;
+        let vision = SiglipConfig::from_json(section("vision_config"), &SiglipConfig::idefics3()).at(|| "vision_config")?;
+        let scale = count(json, "scale_factor", 2)?;
+        let image_token = match tokens(json, "image_token_id")?.as_deref() {
+            None => 128_257,
+            Some([one]) => *one,
+            Some(_) => return Err(Error::data("image_token_id is not one token id")),
+        };
+        if image_token as usize >= text.vocab_size {
+            let words = text.vocab_size;
+            return Err(Error::data(format!("image_token_id = {image_token} is outside of the vocabulary of {words}")));
+        }
+        let stop = text.eos_token_id.clone();
+        Ok(SmolVlmConfig { text, vision, scale, image_token, stop })
+    }
+
+    /// Refuses tiles of a side that does not divide into whole tokens.
+    pub(super) fn divides(&self, tile: usize) -> Result<()> {
+        let (patch, scale) = (self.vision.patch_size, self.scale);
+        match scale > 0 && tile > 0 && tile.is_multiple_of(patch * scale) {
+            true => Ok(()),
+            false => Err(Error::data(format!(
+                "tiles of {tile} pixels are no whole number of tokens of {scale} patches of {patch} a side"
+            ))
+            .hint("preprocessor_config.json and config.json do not belong together")),
+        }
+    }
+}

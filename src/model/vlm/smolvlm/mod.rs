@@ -1,0 +1,190 @@
+//! SmolVLM, SmolVLM2 and Idefics3 (Laurençon et al., *Building and better understanding vision-language models*, 2024;
+//! Marafioti et al., *SmolVLM*, 2025): pictures in tiles, a SigLIP tower, pixel shuffle and one linear layer, a Llama.
+
+mod config;
+mod tiles;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+pub use config::SmolVlmConfig;
+pub use tiles::Tiling;
+
+use super::opened::Maker;
+use super::pixels::{Pixels, Planes, slots};
+use super::{Family, Prompt, Vlm};
+use crate::error::{Error, Result};
+use crate::model::chat::{Chat, IMAGE, Message};
+use crate::model::clip::Picture;
+use crate::model::layers::Linear;
+use crate::model::llama::{Llama, LlamaConfig, Names, Tokenizer};
+use crate::model::lora::Modules;
+use crate::model::siglip::{Rounding, Siglip, grid};
+use crate::model::weights::{Scope, Source};
+
+/// Before and after every part of a picture.
+const AROUND: &str = "<fake_token_around_image>";
+/// Before the picture as a whole.
+const GLOBAL: &str = "<global-img>";
+
+/// What a folder holds beside its tensors.
+#[derive(Clone)]
+pub(super) struct Kit(Arc<Inner>);
+
+struct Inner {
+    config: SmolVlmConfig,
+    tiling: Tiling,
+    tokenizer: Tokenizer,
+    chat: Chat,
+    modules: Modules,
+}
+
+impl Kit {
+    pub fn open(folder: &Path, _: &[&str]) -> Result<Self> {
+        let config = SmolVlmConfig::read(folder)?;
+        let (tiling, tokenizer) = (Tiling::open(folder)?, Tokenizer::open(folder)?);
+        config.divides(tiling.tile)?;
+        tokenizer.check_fits(config.text.vocab_size)?;
+        let same = "take tokenizer and weights from the same model";
+        match tokenizer.id(IMAGE) {
+            Some(id) if id == config.image_token => {}
+            other => {
+                let own = config.image_token;
+                return Err(Error::data(format!("the tokenizer's {IMAGE} is token {other:?}, the model's is {own}")).hint(same));
+            }
+        }
+        if let Some(mark) = [AROUND, GLOBAL].into_iter().find(|m| tokenizer.id(m).is_none()) {
+            return Err(Error::data(format!("the tokenizer has no {mark}")).hint(same));
+        }
+        let chat = Chat::open(folder)?;
+        if !chat.has_template() {
+            return Err(Error::data("no chat template").hint("chat_template.json or .jinja of the published model"));
+        }
+        let modules = Modules { renamed: Vec::new(), body: "model.text_model".into() };
+        Ok(Kit(Arc::new(Inner { config, tiling, tokenizer, chat, modules })))
+    }
+}
+
+impl Maker for Kit {
+    fn make(&self, source: &dyn Source) -> Result<Arc<dyn Vlm>> {
+        let (root, c) = (Scope::root(source), &self.0.config);
+        let (input, output) = (c.vision.hidden_size * c.scale * c.scale, c.text.hidden_size);
+        let names = Names { body: "model.text_model".into(), head: "lm_head".into() };
+        let connector = root.pp("model.connector.modality_projection.proj");
+        Ok(Arc::new(SmolVlm {
+            tower: Siglip::load(&root.pp("model.vision_model"), &c.vision)?,
+            connector: Linear::load(&connector, input, output, 0.02, false)?,
+            llm: Llama::load(&root, &c.text, &names)?,
+            kit: self.clone(),
+        }))
+    }
+
+    fn modules(&self) -> &Modules {
+        &self.0.modules
+    }
+
+    fn text(&self) -> &LlamaConfig {
+        &self.0.config.text
+    }
+}
+
+/// The model.
+struct SmolVlm {
+    kit: Kit,
+    tower: Siglip,
+    connector: Linear,
+    llm: Llama,
+}
+
+impl Inner {
+    /// Tokens of a tile.
+    fn places(&self) -> usize {
+        let side = self.tiling.tile / self.config.vision.patch_size / self.config.scale;
+        side * side
+    }
+
+    /// What stands for a picture of so many rows and columns of tiles, none: one tile.
+    fn spelled(&self, [rows, columns]: [usize; 2]) -> String {
+        let part = |mark: &str| format!("{AROUND}{mark}{}", IMAGE.repeat(self.places()));
+        let mut text = String::new();
+        for row in 1..=rows {
+            (1..=columns).for_each(|column| text += &part(&format!("<row_{row}_col_{column}>")));
+            text.push('\n');
+        }
+        if rows > 0 {
+            text.push('\n');
+        }
+        text + &part(GLOBAL) + AROUND
+    }
+}
+
+impl Vlm for SmolVlm {
+    fn family(&self) -> Family {
+        Family::SmolVlm
+    }
+
+    fn llm(&self) -> &Llama {
+        &self.llm
+    }
+
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.kit.0.tokenizer
+    }
+
+    fn stop(&self) -> &[u32] {
+        &self.kit.0.config.stop
+    }
+
+    fn mark(&self) -> &str {
+        IMAGE
+    }
+
+    fn write(&self, messages: &[Message], open: bool) -> Result<String> {
+        self.kit.0.chat.write(messages, open)
+    }
+
+    fn read(&self, text: &str, pictures: &[Picture]) -> Result<Prompt> {
+        let kit = &self.kit.0;
+        let pieces: Vec<&str> = text.split(IMAGE).collect();
+        if pieces.len() != pictures.len() + 1 {
+            let (places, given) = (pieces.len() - 1, pictures.len());
+            return Err(Error::input(format!("the prompt has places for {places} pictures, {given} are given"))
+                .hint(format!("write {IMAGE} once for each picture")));
+        }
+        let (mut spelled, mut seen, mut counts) = (pieces[0].to_string(), Vec::new(), Vec::new());
+        for (picture, rest) in pictures.iter().zip(&pieces[1..]) {
+            let cut = kit.tiling.cut(&Planes::of(picture)?)?;
+            spelled += &kit.spelled(cut.grid);
+            spelled += rest;
+            counts.push(cut.tiles.len() * kit.places());
+            seen.push(cut.pixels(&kit.tiling, self.llm.device())?);
+        }
+        let ids = kit.tokenizer.encode(&spelled)?;
+        let slots = slots(&ids, kit.config.image_token, &counts, IMAGE)?;
+        Ok(Prompt { ids, slots, pictures: seen, places: None, features: None })
+    }
+
+    fn see(&self, pictures: &[Pixels]) -> Result<Tensor> {
+        let all: Vec<&Tensor> = pictures.iter().flat_map(|p| &p.tensors).collect();
+        let pixels = Tensor::cat(&all, 0)?;
+        let (c, (tiles, _, height, width)) = (&self.kit.0.config, pixels.dims4()?);
+        let p = c.vision.patch_size;
+        let (rows, columns) = (height / p, width / p);
+        let patches = pixels
+            .reshape(&[tiles, 3, rows, p, columns, p])?
+            .permute([0, 2, 4, 1, 3, 5])?
+            .reshape((tiles, rows * columns, 3 * p * p))?;
+        let states = self.tower.forward(&patches, &grid(c.vision.side(), [rows, columns], Rounding::Idefics3))?;
+        self.connector.forward(&shuffled(&states, [rows, columns], c.scale)?.flatten(0, 1)?)
+    }
+}
+
+/// Pixel shuffle: `(n, rows · columns, width)` → `(n, rows · columns / s², width · s²)`; a place holds the features of
+/// its s × s patches, row by row.
+fn shuffled(states: &Tensor, [rows, columns]: [usize; 2], s: usize) -> Result<Tensor> {
+    let (n, _, width) = states.dims3()?;
+    let apart = states.reshape(&[n, rows / s, s, columns / s, s, width])?.permute([0, 1, 3, 2, 4, 5])?;
+    Ok(apart.reshape((n, rows * columns / (s * s), width * s * s))?)
+}
