@@ -7,7 +7,7 @@
 //! | [`error`] [`key`] [`fsx`] [`pickle`] [`shipped`] [`exec`] | one typed error · randomness as a key path (Philox) · atomic files, texts, digests, locks · Python's pickles, read and never run · what the binary carries · workers, cancellation, events |
 //! | [`nn`] | flat parameters; a network as a list of operations; its interpreters in [`nn::engine`]: `candle` (autograd) and `cpu` (our engine); [`nn::kernels`], which the engine and the language models share; losses, optimisers, the dynamic weight |
 //! | [`data`] | benchmarks, long tail, partitions, splits, batches, pools, captions, cached features, duplicates, the demo's world |
-//! | [`model`] | ResNets, CNN, MLP as operation lists; CLIP, Llama, LLaVA on candle, by their published names |
+//! | [`model`] | ResNets, CNN, MLP as operation lists; CLIP, Llama, LLaVA on candle, by their published names; [`model::vlm`]: LLaVA, SmolVLM, Qwen2.5-VL, MiniCPM-V behind one trait; [`model::lora`] |
 //! | [`mllm`] | a multimodal LLM at work: prompts, captioners, filters |
 //! | [`run`] | run directories, records, checkpoints, times |
 //! | [`fl`] | the round loop and the training loop, once each; objectives, feeds, aggregation, alignment; [`fl::methods`]: one file a method |

@@ -15,8 +15,8 @@ use crate::key::Key;
 use crate::mllm::ask::{Question, ask};
 use crate::model::clip::Picture;
 use crate::model::hub;
-use crate::model::llava::Llava;
 use crate::model::sample::Decoding;
+use crate::model::vlm::Opened;
 
 /// `mllm`.
 #[derive(Args)]
@@ -27,20 +27,21 @@ pub struct Mllm {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Ask a LLaVA about an image; the answer streams to stdout.
+    /// Ask a multimodal model about an image; the answer streams to stdout.
     #[command(after_help = "Examples:
   fedllava mllm ask data/demo-llava picture.png \"Say in one sentence what this picture shows.\"
+  fedllava mllm ask HuggingFaceTB/SmolVLM-256M-Instruct photo.jpg \"Which animal is it?\" --greedy
   fedllava mllm ask llava-hf/llava-1.5-7b-hf photo.jpg \"What is this?\" --json --dtype bf16")]
     Ask(Ask),
 }
 
 #[derive(Args)]
 struct Ask {
-    /// A LLaVA-1.5 in Hugging Face layout: a folder, or an id.
+    /// A LLaVA-1.5, SmolVLM, Qwen2.5-VL or MiniCPM-V 2.6 in Hugging Face layout: a folder, or an id.
     model: String,
     /// An image file.
     image: PathBuf,
-    /// The question; with --raw-prompt the whole prompt, `<image>` where the image stands.
+    /// The question; with --raw-prompt the whole prompt, the model's own mark (`<image>`) where the image stands.
     question: String,
     /// Print one JSON object: token_ids, text, timings.
     #[arg(long)]
@@ -63,6 +64,9 @@ struct Ask {
     /// Take the question as the whole prompt.
     #[arg(long)]
     raw_prompt: bool,
+    /// A LoRA adapter, as PEFT writes it, folded into the model's weights.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// What the model computes in.
     #[arg(long, default_value = "f32")]
     dtype: Type,
@@ -107,16 +111,23 @@ fn answer(a: &Ask, cx: &Context) -> Result<()> {
     };
     decoding.check()?;
     let folder = data::resolve(&a.model).or_else(|_| hub::resolve_until(&a.model, &cx.cancel))?;
-    let llava = Llava::open(&folder, cx)?;
+    let opened = Opened::open(&folder, cx)?;
+    let vlm = match &a.adapter {
+        None => opened.frozen()?,
+        Some(adapter) => {
+            let (plan, params) = opened.adapter(adapter)?;
+            opened.merged(&plan, &params)?
+        }
+    };
     let picture = Picture { height, width, pixels: planes.into() };
     let question = Question { picture, text: &a.question, raw: a.raw_prompt };
     if a.max_new_tokens.is_none() {
-        let context = llava.llm().config().max_position_embeddings;
-        let room = context.saturating_sub(llava.tokens(&question.prompt(&llava)?)?.len());
+        let context = vlm.llm().config().max_position_embeddings;
+        let room = context.saturating_sub(question.read(&*vlm)?.ids.len());
         decoding.max_new_tokens = decoding.max_new_tokens.min(room).max(1);
     }
     let heard = |piece: &str| if a.json { Ok(()) } else { write(piece) };
-    let asked = ask(&llava, &question, &decoding, Key::from_seed(a.seed), cx, heard)?;
+    let asked = ask(&*vlm, &question, &decoding, Key::from_seed(a.seed), cx, heard)?;
     if a.json {
         return put(&serde_json::json!({
             "token_ids": asked.token_ids,

@@ -5,9 +5,10 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::exec::Context;
 use crate::key::Key;
+use crate::model::chat::Message;
 use crate::model::clip::Picture;
-use crate::model::llava::{IMAGE, Llava, Query, Turn};
 use crate::model::sample::Decoding;
+use crate::model::vlm::{Ask, Prompt, Vlm};
 
 /// A question.
 #[derive(Clone, Debug)]
@@ -16,8 +17,8 @@ pub struct Question<'a> {
     pub picture: Picture<'a>,
     /// The question, or the whole prompt.
     pub text: &'a str,
-    /// Whether `text` is the whole prompt, with its own `<image>`, instead of a question to be put in the model's
-    /// conversation form.
+    /// Whether `text` is the whole prompt, with the model's own mark for a picture in it (`<image>`), instead of a
+    /// question to be put in the model's conversation form.
     pub raw: bool,
 }
 
@@ -40,38 +41,43 @@ pub struct Asked {
 
 impl Question<'_> {
     /// The prompt as this model reads it.
-    pub fn prompt(&self, llava: &Llava) -> Result<String> {
+    pub fn prompt(&self, vlm: &dyn Vlm) -> Result<String> {
         match self.raw {
             true => Ok(self.text.to_string()),
-            false => llava.prompt(&[Turn::about_image(self.text)], true),
+            false => vlm.write(&[Message::about(1, self.text)], true),
         }
+    }
+
+    /// Its tokens and pixels; a raw prompt without a mark is asked without the picture.
+    pub fn read(&self, vlm: &dyn Vlm) -> Result<Prompt> {
+        let text = self.prompt(vlm)?;
+        let pictures = std::slice::from_ref(&self.picture);
+        vlm.read(&text, if text.contains(vlm.mark()) { pictures } else { &[] })
     }
 }
 
 /// Asks; `heard` gets the text piece by piece, never half a character.
 pub fn ask(
-    llava: &Llava,
+    vlm: &dyn Vlm,
     question: &Question,
     decoding: &Decoding,
     key: Key,
     cx: &Context,
     mut heard: impl FnMut(&str) -> Result<()>,
 ) -> Result<Asked> {
-    let prompt = question.prompt(llava)?;
-    let images = prompt.matches(IMAGE).count().min(1);
-    let prompt_tokens = llava.tokens(&prompt)?.len();
     let began = std::time::Instant::now();
-    let features = llava.see(std::slice::from_ref(&question.picture))?;
+    let mut prompt = question.read(vlm)?;
+    vlm.look(&mut prompt)?;
     let image_seconds = began.elapsed().as_secs_f64();
-    let mut stream = llava.tokenizer().stream()?;
-    let query = Query { prompt: &prompt, images: (0..images).collect(), key };
-    let written = llava.answer(&[query], &features, decoding, &cx.cancel, |_, token| heard(&stream.push(token)?))?;
+    let mut stream = vlm.tokenizer().stream()?;
+    let asked = Ask { prompts: &[&prompt], keys: &[key], decoding, cancel: &cx.cancel };
+    let written = vlm.answer(&asked, &mut |_, token| heard(&stream.push(token)?))?;
     heard(&stream.finish()?)?;
     let token_ids = written.tokens.into_iter().next().unwrap_or_default();
     Ok(Asked {
-        text: llava.text(&token_ids)?,
+        text: vlm.text(&token_ids)?,
         token_ids,
-        prompt_tokens,
+        prompt_tokens: prompt.ids.len(),
         image_seconds,
         prefill_seconds: written.prefill.as_secs_f64(),
         decode_seconds: written.decode.as_secs_f64(),
@@ -87,13 +93,13 @@ mod tests {
     fn the_streamed_answer_is_the_answer_and_a_raw_prompt_is_taken_as_it_is() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llava/default");
         let cx = Context::cpu(1);
-        let llava = Llava::open(&folder, &cx).unwrap();
+        let llava = crate::model::vlm::Opened::open(&folder, &cx).unwrap().frozen().unwrap();
         let pixels: Vec<u8> = (0..3 * 256u32).map(|i| (i * 7 % 251) as u8).collect();
         let picture = Picture { height: 16, width: 16, pixels: pixels.into() };
         let run = |text: &str, raw: bool| {
             let mut streamed = String::new();
             let question = Question { picture: picture.clone(), text, raw };
-            let got = ask(&llava, &question, &Decoding::greedy(12), Key::from_seed(1), &cx, |piece| {
+            let got = ask(&*llava, &question, &Decoding::greedy(12), Key::from_seed(1), &cx, |piece| {
                 streamed.push_str(piece);
                 Ok(())
             });

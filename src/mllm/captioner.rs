@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,16 +14,18 @@ use crate::data::captions::{Caption, Captions, spelled};
 use crate::error::{Error, Place, Result};
 use crate::exec::Context;
 use crate::key::{Key, Purpose};
+use crate::model::chat::Message;
 use crate::model::clip::Picture;
 use crate::model::hub;
-use crate::model::llava::{Llava, Query, Turn};
+use crate::model::llava::Llava;
 use crate::model::sample::Decoding;
+use crate::model::vlm::{Ask, Opened, Prompt, Vlm};
 
 /// The `caption.captioner` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum CaptionerConfig {
-    /// A LLaVA on this machine.
+    /// A multimodal model on this machine: LLaVA-1.5, SmolVLM, Qwen2.5-VL or MiniCPM-V 2.6.
     Llava(LlavaCaptionerConfig),
     /// Answers that somebody else wrote down.
     File(FileCaptionerConfig),
@@ -106,9 +109,9 @@ pub fn open(config: &CaptionerConfig, seed: u64, cx: &Context) -> Result<Box<dyn
     }
 }
 
-/// A LLaVA.
+/// A multimodal model of any family.
 pub struct LlavaCaptioner {
-    model: Llava,
+    model: Arc<dyn Vlm>,
     decoding: Decoding,
     seed: u64,
     identity: Identity,
@@ -122,23 +125,30 @@ impl LlavaCaptioner {
             Ok(folder) => folder,
             Err(_) => hub::resolve_until(&config.path, &cx.cancel)?,
         };
-        Self::new(Llava::open(&folder, cx)?, &config.path, config.decoding.clone(), seed)
+        let opened = Opened::open(&folder, cx)?;
+        Self::of(opened.frozen()?, (&config.path, opened.revision()?), config.decoding.clone(), seed)
     }
 
-    /// With an open model, called `name` in records.
+    /// With an open LLaVA, called `name` in records.
     pub fn new(model: Llava, name: &str, decoding: Decoding, seed: u64) -> Result<Self> {
+        let revision = model.revision()?;
+        Self::of(Arc::new(model), (name, revision), decoding, seed)
+    }
+
+    /// With an open model, called by a name and a revision in records.
+    pub fn of(model: Arc<dyn Vlm>, (name, revision): (&str, String), decoding: Decoding, seed: u64) -> Result<Self> {
         let mut how = serde_json::to_value(&decoding).map_err(|e| Error::defect(format!("decoding: {e}")))?;
         if decoding.temperature > 0.0 {
             how["seed"] = seed.into();
         }
-        how["dtype"] = format!("{:?}", model.dtype()).to_lowercase().into();
-        let identity = Identity { model: name.into(), revision: model.revision()?, decoding: how };
+        how["dtype"] = format!("{:?}", model.llm().dtype()).to_lowercase().into();
+        let identity = Identity { model: name.into(), revision, decoding: how };
         Ok(LlavaCaptioner { model, decoding, seed, identity })
     }
 
     /// The model.
-    pub fn model(&self) -> &Llava {
-        &self.model
+    pub fn model(&self) -> &dyn Vlm {
+        &*self.model
     }
 
     /// A draw depends on the image and the prompt, not on the pool's order.
@@ -154,18 +164,15 @@ impl Captioner for LlavaCaptioner {
     }
 
     fn answers(&self, images: &[Seen], prompt: &Instruction, cx: &Context) -> Result<Vec<Option<Answer>>> {
-        let pictures: Vec<Picture> = images.iter().map(|s| s.picture.clone()).collect();
-        let features = self.model.see(&pictures)?;
-        let text = self.model.prompt(&[Turn::about_image(&prompt.text)], true)?;
-        let query = |(i, seen): (usize, &Seen)| Query {
-            prompt: &text,
-            images: vec![i],
-            key: self.key(seen.digest, &prompt.digest),
-        };
-        let queries: Vec<Query> = images.iter().enumerate().map(query).collect();
-        let written = self.model.answer(&queries, &features, &self.decoding, &cx.cancel, |_, _| Ok(()))?;
+        let text = self.model.write(&[Message::about(1, prompt.text.as_str())], true)?;
+        let read = |seen: &Seen| self.model.read(&text, std::slice::from_ref(&seen.picture));
+        let prompts: Vec<Prompt> = images.iter().map(read).collect::<Result<_>>()?;
+        let prompts: Vec<&Prompt> = prompts.iter().collect();
+        let keys: Vec<Key> = images.iter().map(|seen| self.key(seen.digest, &prompt.digest)).collect();
+        let asked = Ask { prompts: &prompts, keys: &keys, decoding: &self.decoding, cancel: &cx.cancel };
+        let written = self.model.answer(&asked, &mut |_, _| Ok(()))?;
         let answer = |tokens: &Vec<u32>| {
-            let ended = tokens.last().is_some_and(|t| self.model.config().stop.contains(t));
+            let ended = tokens.last().is_some_and(|t| self.model.stop().contains(t));
             Ok(Some(Answer { text: self.model.text(tokens)?, ended }))
         };
         written.tokens.iter().map(answer).collect()

@@ -43,7 +43,6 @@ impl Turn {
     pub fn answer(text: &str) -> Self {
         Turn { role: Role::Assistant, images: 0, text: text.into() }
     }
-
 }
 
 impl Role {
@@ -151,7 +150,9 @@ impl Chat {
                         "{}: the chat template puts no {mark} into a question",
                         path.display()
                     ))
-                    .hint("take this model's own template; a LLaVA's may be removed, then the form of LLaVA-1.5 is used"));
+                    .hint(
+                        "take this model's own template; a LLaVA's may be removed, then the form of LLaVA-1.5 is used",
+                    ));
                 }
             }
             return Ok(Chat { template: Some(template) });

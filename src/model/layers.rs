@@ -55,6 +55,12 @@ impl Linear {
         }
     }
 
+    /// Whether anything of it is trained: the weight, the bias, or what stands beside it.
+    pub fn trains(&self) -> bool {
+        let own = self.weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op);
+        own || self.adapter.as_ref().is_some_and(|a| !a.trained().is_empty())
+    }
+
     /// What is trained beside it. A path that computes from the weight alone must ask.
     pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()

@@ -184,3 +184,39 @@ fn arange(start: f64, end: f64, step: f64) -> Vec<f32> {
     };
     (0..n).map(value).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand, without ties: floor(i · side / n).
+    #[test]
+    fn a_patch_takes_the_place_below_its_share() {
+        for rounding in [Rounding::Idefics3, Rounding::MiniCpm] {
+            assert_eq!(buckets(4, 3, rounding), [0, 1, 2]);
+            assert_eq!(buckets(4, 6, rounding), [0, 0, 1, 2, 2, 3]);
+            assert_eq!(grid(4, [1, 3], rounding), [0, 1, 2]);
+            assert_eq!(grid(4, [2, 2], rounding), [0, 2, 8, 10]);
+        }
+    }
+
+    /// Where a share lies on a boundary, f32 may put it one lower: 25 patches on a table of 70 (PyTorch's own numbers).
+    #[test]
+    fn ties_fall_as_in_pytorch() {
+        let root = std::env::var_os("FEDLLAVA_FIXTURES").map(std::path::PathBuf::from);
+        for (file, rounding) in [("idefics3", Rounding::Idefics3), ("minicpmv", Rounding::MiniCpm)] {
+            let exact = |n: usize| (0..n).map(|i| (i * 70 / n) as u32).collect::<Vec<_>>();
+            assert_eq!(buckets(70, 24, rounding), exact(24), "no ties");
+            assert_ne!(buckets(70, 25, rounding), exact(25), "{file}");
+            let Some(path) = root.as_ref().map(|r| r.join(format!("tables/{file}_position_buckets.json"))) else {
+                continue;
+            };
+            let rows: Value = crate::fsx::read_json(&path).unwrap();
+            for row in rows.as_array().unwrap() {
+                let n = |key: &str| row[key].as_u64().unwrap() as usize;
+                let got = buckets(n("side"), n("patches"), rounding);
+                assert_eq!(serde_json::json!(got), row["bucket"], "{row}");
+            }
+        }
+    }
+}

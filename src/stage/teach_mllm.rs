@@ -9,16 +9,19 @@ use crate::error::{Error, Result};
 use crate::exec::{Context, Event, ordered};
 use crate::fsx;
 use crate::mllm::Instruction;
+use crate::model::chat::Message;
 use crate::model::clip::Picture;
 use crate::model::clip::embed::Features;
 use crate::model::hub;
-use crate::model::llava::{Likelihood, Llava, Turn, revision_of};
+use crate::model::llama::Likelihood;
+use crate::model::llava::revision_of;
+use crate::model::vlm::Opened;
 
 /// `teacher.kind = "mllm"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MllmTeacher {
-    /// A LLaVA: a folder in Hugging Face layout, or an id.
+    /// A LLaVA, SmolVLM, Qwen2.5-VL or MiniCPM-V: a folder in Hugging Face layout, or an id.
     pub path: String,
     /// What is asked: `short`, another shipped prompt, or a text file.
     pub prompt: String,
@@ -86,13 +89,12 @@ fn likelihoods(
     ids: &[u32],
     cx: &Context,
 ) -> Result<Features> {
-    let llava = Llava::open(folder, cx)?;
-    let prompt = llava.prompt(&[Turn::about_image(&instruction.text)], true)?;
+    let vlm = Opened::open(folder, cx)?.frozen()?;
+    let prompt = vlm.write(&[Message::about(1, instruction.text.as_str())], true)?;
     let one = |_: &mut (), n: usize| -> Result<Vec<Likelihood>> {
         cx.cancel.check()?;
         let ([height, width], planes) = data.images.seen(ids[n] as usize)?;
-        let seen = llava.see(&[Picture { height, width, pixels: planes }])?;
-        llava.score(&prompt, &seen, answers)
+        vlm.likelihoods(&prompt, &[Picture { height, width, pixels: planes }], answers)
     };
     let mut rows = Vec::with_capacity(ids.len() * 2 * answers.len());
     cx.events.on(Event::Begin { name: "MLLM teacher", unit: "image", done: 0, total: ids.len() as u64 });

@@ -25,9 +25,9 @@ pub(super) fn serves(layers: &[Layer], x: &Tensor) -> bool {
     let fits = |l: &Layer| {
         let a = &l.attention;
         let (width, linear) = (l.norm1.weight.elem_count(), [&a.q, &a.k, &a.v, &a.out, &l.fc1, &l.fc2]);
-        let whole = linear
-            .iter()
-            .all(|l| l.weight().is_contiguous() && plain(&[l.weight()]) && l.adapter().is_none());
+        let whole = linear.iter().all(|l| l.weight().is_contiguous() && plain(&[l.weight()]) && l.adapter().is_none());
+        let norms = [&l.norm1, &l.norm2].iter().all(|n| plain(&[&n.weight, &n.bias]));
+        let whole = whole && norms && linear.iter().all(|l| !l.trains());
         let heads = a.heads > 0 && width.is_multiple_of(a.heads);
         whole && heads && l.activation == Activation::QuickGelu && x.dims().last() == Some(&width)
     };

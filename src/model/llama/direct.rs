@@ -18,7 +18,10 @@ use crate::nn::kernels::spare::Spare;
 
 /// Whether [`forward`] may stand for a layer on `x`.
 pub(super) fn serves(layer: &Layer, x: &Tensor) -> bool {
-    plain(&[x, layer.attention.q.weight(), layer.mlp.up.weight()]) && layer.linear().iter().all(|(_, l)| l.adapter().is_none())
+    let linear = layer.linear();
+    plain(&[x])
+        && linear.iter().all(|(_, l)| plain(&[l.weight()]) && l.adapter().is_none())
+        && layer.trained().is_empty()
 }
 
 /// `(rows, new, hidden)` → the same shape.

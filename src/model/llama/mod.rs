@@ -9,6 +9,7 @@ mod cache;
 pub mod config;
 mod direct;
 pub mod karpathy;
+mod likelihood;
 mod protobuf;
 mod rope;
 pub mod sentencepiece;
@@ -26,6 +27,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use cache::Cache;
 pub use config::{LlamaConfig, SUPPORTED};
+pub use likelihood::{Likelihood, behind};
 pub use rope::{LinearScaling, Llama3Scaling, RopeScaling, Turns};
 pub use stream::Stream;
 pub use tokenizer::Tokenizer;
@@ -136,9 +138,12 @@ impl Layer {
         ]
     }
 
-    /// What is trained beside its linear layers.
-    fn adapters(&self) -> Vec<Tensor> {
-        self.linear().iter().filter_map(|(_, l)| l.adapter()).flat_map(|a| a.trained()).collect()
+    /// Whatever of it is trained: its own tensors, and what stands beside its linear layers.
+    fn trained(&self) -> Vec<Tensor> {
+        let mut own = Vec::new();
+        self.tensors("", &mut own);
+        let own = own.into_iter().map(|(_, t)| t).filter(Tensor::track_op);
+        own.chain(self.linear().iter().filter_map(|(_, l)| l.adapter()).flat_map(|a| a.trained())).collect()
     }
 
     fn tensors(&self, name: &str, out: &mut Vec<(String, Tensor)>) {
@@ -277,14 +282,14 @@ impl Llama {
     }
 
     /// The training pass with adapters that keeps one activation a layer: backward computes each layer again, and the
-    /// gradients of its adapters come to `sink`; that of `x`, where it is tracked, to candle's own store.
+    /// gradients of what is trained in it come to `sink`; that of `x`, where it is tracked, to candle's own store.
     pub fn hidden_into(&self, x: &Tensor, places: Option<&[Places]>, sink: &Arc<Sink>) -> Result<Tensor> {
         let (_, new, _) = x.dims3().at(|| "language model: embeddings")?;
         self.fits(new)?;
         let at = self.placed((0, new), &[], &[], places)?;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let (layer, at, trained) = (layer.clone(), at.clone(), layer.adapters());
+            let (layer, at, trained) = (layer.clone(), at.clone(), layer.trained());
             let again = move |x: &Tensor| layer.forward(x, &at, None);
             x = recomputed_into(&x, trained, sink, again).at(|| format!("layer {i}"))?;
         }
@@ -328,7 +333,13 @@ impl Llama {
     }
 
     /// The positions of the tokens `past..past + new` of rows with padding; `places` has one entry a row.
-    fn placed(&self, (past, new): (usize, usize), pads: &[usize], shifts: &[i64], places: Option<&[Places]>) -> Result<Positions> {
+    fn placed(
+        &self,
+        (past, new): (usize, usize),
+        pads: &[usize],
+        shifts: &[i64],
+        places: Option<&[Places]>,
+    ) -> Result<Positions> {
         let Some(places) = places else {
             return Positions::new(&self.frequencies, (past, new), pads, shifts, self.dtype(), self.device());
         };

@@ -17,17 +17,17 @@ use std::sync::OnceLock;
 use candle_core::{D, DType, Device, Tensor};
 
 pub use crate::model::chat::{Chat, IMAGE, Role, Turn, vicuna};
+pub use crate::model::llama::Likelihood;
 pub use config::{LlavaConfig, Need};
 pub use loss::Sample;
 pub use parts::Parts;
 pub use save::save;
-pub use score::Likelihood;
 
 use crate::error::{Error, Place, Result};
 use crate::exec::{Cancel, Context, Event, available_memory};
 use crate::fsx;
 use crate::key::Key;
-use crate::model::chat;
+use crate::model::chat::{self, Message};
 use crate::model::clip::config::Activation;
 use crate::model::clip::{Picture, Preprocess, VisionTower};
 use crate::model::layers::Linear;
@@ -188,6 +188,11 @@ impl Llava {
     /// The text of a conversation, in the model's own form; `open` ends it where the model answers.
     pub fn prompt(&self, turns: &[Turn], open: bool) -> Result<String> {
         self.chat.prompt(turns, open)
+    }
+
+    /// The text of messages, pictures where they stand between words, in the model's own form.
+    pub fn written(&self, messages: &[Message], open: bool) -> Result<String> {
+        self.chat.write(messages, open)
     }
 
     /// What names this model, as [`revision_of`] does. Computed once.

@@ -117,7 +117,9 @@ impl Saved {
             params.data_mut()[entry.range()].copy_from_slice(&tensor.flatten_all()?.to_vec1::<f32>()?);
         }
         match stored.values().next() {
-            Some(name) => Err(Error::data(format!("{}: {name} has no place in this model", self.weights.folder().display()))),
+            Some(name) => {
+                Err(Error::data(format!("{}: {name} has no place in this model", self.weights.folder().display())))
+            }
             None => Ok(params),
         }
     }
@@ -131,10 +133,12 @@ fn copy_name(inside: &str, plan: &Plan) -> String {
         return whole;
     }
     // Another beginning, the same module.
-    let tail = |copy: &&String| plan.config().modules_to_save.iter().any(|m| {
-        let from = |n: &str| n.find(&format!("{m}.")).map(|at| n[at..].to_string());
-        from(copy).is_some() && from(copy) == from(&plain)
-    });
+    let tail = |copy: &&String| {
+        plan.config().modules_to_save.iter().any(|m| {
+            let from = |n: &str| n.find(&format!("{m}.")).map(|at| n[at..].to_string());
+            from(copy).is_some() && from(copy) == from(&plain)
+        })
+    };
     plan.copies().iter().find(tail).cloned().unwrap_or(whole)
 }
 

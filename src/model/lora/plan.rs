@@ -24,9 +24,10 @@ impl<'a> Wanted<'a> {
     pub fn new(config: &'a LoraConfig) -> Result<Self> {
         let pattern = match &config.targets {
             Targets::Names(_) => None,
-            Targets::Pattern(text) => Some(Regex::new(&format!("^(?:{text})$")).map_err(|e| {
-                Error::input(format!("LoRA: targets = {text:?} is not a regular expression: {e}"))
-            })?),
+            Targets::Pattern(text) => Some(
+                Regex::new(&format!("^(?:{text})$"))
+                    .map_err(|e| Error::input(format!("LoRA: targets = {text:?} is not a regular expression: {e}")))?,
+            ),
         };
         Ok(Wanted { config, pattern })
     }
@@ -103,9 +104,10 @@ impl Plan {
             found.insert(format!("{PREFIX}{path}.lora_B.weight"), vec![outputs, config.rank]);
         }
         if found.is_empty() && !matches!(&config.targets, Targets::Names(n) if n.is_empty()) {
-            let some: Vec<&str> = linear.keys().take(3).map(String::as_str).collect();
+            let last: BTreeSet<&str> = linear.keys().filter_map(|p| p.rsplit('.').next()).collect();
+            let last: Vec<&str> = last.into_iter().collect();
             return Err(Error::input(format!("LoRA: {:?} names no linear layer of this model", config.targets))
-                .hint(format!("it has {} among others", some.join(", "))));
+                .hint(format!("their names end in {}", last.join(", "))));
         }
         let (mut copies, mut saved) = (BTreeSet::new(), BTreeSet::new());
         for (path, shape) in slots.tensors.into_inner() {
@@ -172,7 +174,9 @@ impl Plan {
                 to.copy_from_slice(&from);
             } else if name.ends_with(".lora_A.weight") {
                 let bound = 1.0 / (entry.shape[1] as f32).sqrt();
-                let id = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+                let id = name
+                    .bytes()
+                    .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
                 let mut rng = key.fold(Purpose::Item, id).rng();
                 to.iter_mut().for_each(|v| *v = bound * (2.0 * rng.f32() - 1.0));
             }

@@ -90,8 +90,10 @@ impl Source for Adapted<'_> {
         if let (Some(&[_, a]), Some(&[b, _])) = (shape("A"), shape("B"))
             && (a, b) != (inputs, outputs)
         {
-            return Err(Error::data(format!("adapter of {path}: {a} inputs and {b} outputs, expected {inputs} and {outputs}"))
-                .hint("it was trained on another model"));
+            return Err(Error::data(format!(
+                "adapter of {path}: {a} inputs and {b} outputs, expected {inputs} and {outputs}"
+            ))
+            .hint("it was trained on another model"));
         }
         Ok(made)
     }

@@ -9,7 +9,7 @@ use super::opened::Maker;
 use super::pixels::{Pixels, slots};
 use super::{Family, Prompt, Vlm};
 use crate::error::Result;
-use crate::model::chat::{Chat, IMAGE, Message};
+use crate::model::chat::{IMAGE, Message};
 use crate::model::clip::{Picture, Preprocess};
 use crate::model::llama::{Llama, LlamaConfig, Tokenizer};
 use crate::model::llava::{Llava, LlavaConfig, Parts};
@@ -23,7 +23,6 @@ pub(super) struct Kit {
     parts: Parts,
     tokenizer: Tokenizer,
     preprocess: Preprocess,
-    chat: Chat,
     modules: Modules,
 }
 
@@ -43,7 +42,6 @@ impl Kit {
             parts,
             tokenizer: Tokenizer::open(folder)?,
             preprocess: Preprocess::open(folder)?,
-            chat: Chat::open(folder)?,
             modules: Modules { renamed, body },
         })
     }
@@ -52,8 +50,7 @@ impl Kit {
 impl Maker for Kit {
     fn make(&self, source: &dyn Source) -> Result<Arc<dyn Vlm>> {
         let (config, tokenizer, preprocess) = (self.config.clone(), self.tokenizer.clone(), self.preprocess.clone());
-        let llava = Llava::build(&self.folder, source, &self.parts, config, tokenizer, preprocess)?;
-        Ok(Arc::new(LlavaVlm { llava, chat: self.chat.clone() }))
+        Ok(Arc::new(Llava::build(&self.folder, source, &self.parts, config, tokenizer, preprocess)?))
     }
 
     fn modules(&self) -> &Modules {
@@ -65,27 +62,21 @@ impl Maker for Kit {
     }
 }
 
-/// LLaVA-1.5.
-struct LlavaVlm {
-    llava: Llava,
-    chat: Chat,
-}
-
-impl Vlm for LlavaVlm {
+impl Vlm for Llava {
     fn family(&self) -> Family {
         Family::Llava
     }
 
     fn llm(&self) -> &Llama {
-        self.llava.llm()
+        self.llm()
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        self.llava.tokenizer()
+        self.tokenizer()
     }
 
     fn stop(&self) -> &[u32] {
-        &self.llava.config().stop
+        &self.config().stop
     }
 
     fn mark(&self) -> &str {
@@ -93,15 +84,15 @@ impl Vlm for LlavaVlm {
     }
 
     fn write(&self, messages: &[Message], open: bool) -> Result<String> {
-        self.chat.write(messages, open)
+        self.written(messages, open)
     }
 
     fn read(&self, text: &str, pictures: &[Picture]) -> Result<Prompt> {
-        let ids = self.llava.tokens(text)?;
-        let counts = vec![self.llava.config().image_tokens(); pictures.len()];
-        let slots = slots(&ids, self.llava.config().image_token, &counts, IMAGE)?;
+        let ids = self.tokens(text)?;
+        let counts = vec![self.config().image_tokens(); pictures.len()];
+        let slots = slots(&ids, self.config().image_token, &counts, IMAGE)?;
         let seen = |p: &Picture| {
-            let tensor = self.llava.preprocess().batch(std::slice::from_ref(p), self.llava.device())?;
+            let tensor = self.preprocess().batch(std::slice::from_ref(p), self.device())?;
             Ok(Pixels { tensors: vec![tensor], grids: vec![[1, 1]] })
         };
         let pictures = pictures.iter().map(seen).collect::<Result<_>>()?;
@@ -110,6 +101,6 @@ impl Vlm for LlavaVlm {
 
     fn see(&self, pictures: &[Pixels]) -> Result<Tensor> {
         let all: Vec<&Tensor> = pictures.iter().flat_map(|p| &p.tensors).collect();
-        Ok(self.llava.image_features(&Tensor::cat(&all, 0)?)?.flatten(0, 1)?)
+        Ok(self.image_features(&Tensor::cat(&all, 0)?)?.flatten(0, 1)?)
     }
 }

@@ -65,15 +65,19 @@
 //! | `opened` | a folder, its family, its frozen tensors |
 //! | `learner` | adapters as variables, losses and flat gradients |
 //! | `run` | embeddings, logits, losses and answers, the same for all families |
+//! | `save` | a folder with adapters folded in |
 //! | `pixels` | 8-bit pictures resized as Pillow does, and as numbers |
 //! | `llava`, `smolvlm`, `qwen2_5_vl`, `minicpmv` | one family each |
 
 mod learner;
 mod llava;
+pub mod minicpmv;
 mod need;
 mod opened;
 mod pixels;
+pub mod qwen2_5_vl;
 mod run;
+mod save;
 pub mod smolvlm;
 
 #[cfg(test)]
@@ -87,7 +91,7 @@ use candle_core::Tensor;
 pub use learner::{Gradient, Learner};
 pub use need::TrainingNeed;
 pub use opened::{Family, Opened};
-pub use pixels::Pixels;
+pub use pixels::{PictureConfig, Pixels};
 
 use crate::error::{Error, Result};
 use crate::exec::Cancel;
@@ -95,7 +99,7 @@ use crate::key::Key;
 use crate::model::chat::{Message, Part};
 use crate::model::clip::Picture;
 use crate::model::graph::Sink;
-use crate::model::llama::{Llama, Places, Tokenizer, Written};
+use crate::model::llama::{Likelihood, Llama, Places, Tokenizer, Written};
 use crate::model::sample::Decoding;
 
 /// A text with pictures, as a model reads it.
@@ -228,6 +232,11 @@ pub trait Vlm: Send + Sync {
         run::answer(self, ask, heard)
     }
 
+    /// How likely each of `answers` is after a written prompt with pictures; the end mark does not count.
+    fn likelihoods(&self, text: &str, pictures: &[Picture], answers: &[String]) -> Result<Vec<Likelihood>> {
+        run::likelihoods(self, text, pictures, answers)
+    }
+
     /// The text of an answer's tokens.
     fn text(&self, tokens: &[u32]) -> Result<String> {
         Ok(self.tokenizer().decode(tokens)?.trim().to_string())
@@ -239,7 +248,10 @@ fn counted(messages: &[Message], pictures: &[Picture]) -> Result<()> {
     let places: usize = messages.iter().map(Message::pictures).sum();
     let empty = messages.iter().any(|m| m.parts.iter().all(|p| matches!(p, Part::Text(t) if t.is_empty())));
     if places != pictures.len() {
-        return Err(Error::input(format!("the conversation has places for {places} pictures, {} are given", pictures.len())));
+        return Err(Error::input(format!(
+            "the conversation has places for {places} pictures, {} are given",
+            pictures.len()
+        )));
     }
     if messages.is_empty() || empty {
         return Err(Error::input("a conversation without a message, or with an empty one"));

@@ -57,3 +57,30 @@ impl fmt::Display for TrainingNeed {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: a base of 100 numbers in 2 bytes, 3 trained numbers, 2 layers 4 wide for 5 tokens.
+    #[test]
+    fn the_parts_add_up_and_grow_with_what_they_are_for() {
+        let config = LlamaConfig {
+            hidden_size: 4,
+            intermediate_size: 8,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 2,
+            ..LlamaConfig::default()
+        };
+        let need = |rows, tokens| TrainingNeed::new(&config, 100, DType::F16, 3, rows, tokens);
+        let one = need(1, 5);
+        assert_eq!((one.base, one.adapters, one.states), (200, 48, 2 * 5 * 4 * 5));
+        assert_eq!(one.layer, 5 * (2 * (40 + 24 + 12 + 64) + 4 * 4 * 2 * 5));
+        assert_eq!(one.total(), one.base + one.adapters + one.states + one.layer);
+        assert_eq!(need(2, 5).states, 2 * one.states);
+        assert!(need(1, 10).layer > 2 * one.layer, "scores grow with the square");
+        assert!(one.to_string().contains("for the base"));
+    }
+}

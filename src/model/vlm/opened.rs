@@ -9,13 +9,13 @@ use serde_json::Value;
 
 use super::learner::Learner;
 use super::need::TrainingNeed;
-use super::{Vlm, llava, smolvlm};
+use super::{PictureConfig, Vlm, llava, minicpmv, qwen2_5_vl, smolvlm};
 use crate::error::{Error, Place, Result};
-use crate::exec::{Context, lock};
+use crate::exec::{Context, Event, available_memory, lock};
 use crate::fsx;
 use crate::key::Key;
-use crate::model::llava::revision_of;
 use crate::model::llama::LlamaConfig;
+use crate::model::llava::{Need, revision_of};
 use crate::model::lora::{Adapted, Dropout, LoraConfig, Modules, Plan, Slots, read, write};
 use crate::model::weights::{Init, Source, Weights};
 use crate::nn::params::Params;
@@ -27,16 +27,23 @@ pub enum Family {
     Llava,
     /// SmolVLM and Idefics3.
     SmolVlm,
+    /// Qwen2.5-VL.
+    Qwen25Vl,
+    /// MiniCPM-V 2.6.
+    MiniCpmV,
 }
 
 impl Family {
     /// By `config.json`.
     pub fn of(config: &Value) -> Result<Self> {
         match config["model_type"].as_str() {
-            Some("llava") => Ok(Family::Llava),
+            // Its own layouts are refused there, in words.
+            Some("llava" | "llava_llama") | None => Ok(Family::Llava),
             Some("smolvlm" | "idefics3") => Ok(Family::SmolVlm),
-            other => Err(Error::data(format!("model_type {} is not supported", other.unwrap_or("(none)")))
-                .hint("llava, smolvlm and idefics3 are; llava_llama is converted at llava-hf on the Hub")),
+            Some("qwen2_5_vl") => Ok(Family::Qwen25Vl),
+            Some("minicpmv") => Ok(Family::MiniCpmV),
+            Some(other) => Err(Error::data(format!("model_type \"{other}\" is not supported"))
+                .hint("supported: llava, smolvlm, idefics3, qwen2_5_vl, minicpmv")),
         }
     }
 
@@ -45,6 +52,8 @@ impl Family {
         match self {
             Family::Llava => "LLaVA-1.5",
             Family::SmolVlm => "SmolVLM",
+            Family::Qwen25Vl => "Qwen2.5-VL",
+            Family::MiniCpmV => "MiniCPM-V 2.6",
         }
     }
 }
@@ -79,6 +88,9 @@ impl Source for Shared {
     }
 }
 
+/// Tokens of a text, at most, whose keys and values are counted when a folder is opened: contexts are far longer.
+const USUAL: usize = 4096;
+
 /// An open folder.
 pub struct Opened {
     folder: PathBuf,
@@ -91,14 +103,31 @@ impl Opened {
     /// Opens a folder in the Hugging Face layout; what it holds is told by its `config.json`. Tensors are read in the
     /// context's type onto its device when a model is made.
     pub fn open(folder: &Path, cx: &Context) -> Result<Self> {
+        Self::open_with(folder, &PictureConfig::default(), cx)
+    }
+
+    /// As [`open`](Self::open), with pictures read otherwise than the folder says.
+    pub fn open_with(folder: &Path, how: &PictureConfig, cx: &Context) -> Result<Self> {
         let place = || folder.display().to_string();
         let family = Family::of(&fsx::read_json(&folder.join("config.json"))?).at(place)?;
         let weights = Weights::open(folder)?;
         let names = weights.names();
         let maker: Box<dyn Maker> = match family {
             Family::Llava => Box::new(llava::Kit::open(folder, &names).at(place)?),
-            Family::SmolVlm => Box::new(smolvlm::Kit::open(folder, &names).at(place)?),
+            Family::SmolVlm => Box::new(smolvlm::Kit::open(folder, how).at(place)?),
+            Family::Qwen25Vl => Box::new(qwen2_5_vl::Kit::open(folder, &names, how).at(place)?),
+            Family::MiniCpmV => Box::new(minicpmv::Kit::open(folder, how).at(place)?),
         };
+        let elements = elements(&weights);
+        let text = maker.text();
+        let size = cx.dtype.size_in_bytes() as u64;
+        let tokens = text.max_position_embeddings.min(USUAL);
+        let cache = size * text.cache_per_token() * tokens as u64;
+        let need = Need { parameters: elements, weights: size * elements, cache };
+        cx.events.on(Event::Note(&format!("{}: {need} of one text of {tokens} tokens", folder.display())));
+        if cx.device.is_cpu() {
+            need.check(available_memory()).at(place)?;
+        }
         let base = Shared { weights, dtype: cx.dtype, device: cx.device.clone(), read: Mutex::default() };
         Ok(Opened { folder: folder.to_path_buf(), family, base, maker })
     }
@@ -166,16 +195,41 @@ impl Opened {
 
     /// The model with adapters of these values folded into its weights: for judging and for a folder of its own.
     pub fn merged(&self, plan: &Plan, params: &Params) -> Result<Arc<dyn Vlm>> {
+        self.adapted(plan, &self.constants(plan, params)?, None)
+    }
+
+    /// Adapter values that are not trained, whole copies in the base's type.
+    pub(super) fn constants(&self, plan: &Plan, params: &Params) -> Result<BTreeMap<String, Tensor>> {
         let (tensors, _) = self.variables(plan, params)?;
         let whole = |(name, tensor): (&String, &Tensor)| {
             let dtype = if plan.copies().contains(name) { self.base.dtype } else { DType::F32 };
             Ok((name.clone(), tensor.detach().to_dtype(dtype)?))
         };
-        let tensors = tensors.iter().map(whole).collect::<Result<_>>()?;
-        self.adapted(plan, &tensors, None)
+        tensors.iter().map(whole).collect()
     }
 
-    fn adapted(&self, plan: &Plan, tensors: &BTreeMap<String, Tensor>, beside: Option<Arc<Dropout>>) -> Result<Arc<dyn Vlm>> {
+    /// The frozen tensors.
+    pub(super) fn base(&self) -> &dyn Source {
+        &self.base
+    }
+
+    /// How stored names become paths in memory.
+    pub(super) fn modules(&self) -> &Modules {
+        self.maker.modules()
+    }
+
+    /// Names and shapes of the folder's tensors.
+    pub(super) fn stored(&self) -> Vec<(String, Vec<usize>)> {
+        let weights = &self.base.weights;
+        weights.names().into_iter().filter_map(|n| Some((n.to_string(), weights.shape(n)?))).collect()
+    }
+
+    fn adapted(
+        &self,
+        plan: &Plan,
+        tensors: &BTreeMap<String, Tensor>,
+        beside: Option<Arc<Dropout>>,
+    ) -> Result<Arc<dyn Vlm>> {
         let modules = self.maker.modules();
         let source = Adapted { base: &self.base, modules, tensors, scale: plan.config().scale(), beside };
         self.maker.make(&source).at(|| self.folder.display().to_string())
@@ -216,7 +270,13 @@ impl Opened {
 
     /// What training takes of memory, for batches of `rows` samples of `tokens` tokens.
     pub fn need(&self, plan: &Plan, rows: usize, tokens: usize) -> TrainingNeed {
-        let elements: usize = self.base.weights.names().iter().filter_map(|n| self.base.weights.shape(n)).map(|s| s.iter().product::<usize>()).sum();
-        TrainingNeed::new(self.text(), elements as u64, self.base.dtype, plan.layout().len() as u64, rows, tokens)
+        let trained = plan.layout().len() as u64;
+        TrainingNeed::new(self.text(), elements(&self.base.weights), self.base.dtype, trained, rows, tokens)
     }
+}
+
+/// Numbers in a folder's tensors.
+fn elements(weights: &Weights) -> u64 {
+    let shapes = weights.names().into_iter().filter_map(|n| weights.shape(n));
+    shapes.map(|s| s.iter().product::<usize>() as u64).sum()
 }

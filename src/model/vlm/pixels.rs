@@ -3,10 +3,28 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::clip::Picture;
 use crate::nn::kernels::resample::{Filter, resize_across_first};
+
+/// How pictures are read where it differs from the model's own settings: fewer tokens, less memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PictureConfig {
+    /// SmolVLM: whether pictures are cut in tiles, each as many tokens as the whole.
+    pub split: Option<bool>,
+    /// SmolVLM: the longer side before pictures are cut, in pixels.
+    pub longest_edge: Option<usize>,
+    /// Qwen2.5-VL: fewest pixels of a picture.
+    pub min_pixels: Option<usize>,
+    /// Qwen2.5-VL: most pixels of a picture.
+    pub max_pixels: Option<usize>,
+    /// MiniCPM-V: most slices of a picture.
+    pub max_slices: Option<usize>,
+}
 
 /// One picture, preprocessed.
 #[derive(Clone, Debug)]
@@ -48,7 +66,10 @@ impl Planes {
     /// A rectangle of it.
     pub fn part(&self, (top, left): (usize, usize), (height, width): (usize, usize)) -> Result<Self> {
         if top + height > self.height || left + width > self.width {
-            return Err(Error::defect(format!("a part of {height}×{width} of a picture of {}×{}", self.height, self.width)));
+            return Err(Error::defect(format!(
+                "a part of {height}×{width} of a picture of {}×{}",
+                self.height, self.width
+            )));
         }
         let mut bytes = Vec::with_capacity(3 * height * width);
         for plane in self.bytes.chunks_exact(self.height * self.width) {
@@ -98,8 +119,11 @@ pub(super) fn slots(ids: &[u32], token: u32, counts: &[usize], mark: &str) -> Re
     }
     let (places, wanted): (usize, usize) = (slots.iter().map(ExactSizeIterator::len).sum(), counts.iter().sum());
     if places != wanted {
-        return Err(Error::input(format!("the prompt has {places} places of pictures, {} pictures fill {wanted}", counts.len()))
-            .hint(format!("write {mark} once for each picture, and nowhere else")));
+        return Err(Error::input(format!(
+            "the prompt has {places} places of pictures, {} pictures fill {wanted}",
+            counts.len()
+        ))
+        .hint(format!("write {mark} once for each picture, and nowhere else")));
     }
     Ok(slots)
 }

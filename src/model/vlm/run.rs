@@ -4,29 +4,47 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::{Ask, Prompt, Sample, Target, Vlm};
+use super::{Ask, Pixels, Prompt, Sample, Target, Vlm};
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::model::chat::{Message, Part, Role};
 use crate::model::clip::Picture;
 use crate::model::graph::Sink;
-use crate::model::llama::{Places, Prompts, Written};
+use crate::model::llama::{Likelihood, Places, Prompts, Written, behind};
 
 /// See [`Vlm::embed`].
 pub fn embed<V: Vlm + ?Sized>(vlm: &V, prompt: &Prompt) -> Result<Tensor> {
-    let llm = vlm.llm();
-    if prompt.slots.is_empty() {
-        return llm.embed(std::slice::from_ref(&prompt.ids));
+    let seen = features(vlm, &[prompt])?.pop().flatten();
+    placed(vlm, prompt, seen.as_ref())
+}
+
+/// What the pictures of each prompt are to the language model, `(places, hidden)`; what was not seen before goes through
+/// the tower together.
+fn features<V: Vlm + ?Sized>(vlm: &V, prompts: &[&Prompt]) -> Result<Vec<Option<Tensor>>> {
+    let places = |p: &Prompt| p.slots.iter().map(ExactSizeIterator::len).sum::<usize>();
+    let new = |p: &Prompt| p.features.is_none() && places(p) > 0;
+    let pictures: Vec<Pixels> = prompts.iter().filter(|p| new(p)).flat_map(|p| p.pictures.iter().cloned()).collect();
+    let seen = if pictures.is_empty() { None } else { Some(vlm.see(&pictures)?) };
+    let wanted: usize = prompts.iter().filter(|p| new(p)).map(|p| places(p)).sum();
+    let given = seen.as_ref().map_or(Ok(0), |s| s.dim(0))?;
+    if given != wanted {
+        return Err(Error::defect(format!("prompts with {wanted} places for pictures, {given} features")));
     }
-    let features = match &prompt.features {
-        Some(known) => known.clone(),
-        None => vlm.see(&prompt.pictures)?,
+    let mut at = 0;
+    let of = |p: &&Prompt| match (&seen, new(p)) {
+        (Some(seen), true) => {
+            at += places(p);
+            Ok(Some(seen.narrow(0, at - places(p), places(p))?))
+        }
+        _ => Ok(p.features.clone()),
     };
-    let places: usize = prompt.slots.iter().map(ExactSizeIterator::len).sum();
-    if features.dim(0)? != places {
-        let given = features.dim(0)?;
-        return Err(Error::defect(format!("a prompt with {places} places for pictures, {given} features")));
-    }
+    prompts.iter().map(of).collect()
+}
+
+/// Embeddings of a prompt with features in its slots.
+fn placed<V: Vlm + ?Sized>(vlm: &V, prompt: &Prompt, features: Option<&Tensor>) -> Result<Tensor> {
+    let llm = vlm.llm();
+    let Some(features) = features else { return llm.embed(std::slice::from_ref(&prompt.ids)) };
     let features = features.to_dtype(llm.dtype())?.unsqueeze(0)?;
     let (mut parts, mut at, mut seen) = (Vec::new(), 0, 0);
     for slot in &prompt.slots {
@@ -61,15 +79,24 @@ pub fn logits<V: Vlm + ?Sized>(vlm: &V, prompt: &Prompt) -> Result<Tensor> {
     Ok(vlm.llm().logits(&hidden(vlm, prompt)?)?.to_dtype(DType::F32)?)
 }
 
+/// Embeddings of prompts with so many zeros before and behind each, `(rows, tokens, hidden)`.
+fn rows<V: Vlm + ?Sized>(vlm: &V, prompts: &[&Prompt], pads: &[[usize; 2]]) -> Result<Tensor> {
+    let seen = features(vlm, prompts)?;
+    let mut rows = Vec::with_capacity(prompts.len());
+    for ((prompt, seen), [before, behind]) in prompts.iter().zip(&seen).zip(pads) {
+        rows.push(placed(vlm, prompt, seen.as_ref())?.pad_with_zeros(1, *before, *behind)?);
+    }
+    Ok(Tensor::cat(&rows, 0)?)
+}
+
 /// Rows aligned at their starts, `(rows, longest, hidden)`; causal rows do not see what is behind them.
 fn filled<V: Vlm + ?Sized>(vlm: &V, prompts: &[&Prompt]) -> Result<(Tensor, usize)> {
     let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     if longest == 0 {
         return Err(Error::input("no prompt, or one without a token"));
     }
-    let row = |p: &&Prompt| Ok(embed(vlm, p)?.pad_with_zeros(1, 0, longest - p.ids.len())?);
-    let rows: Vec<Tensor> = prompts.iter().map(row).collect::<Result<_>>()?;
-    Ok((Tensor::cat(&rows, 0)?, longest))
+    let pads: Vec<[usize; 2]> = prompts.iter().map(|p| [0, longest - p.ids.len()]).collect();
+    Ok((rows(vlm, prompts, &pads)?, longest))
 }
 
 /// See [`Vlm::next_logits`].
@@ -104,22 +131,32 @@ pub fn loss<V: Vlm + ?Sized>(vlm: &V, samples: &[&Sample], sink: Option<&Arc<Sin
 }
 
 /// See [`Vlm::answer`].
-pub fn answer<V: Vlm + ?Sized>(
-    vlm: &V,
-    ask: &Ask,
-    heard: &mut dyn FnMut(usize, u32) -> Result<()>,
-) -> Result<Written> {
+pub fn answer<V: Vlm + ?Sized>(vlm: &V, ask: &Ask, heard: &mut dyn FnMut(usize, u32) -> Result<()>) -> Result<Written> {
     let prompts = ask.prompts;
     let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     let pads: Vec<usize> = prompts.iter().map(|p| longest - p.ids.len()).collect();
-    let row = |(p, &pad): (&&Prompt, &usize)| Ok(embed(vlm, p)?.pad_with_zeros(1, pad, 0)?);
-    let rows: Vec<Tensor> = prompts.iter().zip(&pads).map(row).collect::<Result<_>>()?;
+    let before: Vec<[usize; 2]> = pads.iter().map(|&pad| [pad, 0]).collect();
+    let embeddings = rows(vlm, prompts, &before)?;
     let keys = match ask.keys.is_empty() {
         true => vec![Key::from_seed(0); prompts.len()],
         false => ask.keys.to_vec(),
     };
-    let all = Prompts { embeddings: Tensor::cat(&rows, 0)?, pads, keys, places: places(prompts) };
+    let all = Prompts { embeddings, pads, keys, places: places(prompts) };
     vlm.llm().write(&all, ask.decoding, vlm.stop(), ask.cancel, heard)
+}
+
+/// See [`Vlm::likelihoods`].
+pub fn likelihoods<V: Vlm + ?Sized>(
+    vlm: &V,
+    text: &str,
+    pictures: &[Picture],
+    answers: &[String],
+) -> Result<Vec<Likelihood>> {
+    let prompt = vlm.read(text, pictures)?;
+    let encode = |text: &str| vlm.tokenizer().encode(text);
+    let rows = answers.iter().map(|a| behind(text, a, encode)).collect::<Result<Vec<_>>>()?;
+    let places = places(&[&prompt]);
+    vlm.llm().likelihoods(&embed(vlm, &prompt)?, places.as_deref(), &rows)
 }
 
 /// See [`Vlm::sample`].
@@ -132,7 +169,8 @@ pub fn sample<V: Vlm + ?Sized>(vlm: &V, messages: &[Message], pictures: &[Pictur
         return vlm.sample_written(&asked, rest.trim_end(), pictures);
     }
     // A template that does not write answers as it asks for them.
-    let words: Vec<&str> = answer.parts.iter().filter_map(|p| if let Part::Text(t) = p { Some(t.as_str()) } else { None }).collect();
+    let words: Vec<&str> =
+        answer.parts.iter().filter_map(|p| if let Part::Text(t) = p { Some(t.as_str()) } else { None }).collect();
     let gap = if asked.ends_with(char::is_whitespace) { "" } else { " " };
     vlm.sample_written(&asked, &format!("{gap}{}", words.join(" ").trim()), pictures)
 }
@@ -154,8 +192,11 @@ pub fn sample_written<V: Vlm + ?Sized>(vlm: &V, prompt: &str, answer: &str, pict
     }
     let context = vlm.llm().config().max_position_embeddings;
     if told.ids.len() > context {
-        return Err(Error::data(format!("a sample of {} tokens exceeds the model's context of {context}", told.ids.len()))
-            .hint("smaller pictures, or a shorter text"));
+        return Err(Error::data(format!(
+            "a sample of {} tokens exceeds the model's context of {context}",
+            told.ids.len()
+        ))
+        .hint("smaller pictures, or a shorter text"));
     }
     if from == 0 || from >= told.ids.len() {
         return Err(Error::data("an answer without a token"));

@@ -48,7 +48,8 @@ impl SmolVlmConfig {
         let mut text = LlamaConfig::from_json(section("text_config")).at(|| "text_config")?;
         // The outer key alone counts.
         text.tie_word_embeddings = flag(json, "tie_word_embeddings", false)?;
-        let vision = SiglipConfig::from_json(section("vision_config"), &SiglipConfig::idefics3()).at(|| "vision_config")?;
+        let vision =
+            SiglipConfig::from_json(section("vision_config"), &SiglipConfig::idefics3()).at(|| "vision_config")?;
         let scale = count(json, "scale_factor", 2)?;
         let image_token = match tokens(json, "image_token_id")?.as_deref() {
             None => 128_257,

@@ -13,7 +13,7 @@ pub use config::SmolVlmConfig;
 pub use tiles::Tiling;
 
 use super::opened::Maker;
-use super::pixels::{Pixels, Planes, slots};
+use super::pixels::{PictureConfig, Pixels, Planes, slots};
 use super::{Family, Prompt, Vlm};
 use crate::error::{Error, Result};
 use crate::model::chat::{Chat, IMAGE, Message};
@@ -42,9 +42,11 @@ struct Inner {
 }
 
 impl Kit {
-    pub fn open(folder: &Path, _: &[&str]) -> Result<Self> {
+    pub fn open(folder: &Path, how: &PictureConfig) -> Result<Self> {
         let config = SmolVlmConfig::read(folder)?;
-        let (tiling, tokenizer) = (Tiling::open(folder)?, Tokenizer::open(folder)?);
+        let (mut tiling, tokenizer) = (Tiling::open(folder)?, Tokenizer::open(folder)?);
+        tiling.split = how.split.unwrap_or(tiling.split);
+        tiling.longest = how.longest_edge.unwrap_or(tiling.longest).max(1);
         config.divides(tiling.tile)?;
         tokenizer.check_fits(config.text.vocab_size)?;
         let same = "take tokenizer and weights from the same model";
@@ -52,7 +54,9 @@ impl Kit {
             Some(id) if id == config.image_token => {}
             other => {
                 let own = config.image_token;
-                return Err(Error::data(format!("the tokenizer's {IMAGE} is token {other:?}, the model's is {own}")).hint(same));
+                return Err(
+                    Error::data(format!("the tokenizer's {IMAGE} is token {other:?}, the model's is {own}")).hint(same)
+                );
             }
         }
         if let Some(mark) = [AROUND, GLOBAL].into_iter().find(|m| tokenizer.id(m).is_none()) {
@@ -172,10 +176,11 @@ impl Vlm for SmolVlm {
         let (c, (tiles, _, height, width)) = (&self.kit.0.config, pixels.dims4()?);
         let p = c.vision.patch_size;
         let (rows, columns) = (height / p, width / p);
-        let patches = pixels
-            .reshape(&[tiles, 3, rows, p, columns, p])?
-            .permute([0, 2, 4, 1, 3, 5])?
-            .reshape((tiles, rows * columns, 3 * p * p))?;
+        let patches = pixels.reshape(&[tiles, 3, rows, p, columns, p])?.permute([0, 2, 4, 1, 3, 5])?.reshape((
+            tiles,
+            rows * columns,
+            3 * p * p,
+        ))?;
         let states = self.tower.forward(&patches, &grid(c.vision.side(), [rows, columns], Rounding::Idefics3))?;
         self.connector.forward(&shuffled(&states, [rows, columns], c.scale)?.flatten(0, 1)?)
     }

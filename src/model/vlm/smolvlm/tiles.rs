@@ -58,7 +58,10 @@ impl Tiling {
     fn from_json(json: &Value) -> Result<Self> {
         let edge = |key: &str, default: u64| {
             let value = json.get(key).map_or(Some(default), |v| v["longest_edge"].as_u64());
-            value.filter(|e| *e > 0).map(|e| e as usize).ok_or_else(|| Error::data(format!("{key} has no longest_edge")))
+            value
+                .filter(|e| *e > 0)
+                .map(|e| e as usize)
+                .ok_or_else(|| Error::data(format!("{key} has no longest_edge")))
         };
         let on = |key: &str| json.get(key).is_none_or(|v| *v == true);
         if let Some(off) = ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"].into_iter().find(|k| !on(k)) {
@@ -66,12 +69,15 @@ impl Tiling {
         }
         let three = |key: &str| -> Result<[f32; 3]> {
             let Some(list) = json.get(key) else { return Ok([0.5; 3]) };
-            let numbers: Option<Vec<f32>> = list.as_array().map(|l| l.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect());
+            let numbers: Option<Vec<f32>> =
+                list.as_array().map(|l| l.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect());
             numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| Error::data(format!("{key} is not three numbers")))
         };
         let filter = match json.get("resample").and_then(Value::as_u64) {
             None => Filter::Lanczos,
-            Some(code) => u8::try_from(code).map_err(|e| e.to_string()).and_then(Filter::try_from).map_err(Error::data)?,
+            Some(code) => {
+                u8::try_from(code).map_err(|e| e.to_string()).and_then(Filter::try_from).map_err(Error::data)?
+            }
         };
         let factor = json.get("rescale_factor").and_then(Value::as_f64).unwrap_or(1.0 / 255.0);
         Ok(Tiling {
@@ -138,5 +144,44 @@ impl Cut {
         let numbers: Vec<f32> = self.tiles.iter().flat_map(|t| t.numbers(&tiling.tables)).collect();
         let shape = (self.tiles.len(), 3, tiling.tile, tiling.tile);
         Ok(Pixels { tensors: vec![Tensor::from_vec(numbers, shape, device)?], grids: vec![self.grid] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::golden::{folders, json};
+    use super::*;
+
+    fn tiling(longest: usize, tile: usize) -> Tiling {
+        let json =
+            serde_json::json!({ "size": { "longest_edge": longest }, "max_image_size": { "longest_edge": tile } });
+        Tiling::from_json(&json).unwrap()
+    }
+
+    /// By hand: 77 × 45 at 2048 / 512.
+    #[test]
+    fn a_thumbnail_is_enlarged_and_cut_in_tiles() {
+        let tiling = tiling(2048, 512);
+        let sizes = tiling.sizes((45, 77));
+        assert_eq!(sizes, Sizes { first: (1196, 2048), second: (1536, 2048) });
+        assert_eq!(tiling.grid(sizes.second), [3, 4]);
+    }
+
+    #[test]
+    fn sizes_are_the_references_at_real_sizes() {
+        let Some((_, root)) = folders("smolvlm").into_iter().next_back() else { return };
+        let path = root.join("tables/idefics3_tiles.json");
+        if !path.is_file() {
+            return;
+        }
+        for row in json(&path).as_array().unwrap() {
+            let n = |key: &str| row[key].as_u64().unwrap() as usize;
+            let tiling = tiling(n("longest_edge"), n("tile"));
+            let sizes = tiling.sizes((n("height"), n("width")));
+            assert_eq!(serde_json::json!(sizes.first), row["first_resize"], "{row}");
+            assert_eq!(serde_json::json!(sizes.second), row["second_resize"], "{row}");
+            let [rows, columns] = tiling.grid(sizes.second);
+            assert_eq!([rows, columns, rows * columns + 1], [n("rows"), n("cols"), n("tiles")], "{row}");
+        }
     }
 }
