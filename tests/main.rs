@@ -41,3 +41,4 @@ mod tables;
 mod toy;
 #[cfg(unix)]
 mod trust;
+mod vlm;
