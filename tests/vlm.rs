@@ -97,7 +97,7 @@ fn broken_folders_are_refused_with_what_is_wrong() {
     type Change = Box<dyn Fn(&mut Value)>;
     let cases: Vec<(&str, &str, Change, &str)> = vec![
         ("smolvlm", "config.json", Box::new(|c| c["model_type"] = "blip".into()), "smolvlm"),
-        ("smolvlm", "config.json", Box::new(|c| c["scale_factor"] = 3.into()), "whole number of tokens"),
+        ("smolvlm", "config.json", Box::new(|c| c["scale_factor"] = 3.into()), "no whole number of tokens"),
         ("smolvlm", "config.json", Box::new(|c| c["image_token_id"] = 7.into()), "<image>"),
         ("smolvlm", "config.json", Box::new(|c| c["text_config"]["hidden_size"] = 32.into()), "expected shape"),
         ("smolvlm", "config.json", Box::new(|c| c["vision_config"]["hidden_act"] = "relu".into()), "relu"),

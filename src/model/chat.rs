@@ -340,6 +340,24 @@ mod tests {
         assert_eq!(got, "<s>[USER] <image>\nWhat?");
     }
 
+    /// The published template of Qwen2.5-VL, which counts pictures in a namespace and asks what is in a map.
+    #[test]
+    fn qwens_own_template_is_followed_with_pictures_between_words() {
+        const QWEN: &str = "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == 'video' or 'video' in content %}{% set video_count.value = video_count.value + 1 %}{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("chat_template.jinja"), QWEN).unwrap();
+        let chat = Chat::open_marked(dir.path(), "<|image_pad|>").unwrap();
+        let parts = vec![Part::Text("Is ".into()), Part::Picture, Part::Text(" blue?".into())];
+        let got = chat.write(&[Message { role: Role::User, parts }], true).unwrap();
+        let want = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nIs <|vision_start|><|image_pad|><|vision_end|> blue?<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(got, want);
+        // Templates of text models get a line a part.
+        let flat = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}";
+        std::fs::write(dir.path().join("chat_template.jinja"), flat).unwrap();
+        let chat = Chat::open_marked(dir.path(), "(<image>./</image>)").unwrap();
+        assert_eq!(chat.write(&[Message::about(1, "Blue?")], true).unwrap(), "<user>(<image>./</image>)\nBlue?");
+    }
+
     #[test]
     fn a_template_that_cannot_be_followed_or_sees_no_image_is_refused() {
         let e = chat("chat_template.jinja", "{% for m in messages %}{{ m.nothing.at.all }}{% endfor %}")

@@ -4,6 +4,7 @@
 //! [`Cache`] reads and writes text; without one it is the training pass; [`Llama::hidden_recomputed`] keeps one
 //! activation a layer and carries the gradient through frozen weights to the input embeddings.
 
+mod adapted;
 mod attention;
 mod cache;
 pub mod config;
@@ -113,6 +114,9 @@ impl Layer {
     fn forward(&self, x: &Tensor, at: &Positions, cache: Option<(&mut LayerCache, usize, usize)>) -> Result<Tensor> {
         if direct::serves(self, x) {
             return direct::forward(self, x, at, cache);
+        }
+        if cache.is_none() && adapted::serves(self, x, at) {
+            return adapted::forward(self, x, at);
         }
         self.composed(x, at, cache)
     }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::config::number;
 use crate::error::{Error, Result};
+use crate::model::graph::with_backward;
 use crate::model::view::View;
 
 /// How the frequencies are stretched for longer texts.
@@ -200,6 +201,24 @@ impl Turns {
             }
         }
         Ok(())
+    }
+
+    /// Turns heads that lie token by token on a CPU in f32, `(rows, tokens, heads, head_dim)`, with a backward of its own:
+    /// turning back.
+    pub(super) fn joined(&self, x: &Tensor) -> Result<Tensor> {
+        fn run(turns: &Turns, x: &Tensor) -> Result<Tensor> {
+            let (_, _, heads, head_dim) = x.dims4()?;
+            let whole = x.contiguous()?;
+            let mut values = View::of(&whole)?.to_vec();
+            turns.turn(&mut values, head_dim, heads)?;
+            Ok(Tensor::from_vec(values, x.shape(), x.device())?)
+        }
+        let value = run(self, &x.detach())?;
+        if !x.track_op() {
+            return Ok(value);
+        }
+        let back = Turns { cos: self.cos.clone(), sin: self.sin.neg()? };
+        with_backward(x, &value, move |grad| run(&back, grad).map_err(|e| candle_core::Error::Msg(e.to_string())))
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

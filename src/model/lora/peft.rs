@@ -81,8 +81,9 @@ impl Saved {
         inside.filter_map(|n| n.strip_suffix(".lora_A.weight")).collect()
     }
 
-    /// The settings, `targets` a pattern that the file's modules match and no others, by their paths in memory; `known` are all linear layers of the model. Releases
-    /// before transformers 4.52 had other paths: what is behind `layers` finds them.
+    /// The settings, `targets` a pattern that the file's modules match and no others, by their paths in memory; `known`
+    /// are all linear layers of the model. Releases before transformers 4.52 had other paths: what is behind `layers`
+    /// finds them.
     pub fn config_for(&self, known: &BTreeSet<String>) -> Result<LoraConfig> {
         let mut paths = BTreeSet::new();
         for module in self.modules() {

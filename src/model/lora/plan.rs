@@ -148,9 +148,14 @@ impl Plan {
         names.filter_map(|n| n.strip_suffix(".lora_A.weight")).collect()
     }
 
-    /// Whether the tensor `name` takes part in every forward pass: an adapter of the language model, or its embedding.
+    /// Whether the tensor `name` takes part in every forward pass: what is trained of the language model, whatever of
+    /// the way of pictures to it.
     pub fn always(&self, name: &str) -> bool {
-        name.strip_prefix(PREFIX).and_then(|n| n.strip_prefix(self.body.as_str())).is_some_and(|n| n.starts_with('.'))
+        let head = name.split('.').any(|part| part == "lm_head");
+        head || name
+            .strip_prefix(PREFIX)
+            .and_then(|n| n.strip_prefix(self.body.as_str()))
+            .is_some_and(|n| n.starts_with('.'))
     }
 
     /// The layer of the language model that the tensor `name` belongs to, counted from 0; none elsewhere.

@@ -118,6 +118,11 @@ fn adapters_of_the_image_tower_and_whole_copies_get_their_gradients_kept_or_comp
     for entry in plan.layout().entries() {
         assert!(again.gradient[entry.range()].iter().any(|g| *g != 0.0), "{}", entry.name);
     }
+    // A picture that was looked at before would leave the tower without a gradient.
+    let mut looked = samples[0].clone();
+    learner.vlm().look(&mut looked.prompt).unwrap();
+    let e = learner.gradients(&[&looked], Key::from_seed(0)).unwrap_err().to_string();
+    assert!(e.contains("looked at before"), "{e}");
     // Without a picture the tower has a gradient of zeros, not none.
     let text = learner.gradients(&[&samples[1]], Key::from_seed(0)).unwrap().gradient;
     for entry in plan.layout().entries() {
@@ -203,6 +208,22 @@ fn a_base_in_bf16_trains_nearly_as_one_in_f32() {
         (d + a * b, [x + a * a, y + b * b])
     });
     assert!(dot > 0.95 * (norms[0] * norms[1]).sqrt(), "cosine {}", dot / (norms[0] * norms[1]).sqrt());
+}
+
+#[test]
+fn a_sample_that_was_looked_at_trains_the_language_model_as_before() {
+    for model in ["smolvlm", "qwen2_5_vl", "minicpmv"] {
+        let opened = opened(model);
+        let plan = opened.plan(&LoraConfig { rank: 2, ..LoraConfig::default() }).unwrap();
+        let learner = opened.learner(&plan, &drawn(&plan, &opened)).unwrap();
+        let mut samples = samples(&opened);
+        let run =
+            |samples: &[Sample]| learner.gradients(&samples.iter().collect::<Vec<_>>(), Key::from_seed(0)).unwrap();
+        let before = run(&samples);
+        samples.iter_mut().for_each(|s| opened.frozen().unwrap().look(&mut s.prompt).unwrap());
+        assert!(samples[0].prompt.pictures.is_empty() && samples[0].prompt.features.is_some());
+        assert_eq!(run(&samples), before, "{model}");
+    }
 }
 
 #[test]

@@ -77,6 +77,14 @@ impl Learner {
 
     /// The mean loss of a batch's target tokens and its gradient. Dropout, if there is any, draws from `key`.
     pub fn gradients(&self, samples: &[&Sample], key: Key) -> Result<Gradient> {
+        let outside = self.plan.layout().entries().iter().find(|e| !self.plan.always(&e.name));
+        if let Some(entry) = outside.filter(|_| samples.iter().any(|s| s.prompt.features.is_some())) {
+            return Err(Error::input(format!(
+                "training: {} is trained, and a sample's picture was looked at before",
+                entry.name
+            ))
+            .hint("samples keep their pixels where anything before the language model is trained"));
+        }
         let sink: Arc<Sink> = Arc::default();
         self.dropout.set(Some(key));
         let done = self.loss(samples, &sink).and_then(|loss| self.back(&loss, &sink));

@@ -192,10 +192,12 @@ pub trait Vlm: Send + Sync {
         run::sample_written(self, prompt, answer, pictures)
     }
 
-    /// Computes what the pictures are to the language model and keeps it in the prompt; for towers that are frozen.
+    /// Computes what the pictures are to the language model and keeps it in the prompt instead of their pixels: for
+    /// towers that are frozen, so that a sample that is learnt from several times goes through the tower once.
     fn look(&self, prompt: &mut Prompt) -> Result<()> {
         if prompt.features.is_none() && !prompt.pictures.is_empty() {
             prompt.features = Some(self.see(&prompt.pictures)?.detach());
+            prompt.pictures.clear();
         }
         Ok(())
     }

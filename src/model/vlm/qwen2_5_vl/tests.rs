@@ -36,7 +36,8 @@ fn windows_are_ragged_at_the_right_and_at_the_bottom() {
 
 #[test]
 fn words_count_on_and_places_of_a_picture_have_its_rows_and_columns() {
-    let got = places(9, &[2..8], &[[2, 3]]);
+    let slot = 2..8;
+    let got = places(9, std::slice::from_ref(&slot), &[[2, 3]]);
     let want = [[0; 3], [1; 3], [2, 2, 2], [2, 2, 3], [2, 2, 4], [2, 3, 2], [2, 3, 3], [2, 3, 4], [5; 3]];
     assert_eq!(got.axes, want);
     assert_eq!(got.shift, -3);

@@ -64,13 +64,15 @@ impl SmolVlmConfig {
         Ok(SmolVlmConfig { text, vision, scale, image_token, stop })
     }
 
-    /// Refuses tiles of a side that does not divide into whole tokens.
-    pub(super) fn divides(&self, tile: usize) -> Result<()> {
-        let (patch, scale) = (self.vision.patch_size, self.scale);
-        match scale > 0 && tile > 0 && tile.is_multiple_of(patch * scale) {
-            true => Ok(()),
+    /// Tokens a side of a tile, what is left over at its right and bottom not counted; a tile that is no whole number
+    /// of tokens is refused.
+    pub(super) fn places(&self, tile: usize) -> Result<usize> {
+        let patches = tile / self.vision.patch_size;
+        match self.scale > 0 && patches > 0 && patches.is_multiple_of(self.scale) {
+            true => Ok(patches / self.scale),
             false => Err(Error::data(format!(
-                "tiles of {tile} pixels are no whole number of tokens of {scale} patches of {patch} a side"
+                "tiles of {tile} pixels have {patches} patches a side, no whole number of tokens of {} a side",
+                self.scale
             ))
             .hint("preprocessor_config.json and config.json do not belong together")),
         }

@@ -36,6 +36,8 @@ pub(super) struct Kit(Arc<Inner>);
 struct Inner {
     config: SmolVlmConfig,
     tiling: Tiling,
+    /// Tokens of a tile.
+    places: usize,
     tokenizer: Tokenizer,
     chat: Chat,
     modules: Modules,
@@ -47,7 +49,7 @@ impl Kit {
         let (mut tiling, tokenizer) = (Tiling::open(folder)?, Tokenizer::open(folder)?);
         tiling.split = how.split.unwrap_or(tiling.split);
         tiling.longest = how.longest_edge.unwrap_or(tiling.longest).max(1);
-        config.divides(tiling.tile)?;
+        let side = config.places(tiling.tile)?;
         tokenizer.check_fits(config.text.vocab_size)?;
         let same = "take tokenizer and weights from the same model";
         match tokenizer.id(IMAGE) {
@@ -67,7 +69,7 @@ impl Kit {
             return Err(Error::data("no chat template").hint("chat_template.json or .jinja of the published model"));
         }
         let modules = Modules { renamed: Vec::new(), body: "model.text_model".into() };
-        Ok(Kit(Arc::new(Inner { config, tiling, tokenizer, chat, modules })))
+        Ok(Kit(Arc::new(Inner { config, tiling, places: side * side, tokenizer, chat, modules })))
     }
 }
 
@@ -103,15 +105,9 @@ struct SmolVlm {
 }
 
 impl Inner {
-    /// Tokens of a tile.
-    fn places(&self) -> usize {
-        let side = self.tiling.tile / self.config.vision.patch_size / self.config.scale;
-        side * side
-    }
-
     /// What stands for a picture of so many rows and columns of tiles, none: one tile.
     fn spelled(&self, [rows, columns]: [usize; 2]) -> String {
-        let part = |mark: &str| format!("{AROUND}{mark}{}", IMAGE.repeat(self.places()));
+        let part = |mark: &str| format!("{AROUND}{mark}{}", IMAGE.repeat(self.places));
         let mut text = String::new();
         for row in 1..=rows {
             (1..=columns).for_each(|column| text += &part(&format!("<row_{row}_col_{column}>")));
@@ -162,7 +158,7 @@ impl Vlm for SmolVlm {
             let cut = kit.tiling.cut(&Planes::of(picture)?)?;
             spelled += &kit.spelled(cut.grid);
             spelled += rest;
-            counts.push(cut.tiles.len() * kit.places());
+            counts.push(cut.tiles.len() * kit.places);
             seen.push(cut.pixels(&kit.tiling, self.llm.device())?);
         }
         let ids = kit.tokenizer.encode(&spelled)?;
@@ -176,11 +172,10 @@ impl Vlm for SmolVlm {
         let (c, (tiles, _, height, width)) = (&self.kit.0.config, pixels.dims4()?);
         let p = c.vision.patch_size;
         let (rows, columns) = (height / p, width / p);
-        let patches = pixels.reshape(&[tiles, 3, rows, p, columns, p])?.permute([0, 2, 4, 1, 3, 5])?.reshape((
-            tiles,
-            rows * columns,
-            3 * p * p,
-        ))?;
+        // What is left over beyond the last whole patch is not seen.
+        let seen = pixels.narrow(2, 0, rows * p)?.narrow(3, 0, columns * p)?;
+        let apart = seen.reshape(&[tiles, 3, rows, p, columns, p])?.permute([0, 2, 4, 1, 3, 5])?;
+        let patches = apart.reshape((tiles, rows * columns, 3 * p * p))?;
         let states = self.tower.forward(&patches, &grid(c.vision.side(), [rows, columns], Rounding::Idefics3))?;
         self.connector.forward(&shuffled(&states, [rows, columns], c.scale)?.flatten(0, 1)?)
     }
