@@ -115,10 +115,10 @@ fn row([population, size, hidden, steps, rounds]: [usize; 5]) -> String {
     let cx = Context { events: log.clone(), ..Context::cpu(2) };
     let dir = RunDir::open(Path::new(folder.path()), &toml::Table::new()).expect("opens");
     let groups = Groups { many: vec![0], medium: vec![], few: vec![] };
-    let evaluate = |_: &_| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups));
+    let evaluate = |_: &_| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups).into());
     let start = net.init(key);
     let parameters = start.data().len();
-    Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }
+    Finetune { dir: &dir, federation, layout: &net.layout, evaluate: &evaluate, validate: None }
         .run(Some(Begin { model: start, carried: None }), &cx)
         .expect("runs");
     let log = log.0.lock().expect("no panic");

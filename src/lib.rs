@@ -11,6 +11,7 @@
 //! | [`mllm`] | a multimodal LLM at work: prompts, captioners, filters |
 //! | [`run`] | run directories, records, checkpoints, times |
 //! | [`fl`] | the round loop and the training loop, once each; objectives, feeds, aggregation, alignment; [`fl::methods`]: one file a method |
+//! | [`task`] | what is trained where it is no classifier: the LoRA adapters of a multimodal LLM |
 //! | [`stage`] | pretrain, finetune, align, evaluate, embed, caption: each a function |
 //! | [`config`] | all sections composed, overrides, names from other tools |
 //! | [`pipeline`] | configuration → stages → numbers on disk |
@@ -120,6 +121,7 @@ pub mod model;
 pub mod mllm;
 pub mod run;
 pub mod fl;
+pub mod task;
 pub mod stage;
 pub mod config;
 pub mod pipeline;

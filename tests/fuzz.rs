@@ -192,7 +192,7 @@ fn damaged_benchmarks_are_refused_or_read() {
     let load = |config: &DataConfig| load(config, Key::from_seed(1), &cx).map(drop);
     for folder in ["cifar-10-batches-py", "cifar-10-batches-bin"] {
         let folder = bench.copy(&format!("tests/golden/data/{folder}"));
-        let config = DataConfig::Cifar10(Cifar10Config { path: text(&folder), ..Default::default() });
+        let config = DataConfig::Cifar10(Cifar10Config { path: text(&folder) });
         let file =
             fsx::list(&folder).unwrap().into_iter().find(|p| p.to_string_lossy().contains("data_batch_1")).unwrap();
         assail(&format!("cifar {}", file.display()).replace(&text(bench.0.path()), ""), &file, &|| load(&config));

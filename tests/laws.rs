@@ -157,7 +157,10 @@ fn a_diverging_client_is_named_with_round_and_step() {
     let setting =
         Setting { algorithm: &algorithm, config: &config, clients: &clients, align: None, feedback: false, threads: 2 };
     let e = run(&setting).unwrap_err().to_string();
-    assert!(e.contains("round 1, client") && e.contains("diverged") && e.contains("learning rate"), "{e}");
+    assert!(
+        e.contains("round 1, client") && e.contains("diverged") && e.contains("lower the rate of federated.optimiser"),
+        "{e}"
+    );
 }
 
 #[test]

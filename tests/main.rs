@@ -11,6 +11,7 @@ mod door;
 mod engine;
 mod extend;
 mod failures;
+mod fedmllm;
 mod hints;
 mod fuzz;
 #[cfg(unix)]

@@ -93,11 +93,12 @@ impl World {
     fn stage(&self, algorithm: &AlgorithmConfig, dir: &Path, cx: &Context) -> fedllava::error::Result<Finetuned> {
         let dir = RunDir::open(dir, &toml::Table::new()).unwrap();
         let groups = fedllava::data::Groups { many: vec![0], medium: vec![], few: vec![] };
-        let evaluate = |_: &Params| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups));
+        let evaluate = |_: &Params| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups).into());
         self.with(algorithm, |federation| {
             let net = net();
-            let start = Begin { model: net.init(Key::from_seed(5)), carried: None };
-            Finetune { dir: &dir, federation, net: &net, evaluate: &evaluate, validate: None }.run(Some(start), cx)
+            let start = net.init(Key::from_seed(5));
+            Finetune { dir: &dir, federation, layout: &net.layout, evaluate: &evaluate, validate: None }
+                .run(Some(Begin { model: start, carried: None }), cx)
         })
     }
 }

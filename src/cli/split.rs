@@ -6,9 +6,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{Changes, machine, put, say};
+use crate::config::Config;
 use crate::data;
 use crate::error::{Error, Result};
-use crate::pipeline::Experiment;
+use crate::exec::Context;
+use crate::pipeline::{Experiment, Held};
 
 /// `split`.
 #[derive(Args)]
@@ -59,6 +61,9 @@ pub fn split(s: &Split, quiet: bool) -> Result<()> {
 
 fn draw(config: &Path, s: &Split, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(config, &s.changes, quiet)?;
+    if config.task.mllm().is_some() {
+        return modalities(&config, s.json, &cx);
+    }
     let e = Experiment::open(config, &cx)?;
     let [server, validation] = e.reserved();
     if s.json {
@@ -78,6 +83,35 @@ fn draw(config: &Path, s: &Split, quiet: bool) -> Result<()> {
         e.split.discarded.len()
     ))?;
     put(&format!("counts {} · split {}", e.split.counts_sha1(), &e.split.digest()[..12]))
+}
+
+/// Who holds which modality of how many samples, and their labels.
+fn modalities(config: &Config, json: bool, cx: &Context) -> Result<()> {
+    let ledger = data::Ledger::default();
+    let held = Held::open(config, &|census| ledger.enter(census, config.run.tolerate, cx), cx)?;
+    let train = &held.set.train.samples;
+    let facts = held.holdings.to_json(train)?;
+    if json {
+        return put(&facts.to_string());
+    }
+    let mixes = held.holdings.mixes(train)?;
+    let options = &held.set.options;
+    let labels: String = options.iter().map(|o| format!(" {o:>14.14}")).collect();
+    put(&format!("{:>8}{:>8}{:>8}{:>8}{:>9}{:>8}{labels}", "client", "both", "image", "text", "neither", "all"))?;
+    for (client, mix) in mixes.iter().enumerate() {
+        let of = |label: usize| mix.labels.get(&(label as u32)).copied().unwrap_or(0);
+        let labels: String = (0..options.len()).map(|label| format!(" {:>14}", of(label))).collect();
+        let (both, image, text, neither) = (mix.both, mix.image, mix.text, mix.neither);
+        put(&format!("{client:>8}{both:>8}{image:>8}{text:>8}{neither:>9}{:>8}{labels}", mix.total()))?;
+    }
+    let sum: usize = mixes.iter().map(|m| m.total()).sum();
+    let digest = facts["digest"].as_str().unwrap_or_default();
+    put(&format!(
+        "{} clients hold {sum} samples of {} · split {}",
+        mixes.len(),
+        held.set.name,
+        &digest[..digest.len().min(12)]
+    ))
 }
 
 /// Shades from nothing to the largest cell, by the square root, so that small cells can be seen.

@@ -10,6 +10,9 @@ impl Config {
     /// Refuses values that no data could make right.
     pub(super) fn check_before(&self) -> Result<()> {
         self.data.check("data")?;
+        if self.task.mllm().is_some() {
+            return self.check_machine();
+        }
         if let Some(data) = &self.unlabelled.data {
             data.check("unlabelled.data")?;
         }

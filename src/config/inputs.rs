@@ -45,6 +45,13 @@ impl Config {
     pub fn inputs(&self) -> Vec<Input> {
         let mut found = Vec::new();
         found.extend(data_input("data", &self.data));
+        if let Some(task) = self.task.mllm() {
+            found.push(Input::new("task.model", &task.model, true));
+            if !self.finetune.from.is_empty() {
+                found.push(Input::new("finetune.from", &self.finetune.from, false));
+            }
+            return found;
+        }
         let needs = self.algorithm.algorithm().needs();
         if let PartitionConfig::File(c) = &self.partition {
             found.push(Input::new("partition.path", &c.path, false));
@@ -123,7 +130,14 @@ fn data_input(section: &str, data: &DataConfig) -> Option<Input> {
         DataConfig::Cifar100(c) => &c.path,
         DataConfig::Folder(c) => &c.path,
         DataConfig::List(c) | DataConfig::ImagenetLt(c) | DataConfig::PlacesLt(c) => &c.path,
-        DataConfig::World(_) => return None,
+        DataConfig::World(_) | DataConfig::Questions(_) => return None,
+        DataConfig::HatefulMemes(c) => &c.path,
+        DataConfig::Crisismmd(c) => &c.path,
+        DataConfig::VqaRad(c) => &c.path,
+        DataConfig::Slake(c) => &c.path,
+        DataConfig::MedicalFlashcards(c) => &c.path,
+        DataConfig::Medical(c) => return Some(Input::new(format!("{section}.vqa_rad.path"), &c.vqa_rad.path, false)),
+        DataConfig::Jsonl(c) => &c.path,
     };
     Some(Input::new(format!("{section}.path"), path, false))
 }

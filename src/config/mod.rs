@@ -20,6 +20,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::data::multimodal::scenario::ScenarioConfig;
 use crate::data::{
     Augment, DataConfig, LongTailConfig, PartitionConfig, PoolConfig, ServerSetConfig, Shots, UnlabelledConfig,
     ValidationConfig,
@@ -28,6 +29,7 @@ use crate::error::{Error, Place, Result};
 use crate::fl::align::AlignConfig;
 use crate::fl::{AlgorithmConfig, FederatedConfig};
 use crate::key::Key;
+use crate::mllm::judge::JudgeConfig;
 use crate::model::ModelConfig;
 use crate::nn::Backend;
 use crate::run::SCHEMA;
@@ -36,6 +38,7 @@ use crate::stage::embed::ClipConfig;
 use crate::stage::finetune::FinetuneConfig;
 use crate::stage::pretrain::PretrainConfig;
 use crate::stage::teach::TeacherConfig;
+use crate::task::TaskConfig;
 pub use inputs::Input;
 pub use resolve::Resolved;
 pub use sweep::SweepConfig;
@@ -159,12 +162,18 @@ pub struct Config {
     pub schema: Schema,
     /// Where, with what, from which seed.
     pub run: RunConfig,
+    /// What the federation trains.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub task: TaskConfig,
     /// The benchmark.
     pub data: DataConfig,
     /// Its long tail.
     pub longtail: LongTailConfig,
     /// Who holds what.
     pub partition: PartitionConfig,
+    /// Which client holds which modality of which sample, for `task.kind = "mllm"`.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub scenario: ScenarioConfig,
     /// The server's balanced set.
     pub server_set: ServerSetConfig,
     /// The validation set.
@@ -195,11 +204,14 @@ pub struct Config {
     pub teacher: TeacherConfig,
     /// What is measured.
     pub evaluate: EvaluateConfig,
+    /// How a multimodal LLM's answers are read, and who judges open ones.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub judge: JudgeConfig,
     /// Variants, run one after another.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub arms: Vec<Arm>,
     /// Many runs of this config: `fedllava sweep`.
-    #[serde(skip_serializing_if = "is_absent")]
+    #[serde(skip_serializing_if = "is_usual")]
     pub sweep: SweepConfig,
     /// How its runs become a table: `fedllava report CONFIG`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -220,8 +232,9 @@ impl Default for Schema {
     }
 }
 
-fn is_absent(sweep: &SweepConfig) -> bool {
-    *sweep == SweepConfig::default()
+/// Whether a section says nothing.
+fn is_usual<T: Default + PartialEq>(section: &T) -> bool {
+    *section == T::default()
 }
 
 impl Config {
@@ -268,6 +281,14 @@ impl Config {
                 Ok((arm.name.clone(), config))
             })
             .collect()
+    }
+
+    /// Clients of the federation.
+    pub fn clients(&self) -> usize {
+        match self.task.mllm() {
+            Some(_) => self.scenario.clients(),
+            None => self.partition.clients(),
+        }
     }
 
     /// What arms lie on: this config without them.

@@ -2,9 +2,12 @@
 
 use super::Config;
 use crate::data::PartitionConfig;
+use crate::data::multimodal::scenario::ScenarioConfig;
 use crate::error::{Error, Result};
 use crate::fl::Mode;
 use crate::fl::alone::Alone;
+use crate::fl::config::Export;
+use crate::mllm::judge::JudgeConfig;
 use crate::run::SCHEMA;
 use crate::stage::finetune::HeadInit;
 use crate::stage::pretrain::Pretext;
@@ -21,6 +24,7 @@ impl Config {
                 .hint("use a newer fedllava"));
         }
         self.check_arms()?;
+        self.check_task()?;
         self.check_before()?;
         self.check_sizes()?;
         self.check_rates()?;
@@ -42,7 +46,7 @@ impl Config {
         if let Some(table) = &self.table {
             table.check()?;
         }
-        self.federated.check(self.partition.clients(), self.algorithm.algorithm())
+        self.federated.check(self.clients(), self.algorithm.algorithm())
     }
 
     fn check_arms(&self) -> Result<()> {
@@ -53,6 +57,48 @@ impl Config {
             return Err(Error::input("arms: each needs a name of its own, without '/' and '.'"));
         }
         Ok(())
+    }
+
+    /// What belongs to the other task is refused, not passed over.
+    fn check_task(&self) -> Result<()> {
+        let refused = |text: &str, hint: &str| Err(Error::input(text).hint(hint));
+        let Some(task) = self.task.mllm() else {
+            return match (self.data.multimodal().is_some(), &self.scenario, &self.judge) {
+                (true, ..) => refused(
+                    "data.kind names questions, and task.kind = \"classify\" needs images with labels",
+                    "set task.kind=mllm",
+                ),
+                (_, scenario, _) if *scenario != ScenarioConfig::default() => refused(
+                    "scenario is for task.kind = \"mllm\"",
+                    "set task.kind=mllm, or deal images with the keys of partition",
+                ),
+                (_, _, judge) if *judge != JudgeConfig::default() => {
+                    refused("judge is for task.kind = \"mllm\"", "set task.kind=mllm")
+                }
+                _ => Ok(()),
+            };
+        };
+        if self.data.multimodal().is_none() {
+            return refused(
+                "task.kind = \"mllm\" answers questions, and data.kind names images with labels",
+                "choose data.kind = \"questions\", \"hateful-memes\", \"crisismmd\", \"vqa-rad\", \"medical\" or \"jsonl\"",
+            );
+        }
+        for (key, on) in [("pretrain.enabled", self.pretrain.enabled), ("align.enabled", self.align.enabled)] {
+            if on {
+                return Err(Error::input(format!("{key} = true: task.kind = \"mllm\" has rounds alone"))
+                    .hint(format!("set {key}=false")));
+            }
+        }
+        if self.federated.export == Export::Best && self.federated.mode == Mode::Local {
+            return refused(
+                "federated.export = \"best\" chooses among the server's models, which local ones are not",
+                "set federated.export=last",
+            );
+        }
+        task.check()?;
+        self.scenario.check()?;
+        self.judge.check()
     }
 
     fn check_sizes(&self) -> Result<()> {

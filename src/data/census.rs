@@ -49,14 +49,16 @@ pub enum Why {
     Shared,
     /// An image that no list names.
     Unlisted,
-    /// A folder that was met before, by another name.
-    Again,
     /// A record with several images, where one is read.
     Several,
     /// A record without an answer.
     NoAnswer,
     /// A record in a language that is not asked for.
     Language,
+    /// A sample of more tokens than are trained on.
+    TooLong,
+    /// A folder that was met before, by another name.
+    Again,
 }
 
 impl Why {
@@ -93,10 +95,11 @@ impl Why {
             Why::OtherClass => "of another class than their folder's",
             Why::Shared => "in the training list too",
             Why::Unlisted => "on no list",
-            Why::Again => "folders met before",
             Why::Several => "with several images",
             Why::NoAnswer => "without an answer",
             Why::Language => "in another language",
+            Why::TooLong => "longer than the longest that is trained on",
+            Why::Again => "folders met before",
         }
     }
 }

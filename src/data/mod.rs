@@ -105,6 +105,22 @@ pub enum DataConfig {
     PlacesLt(ListConfig),
     /// The procedural world, drawn from the run's seed.
     World(world::WorldConfig),
+    /// Hateful-Memes, for `task.kind = "mllm"`, as all that follow.
+    HatefulMemes(multimodal::hateful_memes::HatefulMemesConfig),
+    /// CrisisMMD 2.0, its humanitarian task.
+    Crisismmd(multimodal::crisismmd::CrisisMmdConfig),
+    /// VQA-RAD, split by question as published.
+    VqaRad(multimodal::vqa_rad::VqaRadConfig),
+    /// SLAKE 1.0; without its `train.json` for tests alone.
+    Slake(multimodal::slake::SlakeConfig),
+    /// Questions and answers without pictures, in MedAlpaca's form; for training alone.
+    MedicalFlashcards(multimodal::flashcards::FlashcardsConfig),
+    /// FedMLLM's medical task: VQA-RAD for image clients, flashcards for text clients, tests on VQA-RAD and SLAKE.
+    Medical(multimodal::MedicalConfig),
+    /// One's own questions: a record a line, or LLaVA's conversations.
+    Jsonl(multimodal::jsonl::JsonlConfig),
+    /// A procedural set whose questions need picture and text.
+    Questions(multimodal::world::QuestionsConfig),
 }
 
 /// The sizes of a benchmark that are known without reading it.
@@ -125,6 +141,7 @@ impl DataConfig {
     pub fn check(&self, section: &str) -> Result<()> {
         match self {
             DataConfig::World(c) => c.resolve().map(|_| ()).at(|| section.to_string()),
+            _ if self.multimodal().is_some() => self.multimodal().map_or(Ok(()), |c| c.check(section)),
             _ => self.lists().map_or(Ok(()), |(lists, _)| lists.check(section)),
         }
     }
@@ -144,8 +161,24 @@ impl DataConfig {
                 let ([train, _, test], classes) = (official?.images(), official?.classes);
                 Some(Known { train, test, classes, shape: [3, config.crop.side, config.crop.side] })
             }
-            DataConfig::Folder(_) | DataConfig::List(_) => None,
+            _ => None,
         }
+    }
+
+    /// The set of questions, where it is one.
+    pub fn multimodal(&self) -> Option<multimodal::MultimodalConfig> {
+        use multimodal::MultimodalConfig as To;
+        Some(match self.clone() {
+            DataConfig::HatefulMemes(c) => To::HatefulMemes(c),
+            DataConfig::Crisismmd(c) => To::Crisismmd(c),
+            DataConfig::VqaRad(c) => To::VqaRad(c),
+            DataConfig::Slake(c) => To::Slake(c),
+            DataConfig::MedicalFlashcards(c) => To::MedicalFlashcards(c),
+            DataConfig::Medical(c) => To::Medical(c),
+            DataConfig::Jsonl(c) => To::Jsonl(c),
+            DataConfig::Questions(c) => To::World(c),
+            _ => return None,
+        })
     }
 
     /// The section of a benchmark that comes as lists, and the published one that it must be.
@@ -176,6 +209,8 @@ pub fn load(config: &DataConfig, key: Key, cx: &Context) -> Result<Benchmark> {
         DataConfig::ImagenetLt(c) => list::load(c, Some(&list::IMAGENET_LT), cx),
         DataConfig::PlacesLt(c) => list::load(c, Some(&list::PLACES_LT), cx),
         DataConfig::World(c) => world::World::new(c.clone(), key.fold(Purpose::World, 0))?.load(),
+        _ => Err(Error::input("data.kind names questions, and task.kind = \"classify\" needs images with labels")
+            .hint("set task.kind=mllm")),
     }
 }
 

@@ -263,12 +263,13 @@ impl Brief {
     /// The usual training as the `federated` section says: from the server's model (slot 0) by the task's loss.
     pub fn training(now: &Now<'_>) -> Train<'static> {
         let config = now.config;
+        let (optimiser, rate) = config.training(now.round);
         Train {
             feeds: vec![Feed { batch_size: config.batch_size, drop_last: config.drop_last, ..Feed::default() }],
             length: config.length(now.clients),
-            optimiser: config.optimiser.clone(),
+            optimiser,
             clip: (config.clip_gradient > 0.0).then_some(config.clip_gradient),
-            rate: Schedule::Constant(config.rate(now.round)),
+            rate,
             ..Train::default()
         }
     }

@@ -8,6 +8,8 @@ use super::failure::OnFailure;
 use super::{Algorithm, cohort};
 use crate::error::{Error, Result};
 use crate::nn::OptimiserConfig;
+use crate::nn::optim::Schedule;
+use crate::nn::outer_rate::{FirstRate, outer_cosine};
 
 /// The last rounds whose mean is the headline number; they are always judged.
 pub const LAST: usize = 10;
@@ -37,6 +39,17 @@ pub enum Export {
     Best,
 }
 
+/// How a learning rate moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RateSchedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// It rises for a while, then falls as half a cosine to 0.
+    Cosine,
+}
+
 /// The `federated` section. The defaults are the reference protocol's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -59,6 +72,16 @@ pub struct FederatedConfig {
     pub optimiser: OptimiserConfig,
     /// The learning rate is multiplied by this after every round.
     pub lr_decay: f32,
+    /// How the learning rate moves over rounds, on top of `lr_decay`: `constant`, or `cosine` after a hundredth of them.
+    pub lr_schedule: RateSchedule,
+    /// Rounds of that schedule; 0 for all rounds of the run.
+    pub lr_rounds: usize,
+    /// What a warming cosine gives the first rounds: at most the rate, or twice it as FedMLLM's script does for 50 rounds.
+    pub first_rate: FirstRate,
+    /// How the learning rate moves inside a client's training in a round.
+    pub local_schedule: RateSchedule,
+    /// Share of a client's steps over which a local `cosine` rises first, in `[0, 1)`.
+    pub local_warmup: f32,
     /// Largest norm of a local step's gradient over all trained weights, longer ones are scaled to it
     /// (`clip_grad_norm_`); 0 for none.
     pub clip_gradient: f32,
@@ -88,6 +111,11 @@ impl Default for FederatedConfig {
             drop_last: false,
             optimiser: OptimiserConfig::default(),
             lr_decay: 1.0,
+            lr_schedule: RateSchedule::Constant,
+            lr_rounds: 0,
+            first_rate: FirstRate::Clamped,
+            local_schedule: RateSchedule::Constant,
+            local_warmup: 0.01,
             clip_gradient: 0.0,
             on_failure: OnFailure::Stop,
             max_failures: 0.5,
@@ -123,6 +151,16 @@ impl FederatedConfig {
             let text = format!("federated.max_failures = {}: a share of the clients, 0 to 1", self.max_failures);
             return Err(Error::input(text));
         }
+        if !(0.0..1.0).contains(&self.local_warmup) {
+            let text = format!("federated.local_warmup = {}: a share below 1, or 0 for none", self.local_warmup);
+            return Err(Error::input(text));
+        }
+        if algorithm.needs().plain_sgd && self.local_schedule != RateSchedule::Constant {
+            return Err(Error::input(
+                "federated.local_schedule: this algorithm reads the gradient off plain SGD steps",
+            )
+            .hint("set federated.local_schedule = \"constant\", or choose another algorithm.kind"));
+        }
         if algorithm.needs().plain_sgd && self.clip_gradient > 0.0 {
             return Err(Error::input("federated.clip_gradient: this algorithm reads the gradient off plain SGD steps")
                 .hint("set federated.clip_gradient = 0, or choose another algorithm.kind"));
@@ -146,7 +184,22 @@ impl FederatedConfig {
 
     /// The learning-rate factor of a round, from 1.
     pub fn rate(&self, round: usize) -> f32 {
-        self.lr_decay.powi(round.saturating_sub(1) as i32)
+        let decayed = self.lr_decay.powi(round.saturating_sub(1) as i32);
+        let rounds = if self.lr_rounds == 0 { self.rounds } else { self.lr_rounds };
+        match self.lr_schedule {
+            RateSchedule::Constant => decayed,
+            RateSchedule::Cosine => decayed * outer_cosine(round, rounds, self.first_rate),
+        }
+    }
+
+    /// The optimiser and the schedule of a client's training in a round, from 1.
+    pub fn training(&self, round: usize) -> (OptimiserConfig, Schedule) {
+        match self.local_schedule {
+            RateSchedule::Constant => (self.optimiser.clone(), Schedule::Constant(self.rate(round))),
+            RateSchedule::Cosine => {
+                (self.optimiser.scaled(self.rate(round)), Schedule::WarmupCosine(self.local_warmup))
+            }
+        }
     }
 
     /// Whether the model is judged on test after this round.

@@ -257,7 +257,11 @@ impl Work {
             Loss::Task => {
                 let (z, d) = (rows.start * classes, rows.end * classes);
                 let seed = &mut self.seeds.entry(Tap::Logits).or_default()[z..d];
-                return loss::cross_entropy(&self.values[&Tap::Logits][z..d], &lane.batch.y, classes, 1.0, seed);
+                let values = &self.values[&Tap::Logits][z..d];
+                return match self.net.gives_losses() {
+                    true => loss::mean(values, seed),
+                    false => loss::cross_entropy(values, &lane.batch.y, classes, 1.0, seed),
+                };
             }
             Loss::Open(all) => all.iter().map(AsRef::as_ref).collect(),
         };

@@ -118,7 +118,16 @@ impl Federation<'_> {
         let classifier = self.trainer.classifier();
         provided(self.algorithm.needs(), self.trainer.supplies(), classifier.as_ref())?;
         let state = self.algorithm.init(&model, &self.now(0, classifier.as_ref(), &[], cx))?;
+        self.accepted(&model, &state, classifier.as_ref(), cx)?;
         Ok(Server { round: 0, model, state, kept: BTreeMap::new() })
+    }
+
+    /// Refuses a method whose first brief the trainer cannot do.
+    fn accepted(&self, model: &Params, state: &Named, classifier: Option<&Classifier>, cx: &Context) -> Result<()> {
+        let now = self.now(1, classifier, &[], cx);
+        let first = self.algorithm.exchanges(state, &now).into_iter().next();
+        let Some(exchange) = first.filter(|_| self.config.rounds > 0) else { return Ok(()) };
+        self.trainer.accepts(&self.algorithm.brief(model, state, &exchange, &now, 0)?)
     }
 
     /// Runs the rounds that `server` has not done. A failed or stopped round leaves the previous one whole.

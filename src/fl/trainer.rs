@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::aggregate::LEAF;
-use super::brief::{Job, Name};
+use super::brief::{Brief, Job, Loss, Name, Step, Train};
 use super::feed::{Data, Source};
 use super::objective::Column;
 use super::reply::Outcome;
@@ -29,6 +29,11 @@ pub trait Trainer: Sync {
 
     /// What the run has besides clients' images.
     fn supplies(&self) -> &Supplies<'_>;
+
+    /// Refuses a brief that it cannot do, before anything is trained.
+    fn accepts(&self, _brief: &Brief) -> Result<()> {
+        Ok(())
+    }
 
     /// Runs all jobs. `reply` turns an outcome into what is sent, on the worker; `fold` receives in job order, a job
     /// that failed by itself ([`Error::is_isolated`]) as its error. At most [`LEAF`] replies are under way.
@@ -59,12 +64,14 @@ impl Supplies<'_> {
     pub const TEACHER: &'static str = "teacher";
 }
 
-/// Trains a compact network, one client a worker; where clients are fewer than threads, the rest works inside them.
+/// Makes a worker's place to train in, which may use so many threads of its own.
+type Sessions<'a> = Box<dyn Fn(&Context, usize) -> Result<Plain> + Sync + 'a>;
+
+/// Trains a network, one client a worker; where clients are fewer than threads, the rest works inside them.
 pub struct CompactTrainer<'a> {
     /// The network.
     pub net: Arc<Net>,
-    /// Who runs it.
-    pub backend: Backend,
+    sessions: Sessions<'a>,
     /// The training images.
     pub images: &'a dyn Samples,
     /// Who holds which image.
@@ -95,7 +102,19 @@ impl Drop for Lent<'_> {
 impl<'a> CompactTrainer<'a> {
     /// For clients that hold these images.
     pub fn new(net: Arc<Net>, backend: Backend, images: &'a dyn Samples, clients: &'a [Vec<u32>]) -> Self {
-        CompactTrainer { net, backend, images, clients, supplies: Supplies::default(), idle: Mutex::default() }
+        let own = net.clone();
+        Self::within(net, move |cx, threads| backend.session(&own, cx, threads, 1), images, clients)
+    }
+
+    /// For clients that hold these samples, in sessions of the caller's making.
+    pub fn within(
+        net: Arc<Net>,
+        sessions: impl Fn(&Context, usize) -> Result<Plain> + Sync + 'a,
+        images: &'a dyn Samples,
+        clients: &'a [Vec<u32>],
+    ) -> Self {
+        let (sessions, supplies, idle) = (Box::new(sessions), Supplies::default(), Mutex::default());
+        CompactTrainer { net, sessions, images, clients, supplies, idle }
     }
 
     /// With these supplies.
@@ -106,7 +125,7 @@ impl<'a> CompactTrainer<'a> {
 
     fn lend(&self, threads: usize, cx: &Context) -> Result<Lent<'_>> {
         let known = exec::lock(&self.idle).get_mut(&threads).and_then(Vec::pop);
-        let session = known.map_or_else(|| self.backend.session(&self.net, cx, threads, 1), Ok)?;
+        let session = known.map_or_else(|| (self.sessions)(cx, threads), Ok)?;
         Ok(Lent { session: Some(session), threads, idle: &self.idle })
     }
 
@@ -129,6 +148,15 @@ impl Trainer for CompactTrainer<'_> {
 
     fn supplies(&self) -> &Supplies<'_> {
         &self.supplies
+    }
+
+    fn accepts(&self, brief: &Brief) -> Result<()> {
+        let scores = |step: &Step| matches!(step, Step::Measure(_) | Step::Train(Train { loss: Loss::Open(_), .. }));
+        match self.net.gives_losses() && brief.steps.iter().any(scores) {
+            true => Err(Error::input("algorithm.kind: this method works on a classifier's scores, and there are none")
+                .hint("with task.kind = \"mllm\" choose a method that works on parameters alone, such as fedavg or fedyogi")),
+            false => Ok(()),
+        }
     }
 
     fn run(

@@ -33,6 +33,9 @@ pub enum Backend {
 impl Backend {
     /// A workspace for one worker, which may use `threads` threads of its own without changing a byte.
     pub fn workspace(self, net: &Arc<Net>, cx: &Context, threads: usize) -> Result<Box<dyn Interpreter>> {
+        if net.gives_losses() {
+            return Err(Error::defect(format!("{} has an interpreter of its own", net.name)));
+        }
         match (self, cx.device.is_cpu()) {
             (Backend::Cpu, true) => Ok(Box::new(Engine::new(net, threads)?)),
             (Backend::Auto, true) => Ok(Box::new(Engine::with(net, threads, Isa::detect(), Algorithm::Fastest)?)),

@@ -26,6 +26,14 @@ pub fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, scale: f32,
     entropies(logits, labels, &|_| 1.0, classes, scale, gradient)
 }
 
+/// `mean_i v_i` of losses `(rows,)` that are known already; `gradient` gets `1 / rows` added, `(rows,)`.
+pub fn mean(values: &[f32], gradient: &mut [f32]) -> Result<f64> {
+    check("mean loss", values.len(), gradient.len(), 1)?;
+    let rows = values.len().max(1) as f64;
+    gradient.iter_mut().for_each(|g| *g += (1.0 / rows) as f32);
+    Ok(values.iter().map(|&v| f64::from(v)).sum::<f64>() / rows)
+}
+
 /// `mean_i −w_i log softmax(z_i)[y_i]`, `weights` `(rows,)`; the mean is over rows, not over the weights' sum.
 ///
 /// `gradient` gets `(softmax(z_i) − e_{y_i}) · w_i · scale / rows` added, `(rows, classes)`. With weights of 1 every

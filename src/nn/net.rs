@@ -118,6 +118,13 @@ pub enum Op {
         /// Probability of a zero, `[0, 1)`.
         p: f32,
     },
+    /// The loss of each row, `(1)`, found by an interpreter of its own: of a language model, whose logits stay inside.
+    Loss {
+        /// Input node: what names the row.
+        x: Node,
+        /// Of one row's forward pass.
+        multiply_adds: u64,
+    },
 }
 
 /// Batch norm's epsilon (PyTorch's default).
@@ -164,6 +171,17 @@ impl Net {
     /// Width of the output: classes, or the dimension of a projection.
     pub fn outputs(&self) -> usize {
         self.shapes[self.logits][0]
+    }
+
+    /// A network of which only its rows' losses are known: rows are numbers `(1)`, all else is its interpreter's.
+    pub fn of_losses(name: &str, layout: Arc<Layout>, starts: Vec<Start>, multiply_adds: u64) -> Net {
+        let (ops, shapes) = (vec![Op::Input, Op::Loss { x: 0, multiply_adds }], vec![vec![1]; 2]);
+        Net { name: name.to_string(), ops, shapes, layout, starts, taps: BTreeMap::new(), logits: 1 }
+    }
+
+    /// Whether its output is the loss of each row, not scores.
+    pub fn gives_losses(&self) -> bool {
+        matches!(self.ops[self.logits], Op::Loss { .. })
     }
 
     /// The node called `tap`.
@@ -220,6 +238,7 @@ impl Net {
                     shape.iter().product::<usize>() * w[1] * w[2] * w[3]
                 }
                 Op::Linear { weight, .. } => self.layout.entries()[*weight].len(),
+                Op::Loss { multiply_adds, .. } => *multiply_adds as usize,
                 _ => 0,
             }
         };

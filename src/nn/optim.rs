@@ -101,6 +101,17 @@ impl OptimiserConfig {
         }
     }
 
+    /// The same with the learning rate multiplied by this.
+    pub fn scaled(&self, by: f32) -> Self {
+        let mut scaled = self.clone();
+        match &mut scaled {
+            OptimiserConfig::Sgd(c) => c.lr *= by,
+            OptimiserConfig::Adamw(c) => c.lr *= by,
+            OptimiserConfig::Adam(c) => c.lr *= by,
+        }
+        scaled
+    }
+
     /// Vectors of the parameters' size that it keeps: 0 to 2.
     pub fn moments(&self) -> usize {
         match self {

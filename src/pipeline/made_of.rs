@@ -72,7 +72,7 @@ impl Experiment {
 }
 
 /// Holds digests against those in the manifest, and adds those that it lacks.
-fn same(dir: &RunDir, found: &BTreeMap<String, Made>) -> Result<()> {
+pub(super) fn same(dir: &RunDir, found: &BTreeMap<String, Made>) -> Result<()> {
     let path = dir.file("manifest.json");
     let known = if path.exists() { directory::read_json(&path).unwrap_or_default() } else { Value::Null };
     let mut all = known["inputs"].as_object().cloned().unwrap_or_default();

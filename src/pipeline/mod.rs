@@ -12,6 +12,7 @@
 //! | `sharing` | [`Library`]: what the runs of one process and of one cache share |
 //! | `export` | a run's model with its card and the lines of PyTorch that load it |
 //! | `reproduce` | an archived run once more, held against what it gave |
+//! | `mllm` | a run whose task is a multimodal LLM |
 //! | `captioning` | [`captioning()`]: a pool becomes annotations |
 //!
 //! Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
@@ -22,6 +23,7 @@ mod experiment;
 pub mod export;
 mod head;
 mod made_of;
+mod mllm;
 mod outlook;
 mod pretraining;
 mod run;
@@ -34,6 +36,7 @@ mod through_llm;
 
 pub use captioning::captioning;
 pub use experiment::{COMMIT, Experiment};
+pub use mllm::Held;
 pub use outlook::{Outlook, Speeds, outlook};
 pub use run::{Stages, finished, run};
 pub use sharing::Library;

@@ -14,7 +14,7 @@ use crate::exec::{Context, Event};
 use crate::fl::Mode;
 use crate::fl::align::{Aligner, When};
 use crate::fl::alone::Alone;
-use crate::fl::config::Export;
+use crate::fl::config::{Export, RateSchedule};
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::key::Purpose;
@@ -23,7 +23,7 @@ use crate::run::tensorboard::Board;
 use crate::run::{RunDir, checkpoint, csv, directory};
 use crate::stage::evaluate::Judge;
 use crate::stage::finetune::{Evaluate, FAILED, Finetune, Finetuned};
-use crate::stage::metrics::Evaluation;
+use crate::stage::metrics::{Evaluation, Judged};
 use crate::stage::teach::TeacherConfig;
 use crate::stage::{Loaded, align, evaluate, probe, teach};
 
@@ -90,6 +90,9 @@ fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
     let rounds = &config.federated;
     let sparse = rounds.eval_every > 1 || rounds.mode == Mode::Local;
     let reader = match rounds.export {
+        _ if rounds.lr_schedule == RateSchedule::Cosine && rounds.lr_rounds == 0 => {
+            Some("federated.lr_schedule = \"cosine\" went by the number of rounds")
+        }
         Export::Best if sparse => Some("federated.export = \"best\" may have chosen one of its last ten rounds"),
         _ if config.algorithm.algorithm().needs().judged && sparse => {
             Some("algorithm.kind works more in its last ten rounds")
@@ -115,6 +118,9 @@ fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
 }
 
 fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Library, cx: &Context) -> Result<()> {
+    if let Some(task) = config.task.mllm() {
+        return super::mllm::stages_of(config, task, stages, dir, cx);
+    }
     config.check_supplies()?;
     let experiment = Experiment::open_with(config.clone(), library, cx)?;
     experiment.refuse_unsupplied()?;
@@ -319,7 +325,7 @@ impl Experiment {
             feedback: self.config.align.feedback,
             key: self.key,
         };
-        let judge = |p: &Params| self.judge().classifier(&self.net, p, cx);
+        let judge = |p: &Params| self.judge().classifier(&self.net, p, cx).map(Judged::from);
         let done = dir.file("finetune/done.json").exists();
         // What the rounds go on from is in their own checkpoints: another run need not keep its.
         let begun = done || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
@@ -331,11 +337,11 @@ impl Experiment {
         let shelf = plain.map_or(Ok(None), |start| self.finetune_shelf(&start.model))?;
         let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))?;
         let validation = self.validation()?;
-        let validate = validation
-            .as_ref()
-            .map(|data| move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx));
+        let validate = validation.as_ref().map(|data| {
+            move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx).map(Judged::from)
+        });
         let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
-        let stage = Finetune { dir, federation, net: &self.net, evaluate: &judge, validate };
+        let stage = Finetune { dir, federation, layout: &self.net.layout, evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;
         shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;

@@ -53,6 +53,11 @@ pub fn save_with(
     let target = folder.join(format!("round-{round:06}"));
     remove(&target)?;
     std::fs::rename(&part, &target).map_err(|e| Error::io("rename to", &target, e))?;
+    prune(folder, clients, keep)
+}
+
+/// Keeps the newest `keep` checkpoints, at least one; what clients keep for the others alone goes with them.
+pub fn prune(folder: &Path, clients: &Clients, keep: usize) -> Result<()> {
     let all = rounds(folder)?;
     let (old, kept) = all.split_at(all.len().saturating_sub(keep.max(1)));
     // One that cannot be read names no files.

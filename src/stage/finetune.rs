@@ -8,14 +8,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::metrics::Evaluation;
+use super::metrics::Judged;
 use super::selection::Selection;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 pub use crate::fl::config::LAST;
 use crate::fl::round::{Federation, Finished, Kept, Server};
 use crate::fl::{ClientId, Named};
-use crate::nn::{Net, Params};
+use crate::nn::{Layout, Params};
 use crate::run::checkpoint::{self, Files};
 use crate::run::clients::{Clients, Index};
 use crate::run::{Records, RunDir, Times, csv};
@@ -75,7 +75,7 @@ pub struct Carried {
 }
 
 /// A model's figures on some set.
-pub type Evaluate<'a> = &'a dyn Fn(&Params) -> Result<Evaluation>;
+pub type Evaluate<'a> = &'a dyn Fn(&Params) -> Result<Judged>;
 
 /// What the stage needs besides the federation itself.
 pub struct Finetune<'a> {
@@ -83,8 +83,8 @@ pub struct Finetune<'a> {
     pub dir: &'a RunDir,
     /// The loop.
     pub federation: Federation<'a>,
-    /// The network, for reading a finished model back.
-    pub net: &'a Arc<Net>,
+    /// What the models look like, for reading a finished one back.
+    pub layout: &'a Arc<Layout>,
     /// Figures of a model on test.
     pub evaluate: Evaluate<'a>,
     /// Figures of a model on the validation set, where the run has one.
@@ -129,6 +129,8 @@ impl Finetune<'_> {
             }
             None => (self.begin(start, cx)?, None, Index::new(), Named::new()),
         };
+        // A process killed in the midst of it left more than is kept.
+        checkpoint::prune(&folder, &clients, self.federation.config.keep_checkpoints)?;
         records.require("finetune", server.round)?;
         records.cut("finetune", server.round + 1)?;
         records.cut("align", server.round + 1)?;
@@ -183,7 +185,7 @@ impl Finetune<'_> {
 
     /// A finished stage's models; none where it is not finished.
     fn read_back(&self, cx: &Context) -> Result<Option<Finetuned>> {
-        let layout = &self.net.layout;
+        let layout = self.layout;
         let Some((model, _)) = self.dir.finished("finetune", layout)? else { return Ok(None) };
         let aligned = match self.federation.align {
             Some(_) => self.dir.finished("align", layout)?.map(|(params, _)| params),
@@ -250,12 +252,12 @@ impl Finetune<'_> {
         for (stage, name, model) in models {
             let Some(model) = model.filter(|_| config.judged(round)) else { continue };
             let figures = (self.evaluate)(model)?;
-            records.add(stage, round, "test", &figures.figures())?;
-            shown.push((name, figures.overall));
+            records.add(stage, round, "test", &figures.figures)?;
+            shown.push((name, figures.headline));
             if let Some(validate) = self.validate {
                 let figures = validate(model)?;
-                records.add(stage, round, "validation", &figures.figures())?;
-                selection.offer(stage, round, figures.overall, model);
+                records.add(stage, round, "validation", &figures.figures)?;
+                selection.offer(stage, round, figures.headline, model);
             }
         }
         cx.events.on(Event::Advance { done: round as u64, figures: &shown });

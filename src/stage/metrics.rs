@@ -83,6 +83,21 @@ impl Evaluation {
     }
 }
 
+/// What a judge says of a model in a round: the figures of a record line, and the one that selects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judged {
+    /// Names and values; `accuracy` among them.
+    pub figures: Vec<(&'static str, f64)>,
+    /// What the best round is chosen by, and the person's bar shows: higher is better.
+    pub headline: f64,
+}
+
+impl From<Evaluation> for Judged {
+    fn from(evaluation: Evaluation) -> Self {
+        Judged { figures: evaluation.figures(), headline: evaluation.overall }
+    }
+}
+
 /// Mean and standard deviation (n − 1) of some values; zero deviation for one value.
 pub fn mean_and_deviation(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;

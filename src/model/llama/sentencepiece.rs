@@ -257,6 +257,9 @@ fn piece(message: &[u8]) -> Result<Piece> {
             _ => {}
         }
     }
+    if text.is_empty() {
+        return Err(Error::data("tokenizer: a piece without a text"));
+    }
     let kind = match kind {
         1 => Kind::Normal,
         2 => Kind::Unknown,

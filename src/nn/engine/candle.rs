@@ -80,6 +80,7 @@ impl Candle {
                     None => y,
                 }
             }
+            Op::Loss { .. } => return Err(Error::defect("a row's loss is its own interpreter's to find")),
             Op::Dropout { x, p } => match mode {
                 Mode::Eval | Mode::Infer => v(x).clone(),
                 Mode::Train(key) => {

@@ -22,13 +22,19 @@ impl Backend {
             1 => one()?,
             _ => Box::new(Cohort::new(net, (0..lanes).map(|_| one()).collect::<Result<Vec<_>>>()?)),
         };
-        let (net, frozen) = (net.as_ref().clone(), one()?);
+        Ok(Plain::new(net.as_ref().clone(), interpreter, one()?, lanes))
+    }
+}
+
+impl Plain {
+    /// A session of `lanes` clients in which `interpreter` runs what is trained, and `frozen` what is only looked at.
+    pub fn new(net: Net, interpreter: Box<dyn Interpreter>, frozen: Box<dyn Interpreter>, lanes: usize) -> Plain {
         let classifier = net.classifier();
         let stack = Stack::Many(Vec::new());
         let (grads, parts, loaded) = (Vec::new(), Vec::new(), (0..lanes).map(|_| None).collect());
         let rows = vec![0; lanes];
         let (stored, gathered) = (None, false);
-        Ok(Plain { net, classifier, interpreter, frozen, stack, grads, parts, gathered, loaded, rows, stored })
+        Plain { net, classifier, interpreter, frozen, stack, grads, parts, gathered, loaded, rows, stored }
     }
 }
 
@@ -339,12 +345,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Head, ModelConfig, resnet};
+    use crate::nn::net::{NetBuilder, Start};
     use crate::nn::optim::{OptimiserConfig, SgdConfig};
 
     fn net() -> Arc<Net> {
-        let config = ModelConfig::Resnet8(resnet::Resnet8 { width: 4, ..resnet::Resnet8::default() });
-        Arc::new(config.build([3, 8, 8], Head::Classes(3)).unwrap())
+        let mut b = NetBuilder::new(3, 8, 8);
+        let x = b.conv(NetBuilder::INPUT, "conv", 8, 3, 1, 1, Start::Normal(0.3)).unwrap();
+        let x = b.batch_norm(x, "norm").unwrap();
+        let x = b.relu(x);
+        let x = b.global_avg_pool(x).unwrap();
+        let x = b.linear(x, "fc", 3).unwrap();
+        Arc::new(b.finish("small", x).unwrap())
     }
 
     /// One step of plain SGD with rate 1 from zero pulls: what it moved by, which is the gradient; and the clip's factor.

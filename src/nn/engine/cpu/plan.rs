@@ -224,6 +224,7 @@ fn operands(op: &Op) -> Vec<Node> {
         | Op::Subsample { x, .. }
         | Op::Flatten { x }
         | Op::Linear { x, .. }
+        | Op::Loss { x, .. }
         | Op::Dropout { x, .. } => vec![x],
     }
 }
@@ -327,6 +328,8 @@ impl<'a> Planner<'a> {
             }
             Op::Flatten { x } => self.simple(node, PlanStep::Flatten { x, out: node }),
             Op::Linear { x, weight, bias } => self.simple(node, PlanStep::Linear { x, out: node, weight, bias }),
+            // No engine is made for such a network.
+            Op::Loss { .. } => {}
             Op::Dropout { x, p } => {
                 let mask = self.spot(Map::new(&self.net.shapes[node], 0));
                 self.simple(node, PlanStep::Dropout { x, out: node, p, mask });
