@@ -303,3 +303,22 @@ fn local_clients_are_judged_by_their_own_adapters_and_one_machine_holds_all() {
     let one = memes.run("centralised", 2, &["federated.mode=\"centralised\"", "federated.cohort=1"]);
     assert_ne!(one["digest"], local["digest"]);
 }
+
+#[test]
+fn a_text_longer_than_the_model_reads_is_left_out_counted_and_refused_where_it_is_too_much() {
+    let memes = Memes::new(false);
+    let path = memes.folder().join("train.jsonl");
+    let long = vec!["red"; 300].join(" ");
+    let line = format!(r#"{{"id": 90, "img": "img/90.png", "text": "{long}", "label": 0}}"#);
+    std::fs::write(&path, format!("{}\n{line}", std::fs::read_to_string(&path).unwrap())).unwrap();
+    memes.paint(90, 90);
+    let whole = ["scenario={ kind = \"aligned\", clients = 1 }", "federated.cohort=1", "federated.rounds=1"];
+    let strict = memes.config("strict", &whole);
+    let e = pipeline::run(&strict, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
+    assert!(e.contains("longer than the longest") && e.contains("90"), "{e}");
+    let lenient = [&whole[..], &["run.tolerate=0.1"]].concat();
+    memes.run("lenient", 2, &lenient);
+    let manifest = std::fs::read_to_string(memes.root.path().join("lenient/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    assert!(manifest["sources"].to_string().contains("\"90\""), "{}", manifest["sources"]);
+}

@@ -95,7 +95,10 @@ impl Lessons {
             cx.events.on(Event::Begin { name: "prepare", unit: "sample", done: 0, total: held.len() as u64 });
             let job = |_: &mut (), i: usize| {
                 cx.cancel.check()?;
-                all.make(&held[i].1)
+                let lesson = &held[i].1;
+                // A text that no model of this context could read is not shown to it.
+                let most = max_length.min(all.vlm.llm().config().max_position_embeddings);
+                if all.words(lesson)? > most { Ok(None) } else { all.make(lesson).map(Some) }
             };
             let threads = if cx.device.is_cpu() { cx.threads } else { 1 };
             exec::ordered(
@@ -104,11 +107,11 @@ impl Lessons {
                 WINDOW,
                 |_| Ok(()),
                 job,
-                |i, sample: Sample| {
-                    let (length, size) = (sample.prompt.ids.len(), bytes(&sample.prompt));
-                    let kept = size <= left;
-                    left -= if kept { size } else { 0 };
-                    made.push((length, kept.then(|| Arc::new(sample))));
+                |i, sample: Option<Sample>| {
+                    let length = sample.as_ref().map_or(usize::MAX, |s| s.prompt.ids.len());
+                    let kept = sample.filter(|s| length <= max_length && bytes(&s.prompt) <= left);
+                    left -= kept.as_ref().map_or(0, |s| bytes(&s.prompt));
+                    made.push((length, kept.map(Arc::new)));
                     cx.events.on(Event::Advance { done: i as u64 + 1, figures: &[] });
                     Ok(())
                 },
@@ -145,6 +148,13 @@ impl Lessons {
             Some(whole) => Ok(whole.clone()),
             None => self.make(lesson).map(Arc::new),
         }
+    }
+
+    /// Tokens of what is said, pictures left out.
+    fn words(&self, lesson: &Lesson) -> Result<usize> {
+        let worded = self.prompts.training(&self.examples[lesson.sample], lesson.holds);
+        let talk = [Message::about(0, worded.ask.as_str()), Message::text(Role::Assistant, worded.answer.as_str())];
+        Ok(self.vlm.tokenizer().encode(&self.vlm.write(&talk, false)?)?.len())
     }
 
     fn make(&self, lesson: &Lesson) -> Result<Sample> {
