@@ -83,7 +83,7 @@ pub struct MllmTaskConfig {
 impl Default for MllmTaskConfig {
     fn default() -> Self {
         MllmTaskConfig {
-            model: "data/demo-mllm".into(),
+            model: "data/demo-llava".into(),
             prompts: Prompts::Base,
             lora: LoraConfig::default(),
             regularise: RegulariseConfig::default(),
