@@ -322,3 +322,16 @@ fn a_text_longer_than_the_model_reads_is_left_out_counted_and_refused_where_it_i
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
     assert!(manifest["sources"].to_string().contains("\"90\""), "{}", manifest["sources"]);
 }
+
+#[test]
+fn clients_that_diverge_are_named_and_a_round_without_any_other_stops() {
+    let memes = Memes::new(false);
+    let wild = "federated.optimiser={ kind = \"sgd\", lr = 1e38 }";
+    let config = memes.config("stop", &[wild]);
+    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
+    assert!(e.contains("round 1, client") && e.contains("federated.on_failure"), "{e}");
+    let skip = [wild, "federated.on_failure=\"skip\"", "federated.max_failures=1.0"];
+    let config = memes.config("skip", &skip);
+    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap_err().to_string();
+    assert!(e.contains("all 2 clients of the exchange failed"), "{e}");
+}

@@ -208,7 +208,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
 }
 
 /// Which clients were left out of rounds, as `eval.json` has it and in words; none where none was.
-fn left_out(records: &[Value]) -> Option<(Value, String)> {
+pub(super) fn left_out(records: &[Value]) -> Option<(Value, String)> {
     let failed: Vec<&Value> = records.iter().filter(|r| r["split"] == FAILED).collect();
     let distinct = |key| failed.iter().filter_map(|r| r[key].as_u64()).collect::<BTreeSet<u64>>();
     let (clients, rounds, n) = (distinct("client"), distinct("round"), failed.len());

@@ -35,6 +35,12 @@ impl Mllm<'_> {
     pub(super) fn validation(&self, cx: &Context) -> Result<Option<Exam<'_>>> {
         let best = self.config.federated.export == crate::fl::config::Export::Best;
         if !best {
+            if !self.set.val.samples.is_empty() {
+                let n = self.set.val.samples.len();
+                let text =
+                    format!("{n} validation samples are asked only where federated.export = \"best\" selects by them");
+                cx.events.on(Event::Note(&text));
+            }
             return Ok(None);
         }
         if self.set.val.samples.is_empty() {

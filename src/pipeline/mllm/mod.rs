@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::run::{Entries, Stages};
+use super::run::{Entries, Stages, left_out};
 use crate::config::Config;
 use crate::data::Ledger;
 use crate::data::multimodal::Multimodal;
@@ -84,7 +84,12 @@ pub(super) fn stages_of(
     mllm.say(&mut entries);
     fsx::write_atomic(&dir.file("answers.jsonl"), answers.as_bytes())?;
     mllm.school.opened.save_adapter(&dir.file("adapter"), &mllm.school.plan, &tuned.model).at(|| "adapter")?;
-    evaluate::write(dir, &entries, "finetune", mllm.extras()?)?;
+    let mut extras = mllm.extras()?;
+    if let Some((failures, text)) = left_out(&evaluate::records(dir)?) {
+        cx.events.on(Event::Warning(&text));
+        extras["failures"] = failures;
+    }
+    evaluate::write(dir, &entries, "finetune", extras)?;
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", mllm.ledger.to_json())].into())
 }
 

@@ -1,7 +1,6 @@
 //! What clients hold, in the model's tokens.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::data::census::{Census, Why};
@@ -223,14 +222,4 @@ impl Samples for Lessons {
     fn labels(&self) -> &[u32] {
         &self.labels
     }
-}
-
-/// What clients hold of each label, by name: for the record.
-pub fn label_counts(lessons: &Lessons) -> Vec<BTreeMap<u32, usize>> {
-    let of = |ids: &Vec<u32>| {
-        let mut counts = BTreeMap::new();
-        ids.iter().for_each(|&id| *counts.entry(lessons.labels[id as usize]).or_default() += 1);
-        counts
-    };
-    lessons.clients.iter().map(of).collect()
 }

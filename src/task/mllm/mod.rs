@@ -76,7 +76,8 @@ pub struct MllmTaskConfig {
     pub likelihood: bool,
     /// Whether the activations of a layer are computed again on the way back instead of being kept.
     pub recompute: bool,
-    /// MiB of prepared pictures that are kept in memory; the rest is prepared whenever it is needed.
+    /// MiB of prepared pictures that are kept in memory: so much for the clients' samples, for the tests, and for validation;
+    /// the rest is prepared whenever it is needed.
     pub keep_pictures: usize,
 }
 
