@@ -44,6 +44,7 @@ fn aggregate(models: &[Params]) -> Vec<f64> {
             samples: 1,
             loss: None,
             multiply_adds: 0,
+            wire: Default::default(),
         };
         got.fold(k as u32, reply, Collect::Sum).expect("adds up");
     }

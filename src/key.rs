@@ -56,6 +56,8 @@ pub enum Purpose {
     Noise = 23,
     /// The server's images without labels.
     Unlabelled = 24,
+    /// A link of the way of updates.
+    Way = 25,
 }
 
 /// A 128-bit key: where in the tree of draws we are.

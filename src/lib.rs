@@ -10,7 +10,7 @@
 //! | [`model`] | ResNets, CNN, MLP as operation lists; CLIP, Llama, LLaVA on candle, by their published names; [`model::vlm`]: LLaVA, SmolVLM, Qwen2.5-VL, MiniCPM-V behind one trait; [`model::lora`] |
 //! | [`mllm`] | a multimodal LLM at work: prompts, captioners, filters |
 //! | [`run`] | run directories, records, checkpoints, times |
-//! | [`fl`] | the round loop and the training loop, once each; objectives, feeds, aggregation, alignment; [`fl::methods`]: one file a method |
+//! | [`fl`] | the round loop and the training loop, once each; objectives, feeds, aggregation, alignment; [`fl::methods`]: one file a method; [`fl::way`]: what happens to updates on their way, one file a link |
 //! | [`task`] | what is trained where it is no classifier: the LoRA adapters of a multimodal LLM |
 //! | [`stage`] | pretrain, finetune, align, evaluate, embed, caption: each a function |
 //! | [`config`] | all sections composed, overrides, names from other tools |

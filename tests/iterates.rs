@@ -38,6 +38,7 @@ fn outcome(train: Train<'static>) -> Outcome {
         brief: Brief::train(train, vec![]),
         model: net.init(Key::from_seed(5)),
         kept: None,
+        flipped: false,
         key: Key::from_seed(8),
     };
     let mut session = Backend::Candle.session(&net, &cx, 1, 1).unwrap();

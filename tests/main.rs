@@ -43,3 +43,4 @@ mod toy;
 #[cfg(unix)]
 mod trust;
 mod vlm;
+mod way;

@@ -6,9 +6,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value as Json, json};
 use toml::Value;
 
+use super::explain::kind_of_item;
 use super::{Changes, completions, machine, put};
 use crate::config::Resolved;
-use crate::config::tree::{self, Leaf};
+use crate::config::tree::{self, Key, Kind, Leaf};
 use crate::error::{Error, Result, closest};
 use crate::exec::human;
 use crate::pipeline;
@@ -98,6 +99,7 @@ pub fn list(section: &str, json: bool) -> Result<()> {
     for leaf in &found {
         put(&format!("{}{}", leaf.path, default_in_words(leaf)))?;
         put(&wrapped(&format!("{}. {}", leaf.words(), leaf.doc()), "    "))?;
+        leaf.items.iter().try_for_each(|kind| put(&kind_of_item(leaf, kind)))?;
     }
     Ok(())
 }
@@ -108,7 +110,20 @@ fn row(leaf: &Leaf<'_>) -> Json {
         .into_iter()
         .map(|(value, kinds)| json!({ "kinds": kinds, "value": value.and_then(|v| serde_json::to_value(v).ok()) }))
         .collect();
-    json!({ "key": leaf.path, "type": leaf.words(), "defaults": defaults, "meaning": leaf.doc() })
+    let mut row = json!({ "key": leaf.path, "type": leaf.words(), "defaults": defaults, "meaning": leaf.doc() });
+    if !leaf.items.is_empty() {
+        row["items"] = leaf.items.iter().map(item).collect();
+    }
+    row
+}
+
+/// A kind of a list's items.
+fn item(kind: &Kind) -> Json {
+    let key = |key: &Key| {
+        let default = key.default.as_ref().and_then(|v| serde_json::to_value(v).ok());
+        json!({ "key": key.name, "type": key.node.words(), "default": default, "meaning": key.doc })
+    };
+    json!({ "kind": kind.name, "meaning": kind.doc, "keys": kind.keys.iter().map(key).collect::<Vec<_>>() })
 }
 
 /// ` = 0.1 (sgd), 0.001 (adamw, adam)`: the default, and in which kinds.

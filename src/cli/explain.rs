@@ -35,6 +35,12 @@ pub fn explain(e: &Explain) -> Result<()> {
     }
     let of_kind: Vec<(&Leaf<'_>, &Kind)> =
         all.iter().filter_map(|l| Some((l, l.kinds.iter().find(|k| k.name == key)?))).collect();
+    let item = |l: &Leaf<'_>| l.items.iter().find(|k| k.name == key).map(|kind| kind_of_item(l, kind));
+    let of_items: Vec<String> = all.iter().filter_map(item).collect();
+    of_items.iter().try_for_each(|text| put(text))?;
+    if of_kind.is_empty() && !of_items.is_empty() {
+        return Ok(());
+    }
     if !of_kind.is_empty() {
         return of_kind.iter().try_for_each(|(leaf, kind)| one_kind(leaf, kind));
     }
@@ -74,12 +80,26 @@ fn one_kind(leaf: &Leaf<'_>, kind: &Kind) -> Result<()> {
     Ok(())
 }
 
+/// A kind of a list's items, and its keys.
+pub fn kind_of_item(leaf: &Leaf<'_>, kind: &Kind) -> String {
+    let mut text = format!("{}: {{ kind = \"{}\" }}\n{}", leaf.path, kind.name, wrapped(&kind.doc, "    "));
+    for key in &kind.keys {
+        let default = key.default.as_ref().map_or_else(|| "unset".into(), Value::to_string);
+        text += &format!(
+            "\n{}",
+            wrapped(&format!("{} = {default}: {}. {}", key.name, key.node.words(), key.doc), "      ")
+        );
+    }
+    text
+}
+
 fn one(leaf: &Leaf<'_>) -> Result<()> {
     put(&format!("{}{}", leaf.path, default_in_words(leaf)))?;
     put(&wrapped(&format!("{}. {}", leaf.words(), leaf.doc()), "    "))?;
     for (name, doc) in names(leaf) {
         put(&wrapped(&format!("{name}: {doc}"), "      "))?;
     }
+    leaf.items.iter().try_for_each(|kind| put(&kind_of_item(leaf, kind)))?;
     let others: Vec<String> = foreign::others(&leaf.path).iter().map(|(n, tool)| format!("{n} ({tool})")).collect();
     if !others.is_empty() {
         put(&format!("    elsewhere called {}", others.join(", ")))?;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fl::Mode;
 use crate::fl::alone::Alone;
 use crate::fl::config::Export;
+use crate::fl::way::LinkConfig;
 use crate::mllm::judge::JudgeConfig;
 use crate::run::SCHEMA;
 use crate::stage::finetune::HeadInit;
@@ -89,6 +90,12 @@ impl Config {
                 return Err(Error::input(format!("{key} = true: task.kind = \"mllm\" has rounds alone"))
                     .hint(format!("set {key}=false")));
             }
+        }
+        if self.federated.way.iter().any(|link| matches!(link, LinkConfig::Attack(a) if a.flips() && a.attackers > 0)) {
+            return refused(
+                "federated.way: attack: how = \"label-flip\" turns classes round, and questions have none",
+                "choose another attack, or task.kind = \"classify\"",
+            );
         }
         if self.federated.export == Export::Best && self.federated.mode == Mode::Local {
             return refused(

@@ -273,6 +273,8 @@ pub struct Leaf<'a> {
     pub of: Vec<Owner<'a>>,
     /// For a `kind`: the kinds.
     pub kinds: &'a [Kind],
+    /// For a list of sections: the kinds of its items.
+    pub items: &'a [Kind],
 }
 
 /// A key in the kinds that it needs.
@@ -357,7 +359,16 @@ fn walk<'a>(prefix: &str, keys: &'a [Key], chain: &[(String, &'a str)], found: &
         };
         match found.iter_mut().find(|leaf| leaf.path == path) {
             Some(known) => known.of.push(owner),
-            None => found.push(Leaf { path: path.clone(), of: vec![owner], kinds }),
+            None => {
+                let items: &'a [Kind] = match &key.node {
+                    Node::List(of, _) => match &**of {
+                        Node::Kinds(kinds) => kinds.as_slice(),
+                        _ => &[],
+                    },
+                    _ => &[],
+                };
+                found.push(Leaf { path: path.clone(), of: vec![owner], kinds, items });
+            }
         }
         let section = path.trim_end_matches(".kind");
         for kind in kinds {

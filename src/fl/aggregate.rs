@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::brief::Name;
-use super::reply::{Part, PartKind, Reply};
+use super::reply::{Part, PartKind, Reply, Sealed};
 use super::{ClientId, Collect};
 use crate::error::{Error, Result};
 use crate::nn::sum::add_weighted;
@@ -82,6 +82,19 @@ impl Sum {
     pub fn kind(&self) -> PartKind {
         self.kind
     }
+
+    /// A sum as it was opened: numbers in layout order, and the weight in them.
+    pub fn opened(kind: PartKind, layout: Arc<Layout>, total: Vec<f64>, weight: f64) -> Self {
+        Sum { kind, layout, total, leaf: Vec::new(), weight }
+    }
+
+    /// Adds noise to every weight, in layout order, and divides by this from now on. Buffers stay.
+    pub fn blur(&mut self, mut noise: impl FnMut() -> f64, weight: f64) {
+        for range in self.layout.ranges(Role::Weight) {
+            self.total[range].iter_mut().for_each(|t| *t += noise());
+        }
+        self.weight = weight;
+    }
 }
 
 /// What the server has after an exchange.
@@ -91,6 +104,10 @@ pub struct Collected {
     pub sums: BTreeMap<Name, Sum>,
     /// All replies in cohort order, for [`Collect::Each`].
     pub each: Vec<(ClientId, Reply)>,
+    /// The sum of sealed replies, modulo a power of two.
+    pub sealed: Option<Sealed>,
+    /// Whose replies were folded, in order.
+    pub from: Vec<ClientId>,
     /// Replies folded.
     pub replies: usize,
     /// Mean training loss weighted by samples: numerator and denominator.
@@ -105,6 +122,7 @@ impl Collected {
     /// Folds the next reply, in cohort order.
     pub fn fold(&mut self, client: ClientId, reply: Reply, how: Collect) -> Result<()> {
         self.replies += 1;
+        self.from.push(client);
         self.bytes_up += reply.bytes_up();
         self.multiply_adds += reply.multiply_adds;
         if let Some(loss) = reply.loss {
@@ -113,11 +131,23 @@ impl Collected {
         }
         match how {
             Collect::Each => self.each.push((client, reply)),
-            Collect::Sum => {
-                for part in &reply.parts {
-                    self.sums.entry(part.name.clone()).or_insert_with(|| Sum::new(part)).add(part)?;
-                }
+            Collect::Sum => self.add_up(reply)?,
+        }
+        Ok(())
+    }
+
+    /// Adds the parts of a reply to the sums.
+    pub fn add_up(&mut self, reply: Reply) -> Result<()> {
+        for part in &reply.parts {
+            self.sums.entry(part.name.clone()).or_insert_with(|| Sum::new(part)).add(part)?;
+        }
+        match (&mut self.sealed, reply.wire.sealed) {
+            (_, None) => {}
+            (None, first) => self.sealed = first,
+            (Some(sum), Some(next)) if sum.parts == next.parts && sum.words.len() == next.words.len() => {
+                sum.words.iter_mut().zip(next.words).for_each(|(s, n)| *s = s.wrapping_add(n));
             }
+            _ => return Err(Error::defect("aggregation: sealed replies disagree about their parts")),
         }
         Ok(())
     }
@@ -133,6 +163,19 @@ impl Collected {
     /// Ends the last leaf.
     pub fn close(&mut self) {
         self.sums.values_mut().for_each(Sum::close_leaf);
+    }
+
+    /// Takes a part of one number out: its sum and the weight in it, both 0 where nobody sent it.
+    pub fn take(&mut self, name: &str) -> Result<(f64, f64)> {
+        for (_, reply) in &mut self.each {
+            let found = reply.parts.iter().position(|p| p.name == name).map(|i| reply.parts.remove(i));
+            found.map_or(Ok(()), |part| {
+                self.sums.entry(part.name.clone()).or_insert_with(|| Sum::new(&part)).add(&part)
+            })?;
+        }
+        let mut sum = self.sums.remove(name);
+        sum.iter_mut().for_each(Sum::close_leaf);
+        Ok(sum.map_or((0.0, 0.0), |sum| (sum.total.iter().sum(), sum.weight)))
     }
 
     /// The sum of the part called `name`.
@@ -178,6 +221,7 @@ mod tests {
             samples: 1,
             loss: Some(0.0),
             multiply_adds: 0,
+            wire: Default::default(),
         }
     }
 

@@ -316,6 +316,8 @@ pub struct Job {
     pub model: Params,
     /// What the client kept.
     pub kept: Option<Arc<Named>>,
+    /// Whether its labels are flipped: class `c` of `C` is taken for `C − 1 − c`.
+    pub flipped: bool,
     /// Randomness of this client in this exchange.
     pub key: Key,
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::brief::Length;
 use super::failure::OnFailure;
+use super::way::{self, LinkConfig};
 use super::{Algorithm, cohort};
 use crate::error::{Error, Result};
 use crate::nn::OptimiserConfig;
@@ -89,6 +90,9 @@ pub struct FederatedConfig {
     pub on_failure: OnFailure,
     /// Share of an exchange's clients, in `[0, 1]`, that `skip` may leave out of a round; more stop it.
     pub max_failures: f64,
+    /// What happens to updates on their way to the server, link by link: tables `[[federated.way]]`, each of a kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub way: Vec<LinkConfig>,
     /// Evaluate on test after every so many rounds (the last ten always).
     pub eval_every: usize,
     /// Write a checkpoint after every so many rounds (the last always).
@@ -119,6 +123,7 @@ impl Default for FederatedConfig {
             clip_gradient: 0.0,
             on_failure: OnFailure::Stop,
             max_failures: 0.5,
+            way: Vec::new(),
             eval_every: 1,
             checkpoint_every: 10,
             keep_checkpoints: 2,
@@ -169,6 +174,7 @@ impl FederatedConfig {
             return Err(Error::input("federated.optimiser: this algorithm corrects plain SGD steps")
                 .hint("use kind = \"sgd\" with momentum = 0 and weight_decay = 0"));
         }
+        way::order::check(self, clients, algorithm)?;
         algorithm.check()
     }
 

@@ -38,6 +38,8 @@ pub struct Failure {
 #[derive(Default)]
 pub(super) struct Failures {
     pub all: Vec<Failure>,
+    /// Who was lost on the way instead: nobody's failure.
+    lost: Vec<ClientId>,
     /// What clients kept before this round changed it.
     before: BTreeMap<ClientId, Option<Kept>>,
 }
@@ -45,7 +47,22 @@ pub(super) struct Failures {
 impl Failures {
     /// Whether this client failed in an earlier exchange of the round.
     pub fn out(&self, client: ClientId) -> bool {
-        self.all.iter().any(|f| f.client == client)
+        self.all.iter().any(|f| f.client == client) || self.lost.contains(&client)
+    }
+
+    /// Leaves out a client that never answered, or too late.
+    pub fn lose(&mut self, client: ClientId) {
+        self.lost.push(client);
+    }
+
+    /// Clients that were lost on the way.
+    pub fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Loses everybody who was asked: the round comes to nothing, and all keep what they kept before.
+    pub fn lose_all(&mut self) {
+        self.lost.extend(self.before.keys());
     }
 
     /// Leaves a client out, where the config allows it; `parties` are the clients of the exchange, earlier failures
@@ -78,10 +95,10 @@ impl Failures {
 
     /// Ends the round: who failed in it keeps what it kept before.
     pub fn close(mut self, kept: &mut BTreeMap<ClientId, Kept>) -> Vec<Failure> {
-        for failure in &self.all {
-            match self.before.remove(&failure.client) {
-                Some(Some(old)) => _ = kept.insert(failure.client, old),
-                Some(None) => _ = kept.remove(&failure.client),
+        for client in self.all.iter().map(|f| f.client).chain(self.lost) {
+            match self.before.remove(&client) {
+                Some(Some(old)) => _ = kept.insert(client, old),
+                Some(None) => _ = kept.remove(&client),
                 None => {}
             }
         }
@@ -223,6 +240,7 @@ mod tests {
             brief: crate::fl::Brief::default(),
             model: Params::zeros(Arc::new(layout.clone())),
             kept: None,
+            flipped: false,
             key: Key::from_seed(0),
         };
         for client in [1, 3] {

@@ -2,7 +2,8 @@
 //!
 //! An [`Algorithm`] says what to do, a [`Trainer`] does it, and [`Federation`](round::Federation) owns the model.
 //! Losses are open: an [`Objective`] lives in its method's file. Parameters are closed: slots, pulls, trained ranges.
-//! The server is a client with data of its own. One file per method in [`methods`].
+//! The server is a client with data of its own. One file per method in [`methods`]. What happens to updates between
+//! client and sum is a chain of links, one file a link in [`way`].
 
 pub mod aggregate;
 pub mod alone;
@@ -23,6 +24,7 @@ pub mod reply;
 pub mod round;
 pub mod tau_norm;
 pub mod trainer;
+pub mod way;
 
 use std::borrow::Cow;
 

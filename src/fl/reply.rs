@@ -1,8 +1,11 @@
 //! What local work gives, and what of it leaves the client, as data: outcomes, parts, replies.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::brief::{Job, MODEL, Name};
 use crate::error::{Error, Result};
-use crate::nn::{Named, Params, Role};
+use crate::nn::{Layout, Named, Params, Role};
 
 /// What local work produced.
 #[derive(Clone, Debug)]
@@ -70,6 +73,30 @@ pub struct Reply {
     pub loss: Option<f64>,
     /// Multiply-adds spent, for the record.
     pub multiply_adds: u64,
+    /// What it went through on its way.
+    pub wire: Wire,
+}
+
+/// What a reply went through on its way to the server.
+#[derive(Clone, Debug, Default)]
+pub struct Wire {
+    /// Bytes of the parts that were encoded; the others have four a number.
+    pub coded: BTreeMap<Name, u64>,
+    /// The parts under a mask, in place of themselves.
+    pub sealed: Option<Sealed>,
+    /// Whether it came too late to be taken.
+    pub late: bool,
+}
+
+/// Parts as integers under a mask: alone they say nothing, and they add up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sealed {
+    /// What the integers are, part by part: numbers times weight, then the weight.
+    pub parts: Vec<(Name, PartKind, Arc<Layout>)>,
+    /// The integers, modulo a power of two.
+    pub words: Vec<u64>,
+    /// Bytes of each.
+    pub width: u64,
 }
 
 impl Reply {
@@ -84,7 +111,7 @@ impl Reply {
     /// These parts alone.
     pub fn of(outcome: &Outcome, parts: Vec<Part>) -> Self {
         let Outcome { samples, loss, multiply_adds, .. } = *outcome;
-        Reply { parts, samples, loss, multiply_adds }
+        Reply { parts, samples, loss, multiply_adds, wire: Wire::default() }
     }
 
     /// The part called `name`.
@@ -95,7 +122,9 @@ impl Reply {
 
     /// Bytes that the client sends.
     pub fn bytes_up(&self) -> u64 {
-        self.parts.iter().map(|p| 4 * p.data.data().len() as u64).sum()
+        let raw = |p: &Part| 4 * p.data.data().len() as u64;
+        let plain = self.parts.iter().map(|p| self.wire.coded.get(&p.name).copied().unwrap_or_else(|| raw(p)));
+        plain.sum::<u64>() + self.wire.sealed.as_ref().map_or(0, |s| s.width * s.words.len() as u64)
     }
 }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use super::brief::{Brief, Job};
 use super::failure::{Failure, Failures, refuse_not_finite};
-use super::{Algorithm, ClientId, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who};
+use super::way::{Figure, Way};
+use super::{
+    Algorithm, ClientId, Collect, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who,
+};
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::key::{Key, Purpose};
@@ -29,6 +32,8 @@ pub struct Server {
     pub model: Params,
     /// The algorithm's state.
     pub state: Named,
+    /// What the way of updates carries from round to round.
+    pub way: Named,
     /// What clients kept, by client.
     pub kept: BTreeMap<ClientId, Kept>,
 }
@@ -53,6 +58,10 @@ pub struct Finished<'a> {
     pub failed: &'a [Failure],
     /// What the round cost.
     pub tally: Tally,
+    /// What the way of updates tells.
+    pub way: &'a [Figure],
+    /// Whether no round follows.
+    pub last: bool,
 }
 
 /// What a round cost, added up over its exchanges.
@@ -119,7 +128,9 @@ impl Federation<'_> {
         provided(self.algorithm.needs(), self.trainer.supplies(), classifier.as_ref())?;
         let state = self.algorithm.init(&model, &self.now(0, classifier.as_ref(), &[], cx))?;
         self.accepted(&model, &state, classifier.as_ref(), cx)?;
-        Ok(Server { round: 0, model, state, kept: BTreeMap::new() })
+        let way = self.way(0, Named::new());
+        way.accepts(model.layout(), &self.algorithm.exchanges(&state, &self.now(1, classifier.as_ref(), &[], cx)))?;
+        Ok(Server { round: 0, model, state, way: way.init()?, kept: BTreeMap::new() })
     }
 
     /// Refuses a method whose first brief the trainer cannot do.
@@ -138,9 +149,18 @@ impl Federation<'_> {
         finished: &mut dyn FnMut(Finished<'_>) -> Result<()>,
     ) -> Result<Server> {
         while server.round < self.config.rounds {
+            if let Some(why) = self.way(server.round, server.way.clone()).spent()? {
+                cx.events.on(Event::Note(&format!("the rounds end after {}: {why}", server.round)));
+                break;
+            }
             server = self.round(server, cx, finished)?;
         }
         Ok(server)
+    }
+
+    /// The way of updates in a round.
+    fn way(&self, round: usize, state: Named) -> Way<'_> {
+        Way::new(self.config, self.clients, self.key, round, state)
     }
 
     /// What the algorithm knows in a round, from 1.
@@ -166,29 +186,18 @@ impl Federation<'_> {
         // 1. Who takes part.
         let cohort = (self.cohort)(round)?;
         let mut next = Server { round, ..server };
-        let (mut tally, mut all, mut failures) = (Tally::default(), Vec::new(), Failures::default());
+        let mut way = self.way(round, std::mem::take(&mut next.way));
+        let (mut tally, mut failures) = (Tally::default(), Failures::default());
         let exchanges = self.algorithm.exchanges(&next.state, &self.now(round, classifier.as_ref(), &[], cx));
         // For the person's bar every exchange and the alignment are equal parts of a round.
         let part = 1.0 / (exchanges.len() + usize::from(self.align.is_some())) as f64;
-        for (number, exchange) in exchanges.iter().enumerate() {
-            let now = self.now(round, classifier.as_ref(), &all, cx);
-            // 2. Briefs, 3. local work, 4. adding up.
-            let mut who = self.parties(exchange.who, &cohort);
-            if !matches!(exchange.who, Who::Server { .. }) {
-                who.retain(|&client| !failures.out(client));
-            }
-            let jobs = self.jobs(&next, exchange, number, &now, &who)?;
-            let (got, kept) =
-                self.exchange(&jobs, exchange, &mut failures, &cx.part(part / jobs.len().max(1) as f64))?;
-            // 5. The server's step.
-            let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
-            (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;
-            failures.keep(&mut next.kept, kept);
-            tally.add(&got, &jobs, matches!(exchange.who, Who::Server { .. }));
-            all.push(got);
-        }
+        // 2. to 5., once an exchange.
+        let all = self.exchanges(&mut next, &exchanges, &cohort, &mut way, &mut failures, &mut tally, (part, cx))?;
+        let figures = way.figures(failures.lost())?;
         let failed = failures.close(&mut next.kept);
         failed.iter().for_each(|f| cx.events.on(Event::Warning(&format!("left out: {}", f.why))));
+        let last = round == self.config.rounds || way.spent()?.is_some();
+        next.way = way.state;
         // 6. What is judged, and alignment: of the model where it returns, else of what is judged.
         let now = self.now(round, classifier.as_ref(), &all, cx);
         let deploy = |model: &Params, state: &Named| -> Result<Params> {
@@ -207,8 +216,52 @@ impl Federation<'_> {
         };
         // 7. Evaluate, record, checkpoint.
         let (server, deployed, aligned) = (&next, &deployed, aligned.as_ref());
-        finished(Finished { server, deployed, aligned, cohort: &cohort, failed: &failed, tally })?;
+        let (cohort, failed, way) = (&cohort[..], &failed[..], &figures[..]);
+        finished(Finished { server, deployed, aligned, cohort, failed, tally, way, last })?;
         Ok(next)
+    }
+
+    /// Does a round's exchanges; the model, the state and what clients keep move on. Where an exchange comes to nothing on
+    /// its way, the round leaves them as they were.
+    #[allow(clippy::too_many_arguments, reason = "what a round has on its desk")]
+    fn exchanges(
+        &self,
+        next: &mut Server,
+        exchanges: &[Exchange],
+        cohort: &[ClientId],
+        way: &mut Way<'_>,
+        failures: &mut Failures,
+        tally: &mut Tally,
+        (part, cx): (f64, &Context),
+    ) -> Result<Vec<Collected>> {
+        let (round, classifier, before) =
+            (next.round, self.trainer.classifier(), (next.model.clone(), next.state.clone()));
+        let mut all = Vec::new();
+        for (number, exchange) in exchanges.iter().enumerate() {
+            let now = self.now(round, classifier.as_ref(), &all, cx);
+            // 2. Briefs, 3. local work, 4. the way, adding up.
+            let mut who = self.parties(exchange.who, cohort);
+            if !matches!(exchange.who, Who::Server { .. }) {
+                who.retain(|&client| !failures.out(client));
+            }
+            way.begin(exchange, number, &mut who).into_iter().for_each(|client| failures.lose(client));
+            let jobs = self.jobs(next, exchange, number, &now, &who, way)?;
+            let cx = &cx.part(part / jobs.len().max(1) as f64);
+            let (mut got, kept) = self.exchange(&jobs, exchange, way, failures, cx)?;
+            tally.add(&got, &jobs, matches!(exchange.who, Who::Server { .. }));
+            if let Some(why) = way.arrive(&mut got)? {
+                cx.events.on(Event::Warning(&format!("round {round} comes to nothing: {why}")));
+                failures.lose_all();
+                (next.model, next.state) = before;
+                break;
+            }
+            // 5. The server's step.
+            let step = self.algorithm.server(&next.model, &next.state, exchange, &got, &now);
+            (next.model, next.state) = step.at(|| format!("round {round}, server, exchange {}", exchange.name))?;
+            failures.keep(&mut next.kept, kept);
+            all.push(got);
+        }
+        Ok(all)
     }
 
     /// Who works in an exchange: clients, or the server's jobs by number.
@@ -227,6 +280,7 @@ impl Federation<'_> {
         number: usize,
         now: &Now<'_>,
         who: &[ClientId],
+        way: &Way<'_>,
     ) -> Result<Vec<Job>> {
         let mut key = self.key.fold(Purpose::Round, server.round as u64);
         if number > 0 {
@@ -243,6 +297,7 @@ impl Federation<'_> {
                 brief,
                 model: server.model.clone(),
                 kept: server.kept.get(&client).filter(|_| !own).map(|k| k.named.clone()),
+                flipped: !own && way.flips(client),
                 key: key.fold(if own { Purpose::Server } else { Purpose::Client }, u64::from(client)),
             })
         };
@@ -254,23 +309,30 @@ impl Federation<'_> {
         &self,
         jobs: &[Job],
         exchange: &Exchange,
+        way: &Way<'_>,
         failures: &mut Failures,
         cx: &Context,
     ) -> Result<(Collected, BTreeMap<ClientId, Kept>)> {
         let (mut got, mut kept, parties) = (Collected::default(), BTreeMap::new(), jobs.len() + failures.all.len());
+        let collect = if way.compares() { Collect::Each } else { exchange.collect };
         let reply = |job: &Job, outcome| {
             let returned = self.algorithm.reply(job, outcome)?;
-            refuse_not_finite(&returned).map(|()| returned)
+            refuse_not_finite(&returned)?;
+            way.leave(job, returned)
         };
         self.trainer.run(jobs, cx, &reply, &mut |i, returned| {
             let (reply, keep) = match returned {
                 Ok(returned) => returned,
                 Err(e) => return failures.leave_out(&jobs[i], e, parties, self.config),
             };
+            if reply.wire.late {
+                failures.lose(jobs[i].client);
+                return Ok(());
+            }
             if let Some(keep) = keep {
                 kept.insert(jobs[i].client, Kept { round: jobs[i].round, named: Arc::new(keep) });
             }
-            got.fold(jobs[i].client, reply, exchange.collect)
+            got.fold(jobs[i].client, reply, collect)
         })?;
         got.close();
         Ok((got, kept))

@@ -1,13 +1,14 @@
 //! Who does the local work of an exchange: compact networks, a client a worker.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::aggregate::LEAF;
 use super::brief::{Brief, Job, Loss, Name, Step, Train};
 use super::feed::{Data, Source};
 use super::objective::Column;
 use super::reply::Outcome;
+use super::way::attack::Flipped;
 use super::{Named, Reply, local};
 use crate::error::{Error, Place, Result};
 use crate::exec::{self, Context};
@@ -78,6 +79,8 @@ pub struct CompactTrainer<'a> {
     pub clients: &'a [Vec<u32>],
     /// What else there is.
     pub supplies: Supplies<'a>,
+    /// The training images with their labels flipped, for clients that attack so.
+    flipped: OnceLock<Flipped<'a>>,
     idle: Mutex<Idle>,
 }
 
@@ -114,7 +117,7 @@ impl<'a> CompactTrainer<'a> {
         clients: &'a [Vec<u32>],
     ) -> Self {
         let (sessions, supplies, idle) = (Box::new(sessions), Supplies::default(), Mutex::default());
-        CompactTrainer { net, sessions, images, clients, supplies, idle }
+        CompactTrainer { net, sessions, images, clients, supplies, flipped: OnceLock::new(), idle }
     }
 
     /// With these supplies.
@@ -132,7 +135,10 @@ impl<'a> CompactTrainer<'a> {
     fn data(&self, job: &Job) -> Data<'_> {
         let ids = self.clients.get(job.client as usize).filter(|_| !job.server).map_or(&[][..], Vec::as_slice);
         let Supplies { server, unlabelled, columns, .. } = &self.supplies;
-        let own = Source { samples: self.images, ids };
+        let own = match job.flipped {
+            true => Source { samples: self.flipped.get_or_init(|| Flipped::new(self.images, self.net.outputs())), ids },
+            false => Source { samples: self.images, ids },
+        };
         Data { own, server: *server, unlabelled: *unlabelled, columns }
     }
 }

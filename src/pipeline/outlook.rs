@@ -11,6 +11,7 @@ use crate::fl::LEAF;
 use crate::fl::align::When;
 use crate::fl::estimate::Estimate;
 use crate::fl::predict::predict;
+use crate::fl::way::LinkConfig;
 use crate::key::{Key, Purpose};
 use crate::model::{Head, ModelConfig};
 use crate::nn::{Backend, Net};
@@ -45,13 +46,16 @@ pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, th
     let batch = own.max(pretrain) as u64;
     let mut estimate = Estimate::default();
     estimate.add("images", pixels);
-    let replies = (2 * LEAF).min(config.federated.cohort) as u64;
+    let compares = config.federated.way.iter().any(|link| matches!(link, LinkConfig::Robust(_)));
+    let most = if compares { usize::MAX } else { 2 * LEAF };
+    let replies = most.min(config.federated.cohort) as u64;
     estimate.add(format!("{replies} replies and the sums"), parameters.saturating_mul(replies + 4));
     estimate.add(
         format!("{threads} workers"),
         (3 * activations).saturating_mul(batch).saturating_add(4 * parameters).saturating_mul(threads as u64),
     );
-    if config.algorithm.algorithm().needs().kept {
+    let feeds_back = |link: &LinkConfig| matches!(link, LinkConfig::Compress(c) if c.keeps());
+    if config.algorithm.algorithm().needs().kept || config.federated.way.iter().any(feeds_back) {
         let kept = parameters.saturating_mul(2).saturating_mul(config.partition.clients() as u64);
         estimate.add("what clients keep", kept);
     }

@@ -17,6 +17,7 @@ use crate::fl::alone::Alone;
 use crate::fl::config::{Export, RateSchedule};
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
+use crate::fl::way::noise::EPSILON;
 use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::tensorboard::Board;
@@ -172,6 +173,9 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     // Counted when the rounds are over: nobody waits for a walk through all of them before the first.
     let mut extras = experiment.extras(pool_images, config.federated.rounds, cx)?;
     extras["burden"] = experiment.burden(&records);
+    if let Some(epsilon) = spent(&records) {
+        extras[EPSILON] = epsilon;
+    }
     if let Some((failures, text)) = left_out(&records) {
         cx.events.on(Event::Warning(&text));
         extras["failures"] = failures;
@@ -220,6 +224,11 @@ pub(super) fn left_out(records: &[Value]) -> Option<(Value, String)> {
         names.join(", ")
     );
     (n > 0).then(|| (json!({ "times": n, "clients": clients, "rounds": rounds.len() }), text))
+}
+
+/// The privacy that the rounds have cost, where they are private.
+pub(super) fn spent(records: &[Value]) -> Option<Value> {
+    records.iter().rev().find_map(|r| r.get(EPSILON)).cloned()
 }
 
 impl Experiment {

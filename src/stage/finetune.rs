@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 pub use crate::fl::config::LAST;
 use crate::fl::round::{Federation, Finished, Kept, Server};
+use crate::fl::way::noise::EPSILON;
 use crate::fl::{ClientId, Named};
 use crate::nn::{Layout, Params};
 use crate::run::checkpoint::{self, Files};
@@ -147,7 +148,7 @@ impl Finetune<'_> {
             let judged = began.elapsed().as_secs_f64() - trained;
             times.add("finetune", round, &[("seconds", trained), ("evaluation", judged)])?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
-            if round % config.checkpoint_every == 0 || round == config.rounds {
+            if round % config.checkpoint_every == 0 || finished.last {
                 records.seal()?;
                 write_kept(&clients, &finished.server.kept, &mut index)?;
                 let kept = (&clients, index.clone());
@@ -234,13 +235,14 @@ impl Finetune<'_> {
     ) -> Result<()> {
         let (round, config) = (finished.server.round, self.federation.config);
         let tally = &finished.tally;
-        let train = [
+        let mut train = vec![
             ("loss", tally.loss()),
             ("bytes_down", tally.bytes_down as f64),
             ("bytes_up", tally.bytes_up as f64),
             ("multiply_adds", tally.multiply_adds as f64),
             ("server_multiply_adds", tally.server_multiply_adds as f64),
         ];
+        train.extend_from_slice(finished.way);
         records.add("finetune", round, "train", &train)?;
         for failure in finished.failed {
             let record = json!({ "stage": "finetune", "round": round, "split": FAILED, "client": failure.client,
@@ -248,9 +250,10 @@ impl Finetune<'_> {
             records.append(&record)?;
         }
         let mut shown = vec![("loss", tally.loss())];
+        shown.extend(finished.way.iter().filter(|f| f.0 == EPSILON));
         let models = [("finetune", "accuracy", Some(finished.deployed)), ("align", "aligned", finished.aligned)];
         for (stage, name, model) in models {
-            let Some(model) = model.filter(|_| config.judged(round)) else { continue };
+            let Some(model) = model.filter(|_| config.judged(round) || finished.last) else { continue };
             let figures = (self.evaluate)(model)?;
             records.add(stage, round, "test", &figures.figures)?;
             shown.push((name, figures.headline));
@@ -271,6 +274,9 @@ pub const FAILED: &str = "failed";
 /// The checkpoint's file of the best models so far.
 const BEST: &str = "best";
 
+/// The checkpoint's file of what the way of updates carries from round to round.
+const WAY: &str = "way";
+
 fn files(finished: &Finished<'_>, selection: &Selection) -> Files {
     let server = finished.server;
     let mut model =
@@ -279,6 +285,9 @@ fn files(finished: &Finished<'_>, selection: &Selection) -> Files {
         model.insert("aligned".to_string(), aligned.clone());
     }
     let mut files = Files::from([("model".to_string(), model), ("server".to_string(), server.state.clone())]);
+    if !server.way.is_empty() {
+        files.insert(WAY.to_string(), server.way.clone());
+    }
     let best = selection.models();
     if !best.is_empty() {
         files.insert(BEST.to_string(), best);
@@ -316,6 +325,7 @@ fn restore(round: usize, mut files: Files) -> Result<(Server, Models)> {
     }
     let model = models.remove("model").ok_or_else(|| broken("model"))?;
     let deployed = models.remove("deployed").ok_or_else(|| broken("deployed model"))?;
-    let server = Server { round, model, state, kept: BTreeMap::new() };
+    let way = files.remove(WAY).unwrap_or_default();
+    let server = Server { round, model, state, way, kept: BTreeMap::new() };
     Ok((server, (deployed, models.remove("aligned"))))
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::run::{Entries, Stages, left_out};
+use super::run::{Entries, Stages, left_out, spent};
 use crate::config::Config;
 use crate::data::Ledger;
 use crate::data::multimodal::Multimodal;
@@ -23,6 +23,7 @@ use crate::exec::{Context, Event};
 use crate::fl::alone::Alone;
 use crate::fl::round::Federation;
 use crate::fl::trainer::CompactTrainer;
+use crate::fl::way::noise::EPSILON;
 use crate::fl::{Mode, Trainer};
 use crate::fsx;
 use crate::key::{Key, Purpose};
@@ -85,7 +86,11 @@ pub(super) fn stages_of(
     fsx::write_atomic(&dir.file("answers.jsonl"), answers.as_bytes())?;
     mllm.school.opened.save_adapter(&dir.file("adapter"), &mllm.school.plan, &tuned.model).at(|| "adapter")?;
     let mut extras = mllm.extras()?;
-    if let Some((failures, text)) = left_out(&evaluate::records(dir)?) {
+    let records = evaluate::records(dir)?;
+    if let Some(epsilon) = spent(&records) {
+        extras[EPSILON] = epsilon;
+    }
+    if let Some((failures, text)) = left_out(&records) {
         cx.events.on(Event::Warning(&text));
         extras["failures"] = failures;
     }

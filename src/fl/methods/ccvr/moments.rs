@@ -119,6 +119,7 @@ impl Gaussian {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fl::reply::Wire;
     use crate::fl::{Collect, Part, Reply};
     use crate::fl::objective::check::Made;
 
@@ -143,7 +144,7 @@ mod tests {
             let mut sums = Sums::new();
             made.look(&Moments, &mut sums);
             let parts = Moments.close(sums).unwrap().into_iter().map(|(n, p)| Part::value(n, p)).collect();
-            let reply = Reply { parts, samples: rows.len(), loss: None, multiply_adds: 0 };
+            let reply = Reply { parts, samples: rows.len(), loss: None, multiply_adds: 0, wire: Wire::default() };
             got.fold(k as u32, reply, Collect::Sum).unwrap();
         }
         got.close();
