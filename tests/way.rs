@@ -22,7 +22,7 @@ fn way(text: &str) -> Vec<LinkConfig> {
 const CHAINS: [&str; 4] = [
     "{ kind = 'attack', attackers = 1, scale = 2.0 }, { kind = 'clip', norm = 0.5, quantile = 0.6 }, \
      { kind = 'compress', share = 0.2 }, { kind = 'drop', share = 0.2, deadline = 0.5 }",
-    "{ kind = 'drop', share = 0.1 }, { kind = 'clip' }, { kind = 'mask' }",
+    "{ kind = 'drop', share = 0.3 }, { kind = 'clip' }, { kind = 'mask' }",
     "{ kind = 'attack', how = 'label-flip', attackers = 2 }, { kind = 'compress', codec = 'qsgd', bits = 4 }, \
      { kind = 'robust', rule = 'geometric-median' }",
     "{ kind = 'attack', how = 'gaussian', attackers = 1 }, { kind = 'compress', codec = 'sign' }, \

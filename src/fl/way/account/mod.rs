@@ -50,28 +50,53 @@ mod tests {
         rounds: usize,
         delta: f64,
         rdp: f64,
+        rdp_whole: f64,
         pld: f64,
     }
 
+    #[derive(Deserialize)]
+    struct Divergence {
+        rate: f64,
+        multiplier: f64,
+        order: f64,
+        divergence: f64,
+    }
+
+    #[derive(Deserialize)]
+    struct Reference {
+        cases: Vec<Golden>,
+        divergences: Vec<Divergence>,
+    }
+
     /// `tests/golden/dp/accountants.py` with dp-accounting.
-    fn golden() -> Vec<Golden> {
-        let text = include_str!("../../../../tests/golden/dp/accountants.json");
-        serde_json::from_str::<serde_json::Value>(text)
-            .and_then(|all| serde_json::from_value(all["cases"].clone()))
-            .unwrap()
+    fn golden() -> Reference {
+        serde_json::from_str(include_str!("../../../../tests/golden/dp/accountants.json")).unwrap()
     }
 
     #[test]
     fn renyis_epsilon_is_dp_accountings() {
-        for g in golden() {
+        for g in golden().cases {
+            let whole = (2..64).map(f64::from).chain([128.0, 256.0, 512.0, 1024.0]);
+            let own = rdp::least(whole, g.rate, g.multiplier, g.rounds, g.delta);
+            let at = format!("q {} z {} T {}", g.rate, g.multiplier, g.rounds);
+            assert!((own - g.rdp_whole).abs() < 1e-3, "{at}: {own} {}", g.rdp_whole);
+            // Over all orders the reference is an upper bound.
             let own = epsilon(Accountant::Rdp, g.rate, g.multiplier, g.rounds, g.delta).unwrap();
-            assert!((own - g.rdp).abs() < 1e-3, "q {} z {} T {}: {own} {}", g.rate, g.multiplier, g.rounds, g.rdp);
+            assert!(own < g.rdp + 1e-3 && own > g.pld, "{at}: {own} {} {}", g.rdp, g.pld);
+        }
+    }
+
+    #[test]
+    fn divergences_at_orders_that_are_not_whole_are_the_integrals() {
+        for d in golden().divergences {
+            let own = rdp::divergence(d.rate, d.multiplier, d.order);
+            assert!((own / d.divergence - 1.0).abs() < 1e-6, "{} {} {}: {own}", d.rate, d.multiplier, d.order);
         }
     }
 
     #[test]
     fn the_loss_distributions_epsilon_is_dp_accountings() {
-        for g in golden() {
+        for g in golden().cases {
             let own = epsilon(Accountant::Prv, g.rate, g.multiplier, g.rounds, g.delta).unwrap();
             assert!((own - g.pld).abs() < 1e-3, "q {} z {} T {}: {own} {}", g.rate, g.multiplier, g.rounds, g.pld);
         }

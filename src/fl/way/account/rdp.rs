@@ -1,6 +1,7 @@
 //! Rényi differential privacy of the Poisson-sampled Gaussian mechanism: Mironov, Talwar and Zhang, *Rényi Differential
 //! Privacy of the Sampled Gaussian Mechanism*, 2019, section 3.3, at integer orders by its binomial sum and at others by
-//! its two series; to ε as Canonne, Kamath and Steinke (*The Discrete Gaussian*, NeurIPS 2020, Proposition 12) do.
+//! its two series, with their signs (dp-accounting 0.6
+//! adds magnitudes there, an upper bound); to ε as Canonne, Kamath and Steinke (*The Discrete Gaussian*, NeurIPS 2020, Proposition 12) do.
 
 use std::f64::consts::{LN_2, PI, SQRT_2};
 
@@ -13,8 +14,13 @@ fn orders() -> impl Iterator<Item = f64> {
 
 /// ε at `delta` after `rounds`.
 pub fn epsilon(rate: f64, multiplier: f64, rounds: usize, delta: f64) -> f64 {
+    least(orders(), rate, multiplier, rounds, delta)
+}
+
+/// The least ε over some orders.
+pub(super) fn least(orders: impl Iterator<Item = f64>, rate: f64, multiplier: f64, rounds: usize, delta: f64) -> f64 {
     let of = |order: f64| to_epsilon(order, rounds as f64 * divergence(rate, multiplier, order), delta);
-    orders().map(of).fold(f64::INFINITY, f64::min)
+    orders.map(of).fold(f64::INFINITY, f64::min)
 }
 
 /// ε at `delta` of a mechanism with this divergence at `order`.
@@ -34,7 +40,7 @@ pub fn reach(rate: f64, multiplier: f64, rounds: usize, tail: f64) -> f64 {
 }
 
 /// The Rényi divergence of one round at `order`, above 1.
-fn divergence(rate: f64, multiplier: f64, order: f64) -> f64 {
+pub(super) fn divergence(rate: f64, multiplier: f64, order: f64) -> f64 {
     let variance = multiplier * multiplier;
     if rate == 1.0 {
         return order / (2.0 * variance);
@@ -85,7 +91,7 @@ fn moment(rate: f64, multiplier: f64, order: f64) -> f64 {
             false => plus = log_add(plus, both),
         }
         // Once i is past the order terms alternate and fall as i^−(α + 2): what is left is smaller than the last.
-        if i > order && (both < plus - 32.0 || i > 4_000.0) {
+        if i > order && (both < plus - 32.0 || i > 1_000.0) {
             break;
         }
         let factor = (order - i) / (i + 1.0);
