@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::exec::{self, Context};
 use crate::fl::round::{Federation, Server};
-use crate::fl::{AlgorithmConfig, Outcome, Supplies, Trainer};
+use crate::fl::trainer::Returned;
+use crate::fl::{AlgorithmConfig, ClientId, FederatedConfig, Outcome, Supplies, Trainer};
+use crate::nn::Layout;
 
 /// Client `k` moves weight `i` by `step(k, i)` and holds `k + 1` samples.
 struct Stub {
