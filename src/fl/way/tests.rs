@@ -174,12 +174,14 @@ fn neutral_knobs_are_fedavg_byte_for_byte_alone_and_in_one_chain() {
 
 #[test]
 fn the_masked_mean_is_the_plain_one_where_its_products_are_integers_of_that_width() {
-    let case = Case { step: |k, i| (f64::from(k) * 0.25 - i as f64 * 1.5) as f32, buffers: 2, ..Case::default() };
+    // One round: the next one's steps are differences from a mean, which has more digits.
+    let step = |k: ClientId, i: usize| (f64::from(k) * 0.25 - i as f64 * 1.5) as f32;
+    let case = Case { step, buffers: 2, rounds: 1, ..Case::default() };
     for mask in ["bits = 64, fraction = 32", "bits = 32, fraction = 8", "bits = 24, fraction = 4, threshold = 1.0"] {
         assert_eq!(case.model(&format!("{{ kind = 'mask', {mask} }}")), case.model(""), "{mask}");
     }
     // Others differ by half an integer a client at most.
-    let case = Case { step: |k, i| ((k * 7 + i as u32) as f32).sin(), ..case };
+    let case = Case { step: |k, i| ((k * 7 + i as u32) as f32).sin(), rounds: 3, ..case };
     let (masked, plain) = (case.model("{ kind = 'mask', fraction = 16 }"), case.model(""));
     let most = 3.0 * 5.0 / (15.0 * 131_072.0) + 1e-6;
     assert!(masked != plain && masked.iter().zip(&plain).all(|(m, p)| (m - p).abs() < most), "{masked:?} {plain:?}");
