@@ -3,7 +3,7 @@
 //! A link acts on a client's reply before it leaves ([`Link::leave`], on the worker that trained), on what has been added
 //! up ([`Link::arrive`], on the server), or on both; [`Link::acts`] says how much it must see. A link whose knobs are
 //! neutral is not there at all. Exchanges of the cohort alone travel: what every client says once (its size), and the
-//! server's own work, do not.
+//! server's own work, do not. A new link is a file here and a line in [`LinkConfig`]; [`order`] says what it goes with.
 //!
 //! | file | link |
 //! |---|---|

@@ -10,6 +10,9 @@
 //! With a clip that follows a quantile, the number of clients within the norm is noised too; the noise on the steps is
 //! then raised so that both together cost what z alone does (Andrew et al., NeurIPS 2021, Theorem 1).
 //!
+//! A round that comes to nothing gives nothing away and costs nothing. Who was drawn is not told, but the simulation's
+//! records tell it.
+//!
 //! What is not protected is refused: buffers of batch norm, parts beside the model, replies looked at one by one. Losses
 //! in the records are the simulation's, not the server's.
 
