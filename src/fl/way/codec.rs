@@ -44,7 +44,7 @@ impl Sparse {
         let kept: Vec<usize> = match bytes.take(1)?[0] {
             BITMAP => {
                 let bits = bytes.take(n.div_ceil(8))?;
-                (0..n).filter(|i| bits[i / 8] >> (i % 8) & 1 == 1).collect()
+                (0..n).filter(|i| (bits[i / 8] >> (i % 8)) & 1 == 1).collect()
             }
             PLACES => {
                 let count = u32::from_le_bytes(bytes.four()?);
@@ -162,7 +162,7 @@ impl Signs {
             let own = &values[tensor.clone()];
             let mean = own.iter().map(|v| f64::from(v.abs())).sum::<f64>() / own.len().max(1) as f64;
             out.extend((mean as f32).to_le_bytes());
-            let bits = |eight: &[f32]| eight.iter().enumerate().fold(0u8, |b, (i, v)| b | u8::from(*v >= 0.0) << i);
+            let bits = |eight: &[f32]| eight.iter().enumerate().fold(0u8, |b, (i, v)| b | (u8::from(*v >= 0.0) << i));
             out.extend(own.chunks(8).map(bits));
         }
         out
@@ -174,7 +174,7 @@ impl Signs {
         for tensor in tensors {
             let mean = f32::from_le_bytes(bytes.four()?);
             let bits = bytes.take(tensor.len().div_ceil(8))?;
-            values.extend((0..tensor.len()).map(|i| if bits[i / 8] >> (i % 8) & 1 == 1 { mean } else { -mean }));
+            values.extend((0..tensor.len()).map(|i| if (bits[i / 8] >> (i % 8)) & 1 == 1 { mean } else { -mean }));
         }
         bytes.end().map(|()| values)
     }

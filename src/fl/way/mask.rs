@@ -231,7 +231,7 @@ mod tests {
             let protocol = Protocol::new(&who, threshold, key);
             for pattern in 0u32..1 << who.len() {
                 let some = |bits: u32| -> Vec<ClientId> {
-                    who.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, c)| *c).collect()
+                    who.iter().enumerate().filter(|(i, _)| (bits >> i) & 1 == 1).map(|(_, c)| *c).collect()
                 };
                 let answered = some(pattern);
                 // Every pattern of those who are still there among those who answered.

@@ -137,13 +137,8 @@ fn distance(a: &Params, b: &Params) -> f64 {
 
 /// The places of the `keep` steps nearest to their `n − f − 2` neighbours, sorted; of equal ones the first.
 fn best(steps: &[Params], attackers: usize, keep: usize) -> Vec<usize> {
-    let (n, mut square) = (steps.len(), vec![vec![0.0; steps.len()]; steps.len()]);
-    for i in 0..n {
-        for j in 0..i {
-            let d = distance(&steps[i], &steps[j]);
-            (square[i][j], square[j][i]) = (d, d);
-        }
-    }
+    let far = |a: &Params| steps.iter().map(|b| distance(a, b)).collect::<Vec<f64>>();
+    let (n, square) = (steps.len(), steps.iter().map(far).collect::<Vec<_>>());
     let score = |i: usize| {
         let mut others: Vec<f64> = (0..n).filter(|j| *j != i).map(|j| square[i][j]).collect();
         others.sort_unstable_by(f64::total_cmp);
