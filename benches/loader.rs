@@ -6,7 +6,7 @@
 //! pictures by the `image` crate), `whole` and `crop` (whole pictures, and training's crops, by ours).
 //!
 //! `cargo bench --bench loader -- FOLDER memory ENTRIES` is an epoch over so many list entries, the files again and again:
-//! it prints the most memory held after every tenth of it.
+//! it prints the memory held after every tenth of it, and the most so far.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -86,8 +86,9 @@ fn epoch(files: Files, config: StreamConfig, threads: usize, memory: bool) -> us
         stream.ahead(&batch((b + 1).min(batches)));
         stream.fill(&batch(b), &mut x).expect("decodes");
         if memory && (b + 1) % (batches / 10).max(1) == 0 {
-            let held = peak_memory().map_or("?".into(), human);
-            println!("{} of {entries} entries: at most {held} held so far", ((b + 1) * BATCH).min(entries));
+            let most = peak_memory().map_or("?".into(), human);
+            let held = memory_now().map_or("?".into(), human);
+            println!("{} of {entries} entries: {held} held, at most {most} so far", ((b + 1) * BATCH).min(entries));
         }
     }
     entries
@@ -111,6 +112,13 @@ fn alone(paths: &[PathBuf], case: &str) -> usize {
         jpeg.decode(window, 8, &mut memory, &mut pixels).expect("decodes");
     }
     paths.len()
+}
+
+/// Bytes of memory that the process holds, where the system tells (Linux).
+fn memory_now() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Processor time of all threads so far.

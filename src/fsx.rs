@@ -7,6 +7,7 @@ mod tree;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -74,6 +75,20 @@ pub fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io("open", path, e))
 }
 
+/// Whether an open file is what its path names: moved, removed or replaced it is not.
+#[cfg(unix)]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let who = |facts: fs::Metadata| (facts.dev(), facts.ino());
+    file.metadata().map(who).ok().is_some_and(|own| fs::metadata(path).map(who).ok() == Some(own))
+}
+
+/// Whether an open file is what its path names, as far as this system tells.
+#[cfg(not(unix))]
+pub fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
 /// Makes a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io("create the folder", path, e))
@@ -88,6 +103,22 @@ pub fn sweep(folder: &Path) -> Result<()> {
         if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PART)) {
             let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             gone.map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Unfinished files and folders of a place that many processes write to are a killed one's after so long.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes what killed processes left unfinished in a folder that has no lock, after a day.
+pub fn sweep_stale(folder: &Path) -> Result<()> {
+    for path in if folder.is_dir() { list(folder)? } else { Vec::new() } {
+        let part = path.file_name().is_some_and(|n| n.to_string_lossy().contains(PART));
+        let age = || fs::symlink_metadata(&path).ok()?.modified().ok()?.elapsed().ok();
+        if part && age().is_some_and(|age| age > STALE) {
+            // Another process may remove it at the same time.
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
     Ok(())
@@ -177,6 +208,20 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     }
 }
 
+/// SHA-256 of a file's first `length` bytes, or of all where it has fewer; of no byte no file is needed.
+pub fn sha256_first(path: &Path, length: u64) -> Result<String> {
+    if length == 0 {
+        return Ok(sha256(&[]));
+    }
+    let (mut file, mut hasher, mut buffer) = (open(path)?.take(length), Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io("read", path, e))? {
+            0 => return Ok(hex(hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
 /// An exclusive lock on a folder, held until dropped.
 #[allow(dead_code, reason = "the open files are the lock")]
 pub struct Lock(File, Option<File>);
@@ -197,6 +242,13 @@ impl Lock {
             held => lock.1 = held.is_ok().then_some(own),
         }
         Ok(lock)
+    }
+
+    /// Whether a folder's lock could be taken for all that its disk and its permissions say.
+    pub fn possible(folder: &Path) -> bool {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        let opened = no_follow(fs::OpenOptions::new().create(true).append(true)).open(folder.join(".lock"));
+        !opened.is_err_and(|e| matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem))
     }
 
     /// Takes this file as a lock; none where a living process has it. A link is refused.
@@ -289,6 +341,21 @@ mod tests {
         let e = text(b"fine\na dog\x92s ball".to_vec()).unwrap_err().to_string();
         assert!(e.contains("line 2: byte 0x92 is not UTF-8") && e.contains("WINDOWS-1252"), "{e}");
         assert!(text(b"\xff\xfea\0".to_vec()).unwrap_err().to_string().contains("UTF-16"));
+    }
+
+    #[test]
+    fn what_killed_processes_left_goes_after_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in [".part-old", "ab.part-7-0", ".part-new", "kept"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        let old = std::time::SystemTime::now() - 2 * STALE;
+        for name in [".part-old", "ab.part-7-0", "kept"] {
+            File::options().append(true).open(at(name)).unwrap().set_modified(old).unwrap();
+        }
+        sweep_stale(dir.path()).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [at(".part-new"), at("kept")]);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! Keys of a config: each can be changed on every shipped config, and a mistake is answered in a config's own words.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use fedllava::config::tree::{Form, Node, leaves};
 use fedllava::config::{Config, Resolved};
+use fedllava::error::Class;
+use fedllava::exec::Context;
+use fedllava::pipeline;
 
 fn configs() -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -189,4 +193,53 @@ fn a_config_says_where_every_value_came_from() {
     assert!(origin("federated.cohort").ends_with("c.toml:3") && origin("federated.rounds").ends_with("below.toml:3"));
     assert_eq!(origin("federated.eval_every"), "--set federated.eval_every=3");
     assert_eq!((origin("algorithm.mu").as_str(), origin("federated.lr_decay").as_str()), ("default", "default"));
+}
+
+/// What nobody means, and what sizes overflow at.
+const ABSURD: [&str; 9] =
+    ["0", "-1", "1e308", "nan", "1000000000", "9223372036854775807", "\"\"", "[]", "[9223372036854775807]"];
+
+/// Every key in every kind that has it, on a small run: whatever stands there is refused in time and in a config's words,
+/// or taken. What `config check` adds for those that are taken, sizes and memory, is asked too.
+#[test]
+fn an_absurd_value_of_any_key_is_refused_or_taken_and_nothing_hangs_panics_or_calls_itself_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("small.toml");
+    let small =
+        "[data]\nkind = \"world\"\npool_images = 8\ntrain_per_class = 8\ntest_per_class = 2\n[model]\nwidth = 2\n";
+    std::fs::write(&file, small).unwrap();
+    let (cx, long) = (Context::cpu(1), format!("\"{}\"", "x".repeat(100_000)));
+    let (mut speeds, mut refused, mut taken) = (pipeline::Speeds::new(), 0, 0);
+    for leaf in leaves().iter().filter(|l| l.kinds.is_empty()) {
+        // Kinds that share a key share its struct, but for a few: the first and the last.
+        let [first, last] = [leaf.of.first(), leaf.of.last()].map(Option::unwrap);
+        let owners = if first.chain == last.chain { vec![first] } else { vec![first, last] };
+        for (owner, value) in
+            owners.iter().flat_map(|o| ABSURD.iter().copied().chain([long.as_str()]).map(move |v| (o, v)))
+        {
+            let kinds = owner.chain.iter().map(|(section, kind)| format!("{section}.kind={kind}"));
+            let items: Vec<String> = kinds.chain([format!("{}={value}", leaf.path)]).collect();
+            let began = Instant::now();
+            let looked = Config::read(&file, &items).and_then(|config| {
+                // A look at the machine's speed takes its time; what depends on sizes comes before it.
+                let sized = leaf.path.starts_with("model.") || leaf.path.starts_with("data.");
+                if sized { pipeline::outlook(&config, &mut speeds, &cx).map(drop) } else { Ok(()) }
+            });
+            let (items, short) = (items.join(" "), items.join(" ").chars().take(200).collect::<String>());
+            assert!(began.elapsed() < Duration::from_secs(20), "{short}: {:?}", began.elapsed());
+            match looked {
+                Ok(()) => taken += 1,
+                Err(e) => {
+                    assert!(matches!(e.class(), Class::Input | Class::Environment), "{short}: {e}");
+                    assert!(
+                        e.to_string().len() < 8 * items.len() + 4000,
+                        "{short}: a message of {}",
+                        e.to_string().len()
+                    );
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > 2000 && taken > 300, "{refused} refused, {taken} taken");
 }

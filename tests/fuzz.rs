@@ -19,6 +19,7 @@ use fedllava::exec::Context;
 use fedllava::fsx;
 use fedllava::key::{Key, Purpose, Rng};
 use fedllava::model::clip::{Preprocess, Tokenizer};
+use fedllava::model::vlm::Opened;
 use fedllava::model::weights::{Start, Weights};
 use fedllava::model::{clip, llama};
 use fedllava::nn::kernels::resample::Window;
@@ -298,19 +299,45 @@ fn damaged_models_of_others_are_refused_or_read() {
     let at = |name: &str| folder.join(name);
     assail("preprocessor", &at("preprocessor_config.json"), &|| Preprocess::open(&folder).map(drop));
     assail("clip config", &at("config.json"), &|| clip::Config::read(&at("config.json")).map(drop));
-    let few = std::env::var_os("FEDLLAVA_FUZZ").is_some();
-    // These are larger, and slower to read; the suite leaves them to the script.
-    if few {
-        assail("clip tokenizer", &at("tokenizer.json"), &|| Tokenizer::open(&folder, 77).map(drop));
-        let open = || clip::Clip::open(&folder, DType::F32, &Device::Cpu).map(drop);
-        assail("clip weights", &at("model.safetensors"), &open);
-        assail("clip config with weights", &at("config.json"), &open);
-    }
+    assail("clip tokenizer", &at("tokenizer.json"), &|| Tokenizer::open(&folder, 77).map(drop));
+    let open = || clip::Clip::open(&folder, DType::F32, &Device::Cpu).map(drop);
+    assail("clip weights", &at("model.safetensors"), &open);
+    assail("clip config with weights", &at("config.json"), &open);
     let folder = bench.0.path().join("pieces");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama-tokenizer/tiny.model");
     let file = bench.write("pieces/tokenizer.model", &std::fs::read(golden).unwrap());
     let open = || llama::Tokenizer::open(&folder).and_then(|t| t.encode("a dog")).map(drop);
     assail("sentencepiece", &file, &open);
+}
+
+#[test]
+fn damaged_multimodal_models_are_refused_or_read() {
+    let (bench, cx) = (Bench::new(), Context::cpu(1));
+    for from in
+        ["data/demo-llava", "tests/golden/vlm/smolvlm", "tests/golden/vlm/qwen2_5_vl", "tests/golden/vlm/minicpmv"]
+    {
+        let folder = bench.copy(from);
+        let at = |name: &str| folder.join(name);
+        let open = || Opened::open(&folder, &cx).map(drop);
+        let whole = || Opened::open(&folder, &cx).and_then(|model| model.frozen()).map(drop);
+        assail(&format!("{from} config"), &at("config.json"), &whole);
+        assail(&format!("{from} preprocessor"), &at("preprocessor_config.json"), &open);
+        // These are slower to read; the suite leaves them to the script.
+        if std::env::var_os("FEDLLAVA_FUZZ").is_some() {
+            assail(&format!("{from} weights"), &at("model.safetensors"), &whole);
+            for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.json", "generation_config.json"] {
+                if at(file).exists() {
+                    assail(&format!("{from} {file}"), &at(file), &open);
+                }
+            }
+        }
+    }
+    let folder = bench.copy("tests/golden/vlm/lora_smolvlm");
+    let model = bench.copy("tests/golden/vlm/smolvlm");
+    let opened = Opened::open(&model, &cx).unwrap();
+    let adapt = || opened.adapter(&folder).map(drop);
+    assail("adapter config", &folder.join("adapter_config.json"), &adapt);
+    assail("adapter weights", &folder.join("adapter_model.safetensors"), &adapt);
 }
 
 #[test]

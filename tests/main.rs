@@ -34,6 +34,8 @@ mod methods_small;
 mod methods_yoyo;
 mod net_golden;
 mod reports;
+#[cfg(target_os = "linux")]
+mod resilience;
 mod round_golden;
 #[cfg(unix)]
 mod sweep;

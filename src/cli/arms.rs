@@ -77,9 +77,13 @@ fn remember(config: &Config, more: &[u64]) -> Result<Before> {
     seeds.dedup();
     let names: Vec<&String> = config.arms.iter().map(|a| &a.name).collect();
     let text = json!({ "arms": names, "contrasts": config.contrasts, "seeds": seeds }).to_string();
-    fsx::write_atomic(&paths[0], text.as_bytes())?;
-    let text = toml::to_string_pretty(&config.to_table()?).map_err(|e| Error::defect(format!("{CONFIG}: {e}")))?;
-    fsx::write_atomic(&paths[1], text.as_bytes())?;
+    let whole = toml::to_string_pretty(&config.to_table()?).map_err(|e| Error::defect(format!("{CONFIG}: {e}")))?;
+    for ((path, old), text) in before.iter().zip([text, whole]) {
+        // A finished experiment on a disk that cannot be written to is only looked at.
+        if old.as_deref() != Some(text.as_bytes()) {
+            fsx::write_atomic(path, text.as_bytes())?;
+        }
+    }
     Ok(before)
 }
 

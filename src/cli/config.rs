@@ -231,6 +231,10 @@ fn in_words(o: &pipeline::Outlook, threads: usize) -> String {
     let total: f64 = o.seconds.iter().map(|(_, s)| s).sum();
     let stages: Vec<String> = o.seconds.iter().map(|(stage, s)| format!("{stage} {}", duration(*s))).collect();
     let untold: Vec<String> = o.untold.iter().map(|(stage, why)| format!("; {stage}: {why}")).collect();
+    if stages.is_empty() {
+        let memory = human(o.memory.total());
+        return format!("{} parameters; memory about {memory}; no estimate of time{}", o.parameters, untold.concat());
+    }
     format!(
         "{} parameters; memory about {}; time about {} on {threads} threads of this machine ({}{})",
         o.parameters,

@@ -89,7 +89,8 @@ impl Signals {
 
 /// Listens to signals, the first thing that a process does. SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for a clean stop; a
 /// second SIGINT or SIGTERM ends at once. (A terminal that closes sends SIGHUP twice.) Before there is work to stop
-/// each ends at once, with the same exit code.
+/// each ends at once, with the same exit code. Only what comes before `main`, the system's and the loader's part of a start,
+/// dies of the signal itself.
 pub fn signals() -> Result<&'static Signals> {
     static HEARD: OnceLock<std::result::Result<Signals, String>> = OnceLock::new();
     let heard = HEARD.get_or_init(|| listen().map_err(|e| e.to_string()));

@@ -1,7 +1,7 @@
 //! What data, splits and teachers are asked for, held against what can be known before any of them is opened.
 
 use super::Config;
-use crate::data::{DataConfig, LongTailKind, Origin, PartitionConfig, PoolConfig};
+use crate::data::{Augment, DataConfig, LongTailKind, Origin, PartitionConfig, PoolConfig};
 use crate::error::{Error, Place, Result};
 use crate::fl::config::Export;
 use crate::nn::Backend;
@@ -18,6 +18,7 @@ impl Config {
         }
         let known = self.data.known();
         self.augment.check(known.map_or([3, usize::MAX, usize::MAX], |k| k.shape))?;
+        self.check_augment()?;
         if let Some(known) = known {
             self.evaluate.shots.check(known.classes)?;
         }
@@ -30,6 +31,23 @@ impl Config {
         self.check_machine()?;
         self.check_teachers()?;
         self.check_pools()
+    }
+
+    /// Images in files are cut as `data.crop` says: keys that would change nothing are refused, not passed over.
+    fn check_augment(&self) -> Result<()> {
+        let (own, default) = (&self.augment, Augment::default());
+        let idle = [
+            ("crop", own.crop != default.crop, "data.crop.scale is how much of an image a random crop takes"),
+            ("flip", own.flip != default.flip, "data.crop.flip is the probability: 0.0 for none"),
+            ("per", own.per != default.per, "they are always cut one by one"),
+        ];
+        match idle.iter().find(|(_, said, _)| *said && self.data.lists().is_some()) {
+            Some((key, _, instead)) => {
+                Err(Error::input(format!("augment.{key} is for images in memory, and those of data.kind lie in files"))
+                    .hint(format!("leave it out: {instead}")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_tail(&self) -> Result<()> {
@@ -169,6 +187,13 @@ mod tests {
             let tail = kind.contains("-lt") && rest.contains("[longtail]");
             let (got, want) = (said(kind, rest), if tail { "long-tailed by its own list" } else { want });
             assert!(got.contains(want) && !got.contains("/nowhere"), "{kind} with {rest}: {got:?}");
+        }
+        for (kind, key) in
+            KINDS.iter().flat_map(|k| ["crop = 0", "flip = false", "per = \"image\""].map(move |key| (k, key)))
+        {
+            let (got, name) = (said(kind, &format!("[augment]\n{key}")), key.split(' ').next().unwrap());
+            let refused = got.contains(&format!("augment.{name} is for images in memory"));
+            assert_eq!(refused, kind.contains("\"list\"") || kind.contains("-lt"), "{kind} with {key}: {got:?}");
         }
         // What only some kinds can know.
         for kind in KINDS.iter().filter(|k| !k.contains("\"folder\"") && !k.contains("\"list\"")) {

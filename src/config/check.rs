@@ -7,6 +7,9 @@ use super::lay::kind_of;
 use super::tree::{Form, Key, Kind, Leaf, Node, joined, leaves};
 use crate::error::closest;
 
+/// The greatest count that anybody means; beyond it sums and products of sizes would overflow. Seeds may be any number.
+const COUNT: i64 = 1_000_000_000;
+
 /// A mistake in a config.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
@@ -116,7 +119,8 @@ fn single(path: &str, form: &Form, value: &Value) -> Option<Fault> {
     let wrong =
         |hint: String| Some(Fault::value(path, format!("{path} needs {}, not {}", form.words(), called(value)), hint));
     match (form, value) {
-        (Form::Whole(least, most), Value::Integer(n)) if n < least || n > most => {
+        (Form::Whole(least, most), Value::Integer(n)) if n < least || *n > count(path, *most) => {
+            let most = count(path, *most);
             let bound = if n < least { format!("the smallest is {least}") } else { format!("the greatest is {most}") };
             Some(Fault::value(path, format!("{path} = {n}: {bound}"), String::new()))
         }
@@ -141,6 +145,12 @@ fn single(path: &str, form: &Form, value: &Value) -> Option<Fault> {
         }
         _ => wrong(String::new()),
     }
+}
+
+/// The greatest number that a key takes.
+fn count(path: &str, most: i64) -> i64 {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    if name.contains("seed") { most } else { most.min(COUNT) }
 }
 
 /// What a person would call a value.
@@ -263,6 +273,12 @@ mod tests {
     fn a_wrong_type_is_called_by_its_name_in_a_config() {
         assert_eq!(first("federated.rounds = \"many\"").text, "federated.rounds needs a whole number ≥ 0, not text");
         assert_eq!(first("federated.rounds = -1").text, "federated.rounds = -1: the smallest is 0");
+        assert_eq!(
+            first("federated.eval_every = 1000000001").text,
+            "federated.eval_every = 1000000001: the greatest is 1000000000"
+        );
+        let seeds = "run.seed = 9223372036854775807\nsweep.seeds = [9223372036854775807]";
+        assert!(check(sections(), &defaults(sections()), &toml::from_str(seeds).unwrap()).is_empty());
         assert_eq!(first("federated.rounds = 3.0").hint, "write 3, without a point");
         assert_eq!(first("caption.prompts = \"detail\"").hint, "write caption.prompts=[\"detail\"]");
         assert_eq!(first("federated = 3").text, "federated needs a section, not a whole number");

@@ -2,7 +2,8 @@
 //!
 //! The layout is detected in the folder: Parquet shards of the Hugging Face Hub (`train-*.parquet`, also one folder
 //! deeper), Python pickles (`cifar-10-batches-py`, `cifar-100-python`), or the binary version
-//! (`cifar-10-batches-bin`, `cifar-100-binary`). The last two keep the original order, which is torchvision's.
+//! (`cifar-10-batches-bin`, `cifar-100-binary`). The last two keep the original order, which is torchvision's; of CIFAR-100
+//! in Parquet it is known by the pixels whether each class is in its original order.
 
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,8 @@ struct Layout {
     column: &'static str,
     /// Folders in which the Hub's copies keep their shards.
     parquet_folders: &'static [&'static str],
+    /// [`Dataset::digest_by_class`] of the training images in the original order, where it is known.
+    by_class: &'static str,
     pickles: Pickles,
     binary: Binary,
 }
@@ -106,6 +109,7 @@ static CIFAR10: Layout = Layout {
     classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     column: "label",
     parquet_folders: &["plain_text", "data"],
+    by_class: "",
     pickles: Pickles {
         folder: "cifar-10-batches-py",
         train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
@@ -128,6 +132,7 @@ const FINE: Layout = Layout {
     classes: super::cifar_names::CIFAR100,
     column: "fine_label",
     parquet_folders: &["cifar100", "data"],
+    by_class: "b26afbe2eeeb1bd37f5c2fbc19c9632135402bf618dc1aad682afbd06dbc3ed4",
     pickles: Pickles {
         folder: "cifar-100-python",
         train: &["train"],
@@ -145,6 +150,7 @@ static CIFAR100_COARSE: Layout = Layout {
     name: "cifar100 superclasses",
     classes: super::cifar_names::SUPERCLASSES,
     column: "coarse_label",
+    by_class: "",
     pickles: Pickles { labels: "coarse_labels", names: "coarse_label_names", ..FINE.pickles },
     binary: Binary { label: 0, ..FINE.binary },
     ..FINE
@@ -240,7 +246,11 @@ impl Layout {
             }
             hf_parquet::read(&format!("{} {part}", self.name), &shards, self.column, self.classes, None, cx)
         };
-        Benchmark::new(part("train")?, part("test")?)
+        let mut train = part("train")?;
+        if !self.by_class.is_empty() && train.digest_by_class().as_deref() == Some(self.by_class) {
+            train.order = Order::Classes;
+        }
+        Benchmark::new(train, part("test")?)
     }
 
     fn load_pickles(&self, folder: &Path) -> Result<Benchmark> {
@@ -350,6 +360,18 @@ mod tests {
             assert_eq!(seen(&set.train), expected("cifar10_train"), "{folder}");
             assert_eq!((set.train.order, set.test.len()), (Order::Original, 2));
         }
+    }
+
+    #[test]
+    #[allow(clippy::print_stdout, reason = "a skipped test says so")]
+    fn the_whole_cifar_100_in_parquet_is_known_to_have_each_class_in_its_original_order() {
+        let folder = std::env::var_os("FEDLLAVA_DATA").map(|data| PathBuf::from(data).join("cifar100"));
+        let Some(folder) = folder.filter(|f| f.is_dir()) else {
+            return println!("skipped: FEDLLAVA_DATA has no cifar100");
+        };
+        let set = CIFAR100.load(&folder, &Context::cpu(2)).unwrap();
+        assert_eq!((set.train.order, set.test.order), (Order::Classes, Order::Unknown));
+        assert_eq!(CIFAR100_COARSE.load(&folder, &Context::cpu(2)).unwrap().train.order, Order::Unknown);
     }
 
     #[test]

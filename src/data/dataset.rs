@@ -85,6 +85,8 @@ impl Images {
 pub enum Order {
     /// The order of the data set's own distribution, which is torchvision's.
     Original,
+    /// Within each class that of the distribution, whatever lies between: enough for seeds that draw class by class.
+    Classes,
     /// A copy that may have been shuffled. Callers warn where a published split is drawn from it.
     Unknown,
 }
@@ -102,7 +104,8 @@ pub struct Dataset {
     pub classes: Vec<String>,
     /// Where the order comes from.
     pub order: Order,
-    /// SHA-256 over class names, shape, labels and pixels (of images in files: their names and lengths): names these
+    /// SHA-256 over class names, shape, labels and pixels (of images in files: their names,
+    /// lengths or places, and all bytes of up to 1,000 of them): names these
     /// very images in this very order.
     pub digest: String,
     /// What its reader saw; without a source where it was not read from anywhere.
@@ -152,6 +155,17 @@ impl Dataset {
     /// Images of each class, `(classes,)`.
     pub fn class_counts(&self) -> Vec<u32> {
         class_counts(&self.labels, self.classes.len())
+    }
+
+    /// SHA-256 over the pixels, class by class, each class in its own order: the same however classes lie among each other.
+    /// None of images in files.
+    pub fn digest_by_class(&self) -> Option<String> {
+        let images = self.images.held()?;
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by_key(|&i| self.labels[i]);
+        let mut hasher = Sha256::new();
+        order.into_iter().for_each(|i| hasher.update(images.get(i)));
+        Some(fsx::hex(hasher.finalize()))
     }
 
     /// The images at `indices` as a data set of its own; its order is the given one.
@@ -258,6 +272,18 @@ mod tests {
         assert_ne!(remade(vec![1, 2, 3, 4, 5, 6], vec![0, 1, 1], "b"), toy.digest);
         assert_ne!(remade(vec![1, 2, 3, 4, 5, 6], vec![0, 1, 0], "c"), toy.digest);
         assert_ne!(remade(vec![5, 6, 3, 4, 1, 2], vec![0, 1, 0], "b"), toy.digest);
+    }
+
+    #[test]
+    fn the_digest_by_class_sees_the_order_within_a_class_alone() {
+        let remade = |pixels: Vec<u8>, labels: Vec<u32>| {
+            let images = Images::new([1, 1, 2], pixels).unwrap();
+            let classes = vec!["a".into(), "b".into()];
+            Dataset::new("toy", images, labels, classes, Order::Unknown).unwrap().digest_by_class().unwrap()
+        };
+        assert_eq!(remade(vec![1, 2, 3, 4, 5, 6], vec![0, 1, 0]), fsx::sha256(&[1, 2, 5, 6, 3, 4]));
+        assert_eq!(remade(vec![3, 4, 1, 2, 5, 6], vec![1, 0, 0]), fsx::sha256(&[1, 2, 5, 6, 3, 4]));
+        assert_ne!(remade(vec![5, 6, 3, 4, 1, 2], vec![0, 1, 0]), fsx::sha256(&[1, 2, 5, 6, 3, 4]));
     }
 
     #[test]

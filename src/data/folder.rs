@@ -38,17 +38,21 @@ pub fn load(config: &FolderConfig, cx: &Context) -> Result<Benchmark> {
 }
 
 /// Reads one folder of class folders: images to any depth in each, in torchvision's order. `gaps`: a class may have no
-/// image.
+/// image. A link into another class's folder, and a class that is a link to one, is passed over and counted: an image has
+/// one class.
 pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context) -> Result<Dataset> {
     let mut census = Census::new(folder.display().to_string(), "images");
     let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut met, within) = (fsx::Met::default(), real(folder));
     for path in fsx::list(folder)? {
         let file_name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if hidden(&file_name) {
             census.pass(Why::Hidden, file_name);
+        } else if path.is_dir() && leads_inside(&path, &within) {
+            census.pass(Why::Again, file_name);
         } else if path.is_dir() {
             let mut own = Census::default();
-            let found = images(&path, folder, &cx.cancel, &mut own)?;
+            let found = images(&path, folder, &mut met, &cx.cancel, &mut own)?;
             if found.is_empty() && !gaps {
                 return Err(empty(&file_name, folder, &own));
             }
@@ -73,6 +77,20 @@ pub fn labelled(name: &str, folder: &Path, size: usize, gaps: bool, cx: &Context
     Ok(Dataset::new(name, images, labels, classes, Order::Original)?.counted(census))
 }
 
+/// A folder's real path.
+fn real(folder: &Path) -> PathBuf {
+    folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf())
+}
+
+/// Whether a path is a link to what has a name of its own below the folder whose real path is `root`.
+fn leads_inside(path: &Path, root: &Path) -> bool {
+    let lies = |real: PathBuf| {
+        let below = real.strip_prefix(root).ok()?.to_path_buf();
+        Some(!below.components().any(|c| hidden(&c.as_os_str().to_string_lossy())))
+    };
+    path.is_symlink() && path.canonicalize().ok().and_then(lies).unwrap_or(false)
+}
+
 fn empty(class: &str, folder: &Path, census: &Census) -> Error {
     let of = |why| census.passed.get(&why).map(|p| p.first.join(", "));
     let there =
@@ -82,10 +100,16 @@ fn empty(class: &str, folder: &Path, census: &Census) -> Error {
 }
 
 /// Image files below a folder to any depth, ordered as torchvision's `ImageFolder` orders them; whatever else is there
-/// is counted by its path below `root`.
-pub(super) fn images(folder: &Path, root: &Path, cancel: &Cancel, census: &mut Census) -> Result<Vec<PathBuf>> {
+/// is counted by its path below `root`. `met` are the folders that are not gone into, `folder` itself aside.
+pub(super) fn images(
+    folder: &Path,
+    root: &Path,
+    met: &mut fsx::Met,
+    cancel: &Cancel,
+    census: &mut Census,
+) -> Result<Vec<PathBuf>> {
     let (mut found, mut others) = (Vec::new(), Vec::new());
-    walk(folder, root, cancel, census, &mut |path, why| match why {
+    walk(folder, root, met, cancel, census, &mut |path, why| match why {
         None => found.push(path),
         Some(why) => others.push((path, why)),
     })?;
@@ -95,15 +119,17 @@ pub(super) fn images(folder: &Path, root: &Path, cancel: &Cancel, census: &mut C
 }
 
 /// Hands every file below a folder to `meet`, with the reason where it is no image that is read; hidden ones, and
-/// folders that were met before (links to those above), are counted by their path below `root`.
+/// folders that were met before or are met by their own names (links to others below `root`), are counted by their path
+/// below `root`.
 pub(super) fn walk(
     folder: &Path,
     root: &Path,
+    met: &mut fsx::Met,
     cancel: &Cancel,
     census: &mut Census,
     meet: &mut dyn FnMut(PathBuf, Option<Why>),
 ) -> Result<()> {
-    let mut met = fsx::Met::default();
+    let within = real(root);
     met.first(folder)?;
     let mut ahead = fsx::list(folder)?;
     ahead.reverse();
@@ -114,7 +140,7 @@ pub(super) fn walk(
         } else if !path.is_dir() {
             let why = sort_out(&path);
             meet(path, why);
-        } else if met.first(&path)? {
+        } else if !leads_inside(&path, &within) && met.first(&path)? {
             ahead.extend(fsx::list(&path)?.into_iter().rev());
         } else {
             census.pass(Why::Again, below(&path, root));
@@ -180,11 +206,40 @@ mod tests {
             std::os::unix::fs::symlink(dir.path(), dir.path().join(name)).unwrap();
         }
         let mut census = Census::default();
-        let found = images(dir.path(), dir.path(), &Cancel::default(), &mut census).unwrap();
+        let walk = |cancel: &Cancel, census: &mut Census| {
+            images(dir.path(), dir.path(), &mut fsx::Met::default(), cancel, census)
+        };
+        let found = walk(&Cancel::default(), &mut census).unwrap();
         assert_eq!((found.len(), census.passed(Why::Again)), (1, 2));
         let stopped = Cancel::default();
         stopped.stop();
-        assert!(images(dir.path(), dir.path(), &stopped, &mut census).is_err());
+        assert!(walk(&stopped, &mut census).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_between_class_folders_are_counted_and_give_no_image_two_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (class, v) in [("set/a", 1), ("set/b/deep", 2), ("elsewhere", 3)] {
+            std::fs::create_dir_all(at(class)).unwrap();
+            std::fs::write(at(class).join("1.png"), png(1, 1, |_, _| [v; 3])).unwrap();
+        }
+        // Links of each class into the other, a class by a second name, and one that lies elsewhere, twice.
+        for (to, link) in [
+            ("../b/deep", "a/more"),
+            ("../a", "b/more"),
+            ("b", "d"),
+            ("../elsewhere", "e"),
+            ("../../elsewhere", "e2/z"),
+        ] {
+            std::fs::create_dir_all(at("set").join(link).parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(to, at("set").join(link)).unwrap();
+        }
+        let set = labelled("links", &at("set"), 0, true, &Context::cpu(1)).unwrap();
+        assert_eq!((set.classes.join(" "), set.labels.as_slice()), ("a b e e2".into(), [0, 1, 2].as_slice()));
+        let line = set.census.line();
+        assert!(line.contains("4 folders met before (a/more, b/more, d, …)"), "{line}");
     }
 
     #[test]

@@ -184,7 +184,7 @@ pub fn captioned(mut pool: Pool, captions: &str, cx: &Context) -> Result<Pool> {
 fn from_folder(config: &FolderPoolConfig, cx: &Context) -> Result<Pool> {
     let root = resolve(&config.path)?;
     let mut census = Census::new(config.path.clone(), "images");
-    let files = folder::images(&root, &root, &cx.cancel, &mut census)?;
+    let files = folder::images(&root, &root, &mut fsx::Met::default(), &cx.cancel, &mut census)?;
     census.read = files.len();
     let item = |path: PathBuf| Item { id: folder::below(&path, &root), texts: Vec::new(), source: Source::File(path) };
     let mut items: Vec<Item> = files.into_iter().map(item).collect();

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Head;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::net::Start;
 use crate::nn::{Net, NetBuilder};
 
@@ -28,6 +28,16 @@ impl Default for Cnn {
 }
 
 impl Cnn {
+    /// Refuses shares that are none.
+    pub fn check(&self) -> Result<()> {
+        for (key, p) in [("dropout_map", self.dropout_map), ("dropout_feature", self.dropout_feature)] {
+            if !(0.0..1.0).contains(&p) {
+                return Err(Error::input(format!("model.{key} = {p}: a share below 1, or 0 for none")));
+            }
+        }
+        Ok(())
+    }
+
     /// The network for images `(C, H, W)`.
     pub fn build(&self, [c, h, w]: [usize; 3], head: Head) -> Result<Net> {
         let mut b = NetBuilder::new(c, h, w);

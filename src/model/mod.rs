@@ -83,9 +83,8 @@ impl ModelConfig {
     /// Refuses sizes that no image could make right.
     pub fn check(&self) -> Result<()> {
         match self {
-            ModelConfig::Resnet8(_) | ModelConfig::Cnn(_) | ModelConfig::Mlp(_) => {
-                self.build([3, 32, 32], Head::Classes(2)).map(|_| ())
-            }
+            ModelConfig::Cnn(c) => c.check(),
+            ModelConfig::Resnet8(_) | ModelConfig::Mlp(_) => self.build([3, 32, 32], Head::Classes(2)).map(|_| ()),
             ModelConfig::Resnet10(c) | ModelConfig::Resnet18(c) | ModelConfig::Resnet50(c) => c.check(),
             ModelConfig::Resnet20(_) | ModelConfig::Resnet56(_) => Ok(()),
         }

@@ -17,8 +17,9 @@ use crate::run::{Origin, RunDir, checkpoint, directory};
 /// Sections whose images are known by the digests of what was read of them.
 const READ: [&str; 5] = ["data.", "server_set.", "partition.", "unlabelled.data", "pool.path"];
 
-/// A data set by its pixels and labels; of images in files by the list, and by their sizes or places.
-const COVERS: &str = "labels and pixels; of images in files their names, and sizes or places";
+/// A data set by its pixels and labels; of images in files by the list, by their sizes or places, and by a sample of them.
+const COVERS: &str =
+    "labels and pixels; of images in files their names, sizes or places, and every byte of up to 1,000 of them";
 
 impl Experiment {
     /// Refuses a run that was made from other files; what is met for the first time is remembered.

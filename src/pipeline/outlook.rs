@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::config::Config;
 use crate::data::{DataConfig, Dataset, Images, Known, Loader, LongTailKind, Order, PoolConfig};
 use crate::error::Result;
-use crate::exec::Context;
+use crate::exec::{Context, available_memory};
 use crate::fl::LEAF;
 use crate::fl::align::When;
 use crate::fl::estimate::Estimate;
@@ -39,7 +39,7 @@ pub struct Outlook {
 /// Bytes that a run needs: `pixels` of the benchmark, models, workers, what clients keep; no batch is larger than the
 /// `largest` client.
 pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, threads: usize) -> Estimate {
-    let parameters = 4 * net.layout.len() as u64;
+    let parameters = 4u64.saturating_mul(net.layout.len() as u64);
     let activations: u64 = net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
     let pretrain = if config.pretrain.enabled { config.pretrain.batch_size } else { 1 };
     let own = if config.federated.batch_size == 0 { largest } else { config.federated.batch_size.min(largest) };
@@ -52,7 +52,11 @@ pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, th
     estimate.add(format!("{replies} replies and the sums"), parameters.saturating_mul(replies + 4));
     estimate.add(
         format!("{threads} workers"),
-        (3 * activations).saturating_mul(batch).saturating_add(4 * parameters).saturating_mul(threads as u64),
+        activations
+            .saturating_mul(3)
+            .saturating_mul(batch)
+            .saturating_add(parameters.saturating_mul(4))
+            .saturating_mul(threads as u64),
     );
     let feeds_back = |link: &LinkConfig| matches!(link, LinkConfig::Compress(c) if c.keeps());
     if config.algorithm.algorithm().needs().kept || config.federated.way.iter().any(feeds_back) {
@@ -74,6 +78,11 @@ pub fn outlook(config: &Config, speeds: &mut Speeds, cx: &Context) -> Result<Opt
         None => ((known.train + known.test) * known.shape.iter().product::<usize>()) as u64,
     };
     let memory = memory(config, &net, pixels, known.train, cx.threads);
+    if !fits(&net) {
+        let untold = vec![("all stages", "the network does not fit into this machine's memory")];
+        let (seconds, parameters) = (Vec::new(), net.layout.weights());
+        return Ok(Some(Outlook { known, parameters, memory, seconds, untold }));
+    }
     let same = |s: &&(ModelConfig, Backend, Known, f64)| {
         (&s.0, s.1, s.2.shape) == (&config.model, config.run.engine, known.shape)
     };
@@ -121,6 +130,13 @@ fn rounds(config: &Config, known: Known) -> Result<f64> {
     Ok(3.0 * trained + federated.judged_rounds() as f64 * known.test as f64)
 }
 
+/// Whether a look at a network's speed has the memory that it needs.
+fn fits(net: &Net) -> bool {
+    let activations: u64 = net.shapes.iter().map(|s| s.iter().product::<usize>() as u64).fold(0, u64::saturating_add);
+    let numbers = activations.saturating_mul(IMAGES as u64).saturating_add(2 * net.layout.len() as u64);
+    available_memory().is_none_or(|all| numbers.saturating_mul(4) < all)
+}
+
 /// How many images a second the network sees on this machine, by a look at blank ones.
 fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: &Context) -> Result<f64> {
     // Of large images half as many tell enough.
@@ -145,6 +161,15 @@ fn forward_images_per_second(config: &Config, net: &Arc<Net>, known: Known, cx: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_that_does_not_fit_is_not_looked_at() {
+        let table = "[data]\nkind = \"world\"\n[model]\nwidth = 1000000";
+        let config = Config::from_table(toml::from_str(table).unwrap()).unwrap();
+        let outlook = outlook(&config, &mut Speeds::new(), &Context::cpu(1)).unwrap().unwrap();
+        assert!(outlook.seconds.is_empty() && outlook.untold[0].1.contains("does not fit"), "{:?}", outlook.untold);
+        assert!(outlook.memory.total() > 1 << 40);
+    }
 
     #[test]
     fn more_rounds_take_longer_and_a_folder_is_unknown() {

@@ -13,7 +13,7 @@ use crate::key::Purpose;
 use crate::model::Head;
 use crate::model::clip::zeroshot::ZeroShot;
 use crate::nn::{Net, Params};
-use crate::run::RunDir;
+use crate::run::{RunDir, Shelf};
 use crate::stage::Loaded;
 use crate::stage::metrics::Evaluation;
 use crate::stage::pretrain::{PoolFeatures, Pretext, Pretrain};
@@ -40,13 +40,14 @@ impl Experiment {
         let shape = self.benchmark.train.images.shape();
         let width = self.embedder.width(cx)?;
         let net = Arc::new(self.config.model.build(shape, Head::Projection(width))?);
-        if dir.finished("pretrain", &net.layout)?.is_none() {
-            let shelf = self.pretrain_shelf(cx)?;
-            if !shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))? {
-                self.pretrain_on_pool(dir, &net, cx)?;
-                shelf.map_or(Ok(()), |s| s.keep(dir, &["pool"]))?;
-            }
+        let finished = dir.finished("pretrain", &net.layout)?.is_some();
+        // A finished one that waits to be kept: its process was killed before it could.
+        let shelf = if finished && !Shelf::awaits(dir, "pretrain") { None } else { self.pretrain_shelf(cx)? };
+        if !finished && !shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))? {
+            shelf.as_ref().map_or(Ok(()), |s| s.begin(dir))?;
+            self.pretrain_on_pool(dir, &net, cx)?;
         }
+        shelf.map_or_else(|| Shelf::forget(dir, "pretrain"), |s| s.keep(dir, &["pool"]))?;
         let done = dir.finished("pretrain", &net.layout)?;
         let (params, done) = done.ok_or_else(|| Error::defect("pretraining left no model"))?;
         let norm = done.facts["norm"].as_f64().filter(|n| *n > 0.0).unwrap_or(1.0);

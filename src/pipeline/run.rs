@@ -18,10 +18,11 @@ use crate::fl::config::{Export, RateSchedule};
 use crate::fl::round::{Federation, ServerStep};
 use crate::fl::trainer::CompactTrainer;
 use crate::fl::way::noise::EPSILON;
+use crate::fsx;
 use crate::key::Purpose;
 use crate::nn::Params;
 use crate::run::tensorboard::Board;
-use crate::run::{RunDir, checkpoint, csv, directory};
+use crate::run::{RunDir, Shelf, checkpoint, csv, directory};
 use crate::stage::evaluate::Judge;
 use crate::stage::finetune::{Evaluate, FAILED, Finetune, Finetuned};
 use crate::stage::metrics::{Evaluation, Judged};
@@ -47,7 +48,12 @@ pub(super) type Entries = BTreeMap<String, Map<String, Value>>;
 /// the same benchmark once.
 pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> Result<()> {
     let whole = |old| Config::from_table(old)?.to_table();
-    let mut dir = RunDir::open_with(Path::new(&config.run.dir), &config.to_table()?, &whole)?;
+    let (path, table) = (Path::new(&config.run.dir), config.to_table()?);
+    if stages == Stages::All && RunDir::rests(path, &table, &whole)? && finished(path)? {
+        return Ok(());
+    }
+    let mut dir = RunDir::open_with(path, &table, &whole)?;
+    fsx::sweep_stale(Path::new(&config.run.cache))?;
     if stages == Stages::All && !dir.longer() && finished(dir.path())? {
         // A process killed in its last instant has left another word.
         if directory::read_json(&dir.file("manifest.json"))?["state"] != "done" {
@@ -58,6 +64,9 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     let outcome = stages_of(config, stages, &mut dir, library, cx);
     if dir.longer() {
         return outcome; // It stays the shorter run that it was.
+    }
+    if outcome.is_err() && !dir.file("config.toml").exists() {
+        return outcome; // The folder was moved or removed while the run went on.
     }
     let state = match &outcome {
         Ok(()) => "done".to_string(),
@@ -342,9 +351,12 @@ impl Experiment {
             true => None,
             false => Some(self.start(pretrained, cx)?),
         };
-        let plain = start.as_ref().filter(|start| !done && start.carried.is_none());
+        // Of a finished one only what waits to be kept: its process was killed before it could.
+        let open = !done || Shelf::awaits(dir, "finetune");
+        let plain = start.as_ref().filter(|start| open && start.carried.is_none());
         let shelf = plain.map_or(Ok(None), |start| self.finetune_shelf(&start.model))?;
-        let given = shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events))?;
+        let given = if done { Ok(false) } else { shelf.as_ref().map_or(Ok(false), |s| s.give(dir, &*cx.events)) }?;
+        shelf.as_ref().filter(|_| !done && !given).map_or(Ok(()), |s| s.begin(dir))?;
         let validation = self.validation()?;
         let validate = validation.as_ref().map(|data| {
             move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx).map(Judged::from)
@@ -353,7 +365,7 @@ impl Experiment {
         let stage = Finetune { dir, federation, layout: &self.net.layout, evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;
-        shelf.filter(|_| !given).map_or(Ok(()), |s| s.keep(dir, &[]))?;
+        shelf.map_or_else(|| Shelf::forget(dir, "finetune"), |s| s.keep(dir, &[]))?;
         Ok(tuned)
     }
 

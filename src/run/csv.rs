@@ -15,26 +15,35 @@ pub fn write(dir: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
-    fsx::write_atomic(&dir.join("metrics.csv"), &table(&Records::read(&from)?)?)
+    let mut columns = Vec::new();
+    Records::each(&from, |record| {
+        add_columns(&mut columns, &record);
+        Ok(())
+    })?;
+    fsx::write_atomic_with(&dir.join("metrics.csv"), |file| {
+        let mut table = csv::Writer::from_writer(file);
+        if !columns.is_empty() {
+            table.write_record(&columns)?;
+        }
+        let rows = Records::each(&from, |record| {
+            let row = table.write_record(columns.iter().map(|name| cell(&record[name.as_str()])));
+            row.map_err(|e| Error::environment(format!("metrics.csv: {e}")))
+        });
+        rows.map_err(|e| std::io::Error::other(e.plain()))?;
+        table.flush()
+    })
 }
 
-fn table(records: &[Value]) -> Result<Vec<u8>> {
-    if records.is_empty() {
-        return Ok(Vec::new());
+/// Adds the names that a record brings; of the first one three that come before all.
+fn add_columns(columns: &mut Vec<String>, record: &Value) {
+    if columns.is_empty() {
+        columns.extend(["stage", "round", "split"].map(String::from));
     }
-    let mut columns = vec!["stage", "round", "split"];
-    for name in records.iter().filter_map(Value::as_object).flat_map(|r| r.keys()) {
-        if !columns.contains(&name.as_str()) {
-            columns.push(name);
+    for name in record.as_object().into_iter().flat_map(|r| r.keys()) {
+        if !columns.contains(name) {
+            columns.push(name.clone());
         }
     }
-    let broken = |e: csv::Error| Error::defect(format!("metrics.csv: {e}"));
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(&columns).map_err(broken)?;
-    for record in records {
-        table.write_record(columns.iter().map(|&name| cell(&record[name]))).map_err(broken)?;
-    }
-    table.into_inner().map_err(|e| Error::defect(format!("metrics.csv: {e}")))
 }
 
 fn cell(value: &Value) -> String {
@@ -62,6 +71,10 @@ mod tests {
             finetune,1,train,1.5,,\n\
             finetune,1,\"a \"\"b\"\", c\",,0.25,\"[0.5,1.0]\"\n\
             finetune,2,train,,,\n";
-        assert_eq!(String::from_utf8(table(&records).unwrap()).unwrap(), want);
+        let dir = tempfile::tempdir().unwrap();
+        let lines: String = records.iter().map(|r| format!("{r}\n")).collect();
+        std::fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
+        write(dir.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("metrics.csv")).unwrap(), want);
     }
 }

@@ -13,15 +13,32 @@ use crate::fsx;
 use crate::nn::{Layout, Params};
 
 /// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 6] = ["run.dir", "run.threads", "run.cache", "run.share", "run.tensorboard", "run.tolerate"];
+const FREE_KEYS: [&str; 8] = [
+    "run.dir",
+    "run.threads",
+    "run.cache",
+    "run.share",
+    "run.tensorboard",
+    "run.tolerate",
+    "federated.checkpoint_every",
+    "federated.keep_checkpoints",
+];
 /// The key that may grow: a run goes on with more rounds.
 const ROUNDS: &str = "federated.rounds";
 /// Keys that may change before the rounds are over, where no client could be left out so far: every round that is done is
 /// the same with them.
 const FAILURES: [&str; 2] = ["federated.on_failure", "federated.max_failures"];
 /// What a run writes before it computes anything.
-const FIRST: [&str; 6] =
-    ["config.toml", "manifest.json", "split.json", "overlaps.json", super::tensorboard::FILE, ".lock"];
+const FIRST: [&str; 8] = [
+    "config.toml",
+    "manifest.json",
+    "split.json",
+    "overlaps.json",
+    super::tensorboard::FILE,
+    ".keep-pretrain",
+    ".keep-finetune",
+    ".lock",
+];
 /// What says that the rounds are over.
 const LAST: [&str; 5] = ["finetune/done.json", "align/done.json", "eval.json", "personal.json", "logits.safetensors"];
 
@@ -73,18 +90,22 @@ impl RunDir {
         if fresh {
             write_config(&file, config)?;
         } else {
-            let text = fsx::read_text(&file)?;
-            let old: Table =
-                toml::from_str(&text).map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
-            refuse_newer(old.get("schema").and_then(toml::Value::as_integer), &file)?;
-            let old = whole(old).at(|| file.display().to_string())?;
-            let difference = refuse_difference(&old, config, path)?;
+            let difference = refuse_difference(&written(&file, whole)?, config, path)?;
             longer = difference == Difference::Longer;
             if difference == Difference::Lenient {
                 write_config(&file, config)?;
             }
         }
         Ok(RunDir { path: path.to_path_buf(), made, fresh, longer, _lock: lock })
+    }
+
+    /// Whether a directory that cannot be written to holds a run of this very configuration: it can only be looked at.
+    pub fn rests(path: &Path, config: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<bool> {
+        let file = path.join("config.toml");
+        if !file.exists() || fsx::Lock::possible(path) {
+            return Ok(false);
+        }
+        Ok(refuse_difference(&written(&file, whole)?, config, path)? == Difference::None)
     }
 
     /// Whether more rounds are asked than the directory's config has, and nothing else differs.
@@ -251,6 +272,14 @@ fn refuse_inside(path: &Path) -> Result<()> {
     }
 }
 
+/// The config that a directory was begun with, whole.
+fn written(file: &Path, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Table> {
+    let old: Table = toml::from_str(&fsx::read_text(file)?)
+        .map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
+    refuse_newer(old.get("schema").and_then(toml::Value::as_integer), file)?;
+    whole(old).at(|| file.display().to_string())
+}
+
 fn write_config(file: &Path, config: &Table) -> Result<()> {
     let text = toml::to_string_pretty(config).map_err(|e| Error::defect(format!("config.toml: {e}")))?;
     fsx::write_atomic(file, text.as_bytes())
@@ -340,6 +369,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path(), "[run]\nseed = 1\nthreads = 2").unwrap());
         assert!(open(dir.path(), "[run]\nseed = 1\nthreads = 8").is_ok(), "threads are free");
+        let kept = "[run]\nseed = 1\n[federated]\ncheckpoint_every = 50\nkeep_checkpoints = 9";
+        assert!(open(dir.path(), kept).is_ok(), "how often, and how many are kept");
         let e = open(dir.path(), "[run]\nseed = 2\nthreads = 2").err().unwrap().to_string();
         assert!(e.contains("run.seed: 1 there, 2 asked"), "{e}");
     }

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::tensorboard::Board;
 use crate::error::{Error, Result};
-use crate::fsx;
+use crate::fsx::{self, bound};
 
 /// The open record file.
 pub struct Records {
@@ -40,8 +41,13 @@ impl Records {
         Ok(Records { path: path.to_path_buf(), file, digest, bytes: text.len(), board: board(path)? })
     }
 
-    /// Writes what is there to the disk and seals it: before anything that relies on it.
+    /// Writes what is there to the disk and seals it: before anything that relies on it. Records that are gone from their
+    /// place, or a run that was moved or removed while it went on, are an error: half of it would be there, and half here.
     pub fn seal(&mut self) -> Result<()> {
+        if !fsx::is_at(&self.file, &self.path) {
+            return Err(Error::data(format!("{} is not the file that this run writes", self.path.display()))
+                .hint("was the run's folder moved or removed meanwhile? Where it is whole the same command goes on"));
+        }
         self.file.sync_data().map_err(|e| Error::io("write", &self.path, e))?;
         let seal = json!({ "bytes": self.bytes, "sha256": self.digest.hex() });
         fsx::write_atomic(&seal_of(&self.path), format!("{seal}\n").as_bytes())
@@ -100,16 +106,34 @@ impl Records {
     /// All records, in order; a last line that is being written is left out. Those that are not what was sealed are
     /// refused.
     pub fn read(path: &Path) -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        Self::each(path, |record| {
+            all.push(record);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Hands every record on, as [`Records::read`], one at a time: thousands of rounds are never all held.
+    pub fn each(path: &Path, mut take: impl FnMut(Value) -> Result<()>) -> Result<()> {
         prove(path)?;
-        let mut text = fsx::read_text(path)?;
-        let torn = text.rsplit('\n').next().filter(|l| serde_json::from_str::<Value>(l).is_err()).map_or(0, str::len);
-        text.truncate(text.len() - torn);
-        let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-        lines
-            .map(|(i, line)| {
-                serde_json::from_str(line).map_err(|e| Error::data(format!("{}:{}: {e}", path.display(), i + 1)))
-            })
-            .collect()
+        let (mut file, mut line) = (BufReader::new(fsx::open(path)?), Vec::new());
+        for n in 1.. {
+            line.clear();
+            let read = file.by_ref().take(bound::TEXT).read_until(b'\n', &mut line);
+            if read.map_err(|e| Error::io("read", path, e))? == 0 {
+                break;
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(record) => take(record)?,
+                Err(_) if !line.ends_with(b"\n") => break,
+                Err(e) => return Err(Error::data(format!("{}:{n}: {e}", path.display()))),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -130,15 +154,14 @@ pub fn prove(path: &Path) -> Result<()> {
     }
     let said = super::directory::read_json(&seal)?;
     let (bytes, sha256) = (said["bytes"].as_u64().unwrap_or(u64::MAX), said["sha256"].as_str());
-    let text = if path.exists() { fsx::read(path)? } else { Vec::new() };
-    let sealed = usize::try_from(bytes).ok().and_then(|n| text.get(..n));
-    if sealed.is_some_and(|sealed| Some(fsx::sha256(sealed).as_str()) == sha256) {
+    let whole = bytes <= std::fs::metadata(path).map_or(0, |facts| facts.len());
+    if whole && Some(fsx::sha256_first(path, bytes)?.as_str()) == sha256 {
         return Ok(());
     }
-    let state = match sealed {
+    let state = match whole {
         _ if !path.exists() => "is gone",
-        None => "is shorter than it was",
-        Some(_) => "is not what was written",
+        false => "is shorter than it was",
+        true => "is not what was written",
     };
     Err(Error::data(format!("{} {state}: {} knows it with {bytes} bytes", path.display(), seal.display()))
         .hint("bring it back from a copy, or delete the run's directory to begin it anew"))

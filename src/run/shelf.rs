@@ -1,8 +1,8 @@
 //! Finished stages kept between runs: arms that share a stage, and repeated runs, do it once.
 //!
 //! A stage lies below a digest of all that its numbers depend on, the program's own bytes included, so a changed
-//! program never meets what another one computed. It is verified when it is read, and laid into the run's directory
-//! as if the stage had run there: the same model, the same records, the same bytes.
+//! program never meets what another one computed, nor what another one began. It is verified when it is read, and laid
+//! into the run's directory as if the stage had run there: the same model, the same records, the same bytes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,27 @@ impl Shelf {
         Ok(true)
     }
 
+    /// Remembers in `dir` that the stage is begun by what this shelf is for, unless something of it is there already: a
+    /// process that is killed between the end of the stage and [`Shelf::keep`] is made up for by the next one, and only if
+    /// that would have computed the same.
+    pub fn begin(&self, dir: &RunDir) -> Result<()> {
+        let checkpoints =
+            if self.stage == "finetune" { "checkpoints".into() } else { format!("{}/checkpoints", self.stage) };
+        match dir.file(&checkpoints).exists() {
+            true => Ok(()),
+            false => fsx::write_atomic(&dir.file(&mark(self.stage)), self.name().as_bytes()),
+        }
+    }
+
+    /// Whether a stage of `dir` waits to be kept somewhere.
+    pub fn awaits(dir: &RunDir, stage: &str) -> bool {
+        dir.file(&mark(stage)).exists()
+    }
+
+    fn name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Refuses files that do not have their digests.
     fn prove(&self) -> Result<()> {
         let file = self.folder.join("meta.json");
@@ -82,13 +103,30 @@ impl Shelf {
         Ok(())
     }
 
-    /// Keeps the stage that `dir` has finished, with these of its manifest's facts.
+    /// Keeps the stage that `dir` has finished, with these of its manifest's facts, if all of it was computed by what this
+    /// shelf is for ([`Shelf::begin`]).
     pub fn keep(&self, dir: &RunDir, facts: &[&str]) -> Result<()> {
-        if self.folder.exists() {
-            return Ok(());
+        let mark = dir.file(&mark(self.stage));
+        let own = mark.exists() && fsx::read_text(&mark)? == self.name();
+        if own && !self.folder.exists() {
+            self.keep_files(dir, facts)?;
         }
+        Self::forget(dir, self.stage)
+    }
+
+    /// A stage of `dir` waits no longer.
+    pub fn forget(dir: &RunDir, stage: &str) -> Result<()> {
+        let mark = dir.file(&mark(stage));
+        match std::fs::remove_file(&mark) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &mark, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_files(&self, dir: &RunDir, facts: &[&str]) -> Result<()> {
         static TURN: AtomicUsize = AtomicUsize::new(0);
         let turn = TURN.fetch_add(1, Ordering::Relaxed);
+        fsx::sweep_stale(self.folder.parent().unwrap_or(Path::new(".")))?;
         let part = self.folder.with_extension(format!("part-{}-{turn}", std::process::id()));
         let own = |record: &Value| record["stage"].as_str() == Some(self.stage);
         let records: Vec<Value> = Records::read(&dir.file("metrics.jsonl"))?.into_iter().filter(own).collect();
@@ -115,6 +153,11 @@ impl Shelf {
             Ok(()) => Ok(()),
         }
     }
+}
+
+/// The file of a run that says where a stage is to be kept when it is finished.
+fn mark(stage: &str) -> String {
+    format!(".keep-{stage}")
 }
 
 /// SHA-256 of the running program, computed once.
@@ -159,6 +202,17 @@ mod tests {
         let shelf = Shelf::new(&cache, "pretrain", json!({ "seed": 1 })).unwrap();
         assert!(!shelf.give(&b, &Silent).unwrap());
         shelf.keep(&a, &["pool"]).unwrap();
+        assert!(!shelf.folder.exists(), "who computed it is not known");
+        let other = Shelf::new(&cache, "pretrain", json!({ "seed": 9 })).unwrap();
+        other.begin(&a).unwrap();
+        std::fs::create_dir(a.file("pretrain/checkpoints")).unwrap();
+        shelf.begin(&a).unwrap();
+        shelf.keep(&a, &["pool"]).unwrap();
+        assert!(!shelf.folder.exists() && !Shelf::awaits(&a, "pretrain"), "another one began it");
+        std::fs::remove_dir(a.file("pretrain/checkpoints")).unwrap();
+        shelf.begin(&a).unwrap();
+        assert!(Shelf::awaits(&a, "pretrain"));
+        shelf.keep(&a, &["pool"]).unwrap();
         assert!(!Shelf::new(&cache, "pretrain", json!({ "seed": 2 })).unwrap().give(&b, &Silent).unwrap());
         assert!(shelf.give(&b, &Silent).unwrap());
         for name in ["pretrain/model.safetensors", "pretrain/done.json"] {
@@ -176,10 +230,12 @@ mod tests {
         drop(Records::open(&a.file("metrics.jsonl")).unwrap());
         a.finish("pretrain", &Params::zeros(layout()), json!({})).unwrap();
         let shelf = Shelf::new(&root.path().join("cache"), "pretrain", json!({})).unwrap();
+        shelf.begin(&a).unwrap();
         shelf.keep(&a, &[]).unwrap();
         std::fs::write(shelf.folder.join("model.safetensors"), b"junk").unwrap();
         let b = run(root.path(), "b");
         assert!(!shelf.give(&b, &Silent).unwrap() && !shelf.folder.exists() && !b.file("pretrain").exists());
+        shelf.begin(&a).unwrap();
         shelf.keep(&a, &[]).unwrap();
         assert!(shelf.give(&b, &Silent).unwrap());
     }

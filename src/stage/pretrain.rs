@@ -113,6 +113,10 @@ impl PretrainConfig {
         {
             return Err(Error::input("pretrain: temperature > 0, lambda ≥ 0, warmup in [0, 1]"));
         }
+        if self.lambda == 0.0 && !self.text {
+            return Err(Error::input("pretrain.lambda = 0 and pretrain.text = false: nothing would be learned")
+                .hint("pretrain.enabled=false switches the stage off"));
+        }
         Ok(())
     }
 }
@@ -267,7 +271,9 @@ impl Objective for FadingTeacher<'_> {
         let (loss, gradient) = tap_gradient(at.logits, &[rows, width], &device, |z| {
             let contrast = |z: &Tensor| contrast(z, &text, stage.config.temperature);
             facts.0 = scalar(&contrast(&z.detach())?)?;
-            let mut terms = (z.sum_all()? * 0.0)?;
+            // Where both terms weigh nothing, as at first without λ, a product keeps the way to z: its gradient is 0.
+            let idle = a == 0.0 && stage.config.lambda == 0.0;
+            let mut terms = if idle { (z * z.zeros_like()?)?.sum_all()? } else { (z.sum_all()? * 0.0)? };
             if stage.config.text {
                 let mixed = match &image {
                     Some(g) => ((z * a)? + (g * (1.0 - a))?)?,

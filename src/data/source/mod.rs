@@ -14,6 +14,7 @@ use super::encoded::Encoded;
 use super::{decode, folder};
 use crate::error::{Error, Result};
 use crate::exec::Cancel;
+use crate::fsx;
 use files::Files;
 use rows::Rows;
 use shards::Shards;
@@ -180,7 +181,7 @@ impl Listing {
     fn of(root: &Path, form: Form, wanted: Wanted<'_>, cancel: &Cancel, census: &mut Census) -> Result<Listing> {
         let mut there = Listing::default();
         let mut others = Census::default();
-        folder::walk(root, root, cancel, &mut others, &mut |path, why| {
+        folder::walk(root, root, &mut fsx::Met::default(), cancel, &mut others, &mut |path, why| {
             let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             match (why, ending.as_str()) {
                 (Some(_), "tar") => there.shards.push(path),

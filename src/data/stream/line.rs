@@ -150,6 +150,12 @@ impl Line {
         lock(&self.spare).pop().unwrap_or_default()
     }
 
+    /// Pictures' memory that waits for its next use.
+    #[cfg(test)]
+    pub fn spares(&self) -> usize {
+        lock(&self.spare).len()
+    }
+
     /// Takes back a picture's memory.
     pub fn keep(&self, planes: Vec<u8>) {
         let mut spare = lock(&self.spare);

@@ -211,6 +211,48 @@ fn the_cache_keeps_what_fits_and_no_more() {
 }
 
 #[test]
+fn an_epoch_of_any_length_holds_two_batches_of_pictures_and_what_is_in_hand() {
+    let stream = Stream::new(Arc::new(Album::of(8)), &config(0, 512), &Context::cpu(2)).unwrap();
+    let (mut out, mut most) = (Vec::new(), 0);
+    for b in 0..300 {
+        stream.ahead(&asks(0..8, b + 1));
+        stream.bytes(&asks(0..8, b), &mut out).unwrap();
+        most = most.max(stream.shared.line.spares());
+    }
+    assert!((8..=2 * 8 + 3).contains(&most), "{most}");
+}
+
+#[test]
+fn a_picture_that_changes_while_a_run_reads_it_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    std::fs::write(&path, png(20, 20, |x, y| [x as u8, y as u8, 7])).unwrap();
+    let stream = Stream::new(Arc::new(OnDisk(path.clone())), &config(0, 0), &Context::cpu(1)).unwrap();
+    let ask = asks(0..1, 1);
+    (0..2).for_each(|_| stream.bytes(&ask, &mut Vec::new()).unwrap());
+    std::fs::write(&path, png(20, 20, |x, y| [x as u8, y as u8, 8])).unwrap();
+    let e = stream.bytes(&ask, &mut Vec::new()).unwrap_err();
+    assert!(e.class() == Class::Data && e.to_string().contains("a.png: other bytes than this run read"), "{e}");
+}
+
+/// One picture in a file.
+struct OnDisk(std::path::PathBuf);
+
+impl Encoded for OnDisk {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn name(&self, _: usize) -> String {
+        self.0.display().to_string()
+    }
+
+    fn bytes(&self, _: usize) -> Result<Vec<u8>> {
+        crate::fsx::read(&self.0)
+    }
+}
+
+#[test]
 fn a_stopped_run_and_a_dropped_stream_leave_no_thread() {
     for stop in [true, false] {
         let (cx, album) = (Context::cpu(4), Arc::new(Album { slow: true, ..Album::of(400) }));

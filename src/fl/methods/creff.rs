@@ -37,6 +37,9 @@ pub const FEATURES: &str = "features";
 pub const HEAD: &str = "head";
 /// What the classifier is retrained from in every round, where `fresh_head` is off.
 pub const START: &str = "start";
+/// Most features of a class, and images and repeats of a look at one, that anybody asks for.
+const MOST: usize = 100_000;
+
 /// Prefix of a class's gradient.
 const GRADIENT: &str = "gradient/";
 
@@ -230,8 +233,8 @@ impl Algorithm for CReFF {
     fn check(&self) -> Result<()> {
         let (n, images) = (self.features_per_class, self.real_batch);
         for (key, value) in [("features_per_class", n), ("repeats", self.repeats), ("real_batch", images)] {
-            if value == 0 {
-                return Err(Error::input(format!("algorithm.{key} = 0: the smallest is 1")));
+            if !(1..=MOST).contains(&value) {
+                return Err(Error::input(format!("algorithm.{key} = {value}: 1 to {MOST}")));
             }
         }
         for (key, lr) in [("match_lr", self.match_lr), ("head_lr", self.head_lr)] {

@@ -35,6 +35,7 @@ use crate::fl::{
     About, Algorithm, Bn, Brief, ClientId, Collect, Collected, Cost, Exchange, Feed, Job, Length, Measure, Named,
     Needs, Now, Order, Outcome, Part, Reply, Rows, Sizes, Slot, Step, Train, Who,
 };
+use crate::fsx::bound;
 use crate::key::Purpose;
 use crate::nn::optim::SgdConfig;
 use crate::nn::{OptimiserConfig, Params, View};
@@ -44,6 +45,9 @@ const CALIBRATE: Exchange = Exchange { name: "calibrate", who: Who::Server { job
 
 /// The calibrated classifier in the state, in a round in which it is judged.
 const HEAD: &str = "head";
+
+/// Most features that anybody draws for a class.
+const SAMPLES: usize = 100_000;
 
 /// Images of a look; the moments do not depend on it.
 const LOOK: usize = 128;
@@ -78,6 +82,8 @@ impl Ccvr {
         let (head, mut features, mut labels) = (now.head()?, Vec::new(), Vec::new());
         let classes: Vec<(u32, Gaussian)> = pooled(got, head.features)?.into_iter().collect();
         let key = now.key.fold(Purpose::Noise, 0);
+        let n = bound::volume(&[classes.len(), self.samples, head.features]).unwrap_or(usize::MAX);
+        features.try_reserve_exact(n).map_err(|_| no_room(self.samples, classes.len()))?;
         exec::ordered(
             now.cx.threads,
             classes.len(),
@@ -108,6 +114,11 @@ impl Ccvr {
     }
 }
 
+fn no_room(samples: usize, classes: usize) -> Error {
+    Error::environment(format!("ccvr: no memory for {samples} features of each of {classes} classes"))
+        .hint("lower algorithm.samples")
+}
+
 impl Algorithm for Ccvr {
     fn about(&self) -> About {
         let leaves = "before the model is judged, of every class that the client holds: the number of images, the sum of \
@@ -120,6 +131,9 @@ impl Algorithm for Ccvr {
     }
 
     fn check(&self) -> Result<()> {
+        if !(1..=SAMPLES).contains(&self.samples) {
+            return Err(Error::input(format!("algorithm.samples = {}: 1 to {SAMPLES}", self.samples)));
+        }
         if !(self.ridge.is_finite() && self.ridge > 0.0) {
             return Err(Error::input(format!("algorithm.ridge = {}: a number > 0", self.ridge)));
         }

@@ -38,6 +38,9 @@ use crate::key::{Key, Purpose};
 use crate::nn::optim::{Schedule, SgdConfig};
 use crate::nn::{OptimiserConfig, Params};
 
+/// Most models that anybody draws: all of them are held.
+const SAMPLES: usize = 1000;
+
 /// FedBE's knobs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -171,6 +174,9 @@ impl Algorithm for FedBe {
     fn check(&self) -> Result<()> {
         let FedBe { scale, concentration, temperature, cycle_low, .. } = *self;
         let bad = |name: &str, value: f32, range: &str| Error::input(format!("algorithm.{name} = {value}: {range}"));
+        if self.samples > SAMPLES {
+            return Err(Error::input(format!("algorithm.samples = {}: the most is {SAMPLES}", self.samples)));
+        }
         if !(scale.is_finite() && scale >= 0.0) {
             return Err(bad("scale", scale, "a factor ≥ 0"));
         }
