@@ -66,9 +66,11 @@
 //! | `learner` | adapters as variables, losses and flat gradients |
 //! | `run` | embeddings, logits, losses and answers, the same for all families |
 //! | `save` | a folder with adapters folded in |
+//! | `folder` | what the families but LLaVA read of a folder alike |
 //! | `pixels` | 8-bit pictures resized as Pillow does, and as numbers |
 //! | `llava`, `smolvlm`, `qwen2_5_vl`, `minicpmv` | one family each |
 
+mod folder;
 mod learner;
 mod llava;
 pub mod minicpmv;

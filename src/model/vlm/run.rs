@@ -196,7 +196,8 @@ pub fn sample_written<V: Vlm + ?Sized>(vlm: &V, prompt: &str, answer: &str, pict
             "a sample of {} tokens exceeds the model's context of {context}",
             told.ids.len()
         ))
-        .hint("smaller pictures, or a shorter text"));
+        .hint("smaller pictures, or a shorter text")
+        .isolated());
     }
     if from == 0 || from >= told.ids.len() {
         return Err(Error::data("an answer without a token"));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::super::folder::three;
 use super::super::pixels::{PictureConfig, tables};
 use super::slices::Slicing;
 use crate::error::{Error, Place, Result};
@@ -60,12 +61,7 @@ pub(super) fn slicing(folder: &Path, how: &PictureConfig) -> Result<Slicing> {
     let path = folder.join("preprocessor_config.json");
     let json: Value = fsx::read_json(&path)?;
     let read = || -> Result<Slicing> {
-        let three = |key: &str| -> Result<[f32; 3]> {
-            let Some(list) = json.get(key) else { return Ok([0.5; 3]) };
-            let numbers: Option<Vec<f32>> =
-                list.as_array().map(|l| l.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect());
-            numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| Error::data(format!("{key} is not three numbers")))
-        };
+        let three = |key: &str| three(&json, key, [0.5; 3]);
         let on = flag(&json, "slice_mode", true)?;
         let most = how.max_slices.unwrap_or(count(&json, "max_slice_nums", 9)?);
         let slicing = Slicing {

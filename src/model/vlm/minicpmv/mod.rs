@@ -18,11 +18,12 @@ use candle_core::Tensor;
 pub use config::MiniCpmConfig;
 pub use slices::Slicing;
 
+use super::folder::{Speech, around};
 use super::opened::Maker;
 use super::pixels::{PictureConfig, Pixels, Planes};
 use super::{Family, Prompt, Sample, Target, Vlm, counted};
 use crate::error::{Error, Result};
-use crate::model::chat::{Chat, Message, Role};
+use crate::model::chat::{Message, Role};
 use crate::model::clip::Picture;
 use crate::model::llama::{Llama, LlamaConfig, Names, Tokenizer};
 use crate::model::lora::Modules;
@@ -44,8 +45,7 @@ pub(super) struct Kit(Arc<Inner>);
 struct Inner {
     config: MiniCpmConfig,
     slicing: Slicing,
-    tokenizer: Tokenizer,
-    chat: Chat,
+    speech: Speech,
     /// Tokens of [`TAGS`].
     tags: [u32; 4],
     /// The first of [`ENDS`].
@@ -56,24 +56,17 @@ struct Inner {
 impl Kit {
     pub fn open(folder: &Path, how: &PictureConfig) -> Result<Self> {
         let mut config = MiniCpmConfig::read(folder)?;
-        let (slicing, tokenizer) = (config::slicing(folder, how)?, Tokenizer::open(folder)?);
-        tokenizer.check_fits(config.text.vocab_size)?;
-        let named = |mark: &str| {
-            let absent = || Error::data(format!("the tokenizer has no {mark}"));
-            tokenizer.id(mark).ok_or_else(|| absent().hint("take tokenizer and weights from the same model"))
-        };
+        let slicing = config::slicing(folder, how)?;
+        let speech = Speech::open(folder, config.text.vocab_size, MARK)?;
+        let named = |mark| speech.token(mark);
         let tags = [named(TAGS[0])?, named(TAGS[1])?, named(TAGS[2])?, named(TAGS[3])?];
         let end = named(ENDS[0])?;
-        config.stop = ENDS.iter().filter_map(|m| tokenizer.id(m)).collect();
-        let chat = Chat::open_marked(folder, MARK)?;
-        if !chat.has_template() {
-            return Err(Error::data("no chat template").hint("tokenizer_config.json of the published model has it"));
-        }
+        config.stop = ENDS.iter().filter_map(|m| speech.tokenizer.id(m)).collect();
         if slicing.patch != config.vision.patch_size {
             return Err(Error::data("preprocessor_config.json and config.json speak of different patches"));
         }
         let modules = Modules { renamed: Vec::new(), body: "llm.model".into() };
-        Ok(Kit(Arc::new(Inner { config, slicing, tokenizer, chat, tags, end, modules })))
+        Ok(Kit(Arc::new(Inner { config, slicing, speech, tags, end, modules })))
     }
 }
 
@@ -137,12 +130,7 @@ impl Inner {
 impl MiniCpmV {
     fn read_numbered(&self, text: &str, pictures: &[Picture], numbers: Numbers) -> Result<Prompt> {
         let kit = &self.kit.0;
-        let pieces: Vec<&str> = text.split(MARK).collect();
-        if pieces.len() != pictures.len() + 1 {
-            let (places, given) = (pieces.len() - 1, pictures.len());
-            return Err(Error::input(format!("the prompt has places for {places} pictures, {given} are given"))
-                .hint(format!("write {MARK} once for each picture")));
-        }
+        let pieces = around(text, MARK, MARK, pictures.len())?;
         let (mut spelled, mut seen, mut wanted) = (pieces[0].to_string(), Vec::new(), 0);
         for (k, (picture, rest)) in pictures.iter().zip(&pieces[1..]).enumerate() {
             let (sizes, parts) = kit.slicing.cut(&Planes::of(picture)?)?;
@@ -151,7 +139,7 @@ impl MiniCpmV {
             wanted += parts.len();
             seen.push(kit.slicing.pixels(&parts, self.llm.device())?);
         }
-        let ids = kit.tokenizer.encode(&spelled)?;
+        let ids = kit.speech.tokenizer.encode(&spelled)?;
         let slots = kit.slots(&ids);
         if slots.len() != wanted || slots.iter().any(|s| s.len() != kit.config.queries) {
             let (found, each) = (slots.len(), kit.config.queries);
@@ -174,7 +162,7 @@ impl Vlm for MiniCpmV {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        &self.kit.0.tokenizer
+        &self.kit.0.speech.tokenizer
     }
 
     fn stop(&self) -> &[u32] {
@@ -186,7 +174,7 @@ impl Vlm for MiniCpmV {
     }
 
     fn write(&self, messages: &[Message], open: bool) -> Result<String> {
-        self.kit.0.chat.write(messages, open)
+        self.kit.0.speech.chat.write(messages, open)
     }
 
     fn read(&self, text: &str, pictures: &[Picture]) -> Result<Prompt> {
@@ -202,7 +190,7 @@ impl Vlm for MiniCpmV {
         }
         let prompt = self.read_numbered(&self.write(messages, false)?, pictures, Numbers::Sliced)?;
         let (ids, context) = (&prompt.ids, self.llm.config().max_position_embeddings);
-        let begin = self.kit.0.tokenizer.encode_plain("<|im_start|>assistant")?;
+        let begin = self.kit.0.speech.tokenizer.encode_plain("<|im_start|>assistant")?;
         let from = ids.windows(begin.len().max(1)).rposition(|w| w == begin).map(|at| at + begin.len());
         let end = from.and_then(|from| Some(from + ids[from..].iter().position(|id| *id == self.kit.0.end)?));
         let (Some(from), Some(end)) = (from, end) else {
@@ -213,7 +201,8 @@ impl Vlm for MiniCpmV {
                 "a sample of {} tokens exceeds the model's context of {context}",
                 ids.len()
             ))
-            .hint("fewer slices, or a shorter text"));
+            .hint("fewer slices, or a shorter text")
+            .isolated());
         }
         let shifted = (from..=end).map(|i| Target { at: i as u32 - 1, token: ids[i] });
         let again = Target { at: end as u32, token: self.kit.0.end };

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::super::folder::{image_token, stops};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::model::llama::LlamaConfig;
-use crate::model::llama::config::{count, flag, tokens};
+use crate::model::llama::config::{count, flag};
 use crate::model::weights::refuse_quantised;
 
 /// What fixes the model's shape and arithmetic.
@@ -53,12 +54,7 @@ impl QwenVlConfig {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let mut config = Self::from_json(&fsx::read_json(&path)?).at(|| path.display().to_string())?;
-        let generation = folder.join("generation_config.json");
-        if generation.is_file()
-            && let Some(stop) = tokens(&fsx::read_json(&generation)?, "eos_token_id")?.filter(|s| !s.is_empty())
-        {
-            config.stop = stop;
-        }
+        config.stop = stops(folder, config.stop)?;
         Ok(config)
     }
 
@@ -73,15 +69,7 @@ impl QwenVlConfig {
                 Error::data("no mrope_section").hint("rope_scaling or rope_parameters of the published model has it")
             );
         }
-        let image_token = match tokens(json, "image_token_id")?.as_deref() {
-            None => 151_655,
-            Some([one]) => *one,
-            Some(_) => return Err(Error::data("image_token_id is not one token id")),
-        };
-        if image_token as usize >= text.vocab_size {
-            let words = text.vocab_size;
-            return Err(Error::data(format!("image_token_id = {image_token} is outside of the vocabulary of {words}")));
-        }
+        let image_token = image_token(json, 151_655, text.vocab_size)?;
         let empty = Value::Object(Default::default());
         let vision = TowerConfig::from_json(json.get("vision_config").filter(|v| v.is_object()).unwrap_or(&empty));
         let vision = vision.at(|| "vision_config")?;

@@ -17,11 +17,12 @@ use candle_core::Tensor;
 pub use config::{QwenVlConfig, TowerConfig};
 pub use resize::Resize;
 
+use super::folder::{Speech, around};
 use super::opened::Maker;
 use super::pixels::{PictureConfig, Pixels, Planes, slots};
 use super::{Family, Prompt, Vlm};
 use crate::error::{Error, Result};
-use crate::model::chat::{Chat, Message};
+use crate::model::chat::Message;
 use crate::model::clip::Picture;
 use crate::model::llama::{Llama, LlamaConfig, Names, Places, Tokenizer};
 use crate::model::lora::Modules;
@@ -38,8 +39,7 @@ pub(super) struct Kit(Arc<Inner>);
 struct Inner {
     config: QwenVlConfig,
     resize: Resize,
-    tokenizer: Tokenizer,
-    chat: Chat,
+    speech: Speech,
     names: Names,
     tower: String,
     modules: Modules,
@@ -48,21 +48,13 @@ struct Inner {
 impl Kit {
     pub fn open(folder: &Path, names: &[&str], how: &PictureConfig) -> Result<Self> {
         let config = QwenVlConfig::read(folder)?;
-        let (resize, tokenizer) = (Resize::open(folder, how)?, Tokenizer::open(folder)?);
+        let resize = Resize::open(folder, how)?;
         let v = &config.vision;
         if (resize.patch, resize.merge, resize.frames) != (v.patch_size, v.spatial_merge_size, v.temporal_patch_size) {
             return Err(Error::data("preprocessor_config.json and config.json speak of different patches"));
         }
-        tokenizer.check_fits(config.text.vocab_size)?;
-        if tokenizer.id(PAD) != Some(config.image_token) {
-            let (theirs, own) = (tokenizer.id(PAD), config.image_token);
-            return Err(Error::data(format!("the tokenizer's {PAD} is token {theirs:?}, the model's is {own}"))
-                .hint("take tokenizer and weights from the same model"));
-        }
-        let chat = Chat::open_marked(folder, PAD)?;
-        if !chat.has_template() {
-            return Err(Error::data("no chat template").hint("chat_template.json or .jinja of the published model"));
-        }
+        let speech = Speech::open(folder, config.text.vocab_size, PAD)?;
+        speech.agree(PAD, config.image_token)?;
         let body = "model.language_model".to_string();
         // The Hub's names, or those in memory, which transformers 5 writes.
         let hub = names.iter().any(|n| n.starts_with("visual."));
@@ -70,7 +62,7 @@ impl Kit {
         let renamed = vec![(stored.to_string(), body.clone()), (tower.to_string(), "model.visual".to_string())];
         let names = Names { body: stored.into(), head: "lm_head".into() };
         let (tower, modules) = (tower.to_string(), Modules { renamed, body });
-        Ok(Kit(Arc::new(Inner { config, resize, tokenizer, chat, names, tower, modules })))
+        Ok(Kit(Arc::new(Inner { config, resize, speech, names, tower, modules })))
     }
 }
 
@@ -131,7 +123,7 @@ impl Vlm for QwenVl {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        &self.kit.0.tokenizer
+        &self.kit.0.speech.tokenizer
     }
 
     fn stop(&self) -> &[u32] {
@@ -143,17 +135,12 @@ impl Vlm for QwenVl {
     }
 
     fn write(&self, messages: &[Message], open: bool) -> Result<String> {
-        self.kit.0.chat.write(messages, open)
+        self.kit.0.speech.chat.write(messages, open)
     }
 
     fn read(&self, text: &str, pictures: &[Picture]) -> Result<Prompt> {
         let kit = &self.kit.0;
-        let pieces: Vec<&str> = text.split(PAD).collect();
-        if pieces.len() != pictures.len() + 1 {
-            let (places, given) = (pieces.len() - 1, pictures.len());
-            return Err(Error::input(format!("the prompt has places for {places} pictures, {given} are given"))
-                .hint(format!("write <|vision_start|>{PAD}<|vision_end|> once for each picture")));
-        }
+        let pieces = around(text, PAD, &format!("<|vision_start|>{PAD}<|vision_end|>"), pictures.len())?;
         let (mut spelled, mut seen, mut cells) = (pieces[0].to_string(), Vec::new(), Vec::new());
         for (picture, rest) in pictures.iter().zip(&pieces[1..]) {
             let pixels = kit.resize.pixels(&Planes::of(picture)?, self.llm.device())?;
@@ -163,7 +150,7 @@ impl Vlm for QwenVl {
             cells.push(cell);
             seen.push(pixels);
         }
-        let ids = kit.tokenizer.encode(&spelled)?;
+        let ids = kit.speech.tokenizer.encode(&spelled)?;
         let counts: Vec<usize> = cells.iter().map(|[r, c]| r * c).collect();
         let slots = slots(&ids, kit.config.image_token, &counts, PAD)?;
         if slots.iter().map(ExactSizeIterator::len).ne(counts) {

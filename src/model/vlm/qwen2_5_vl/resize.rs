@@ -5,9 +5,9 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
+use super::super::folder::{processor, three};
 use super::super::pixels::{PictureConfig, Pixels, Planes, tables};
 use crate::error::{Error, Place, Result};
-use crate::fsx;
 use crate::nn::kernels::resample::Filter;
 
 /// Longest side over shortest of a picture that is read.
@@ -32,26 +32,15 @@ pub struct Resize {
 impl Resize {
     /// Reads the folder's settings.
     pub fn open(folder: &Path, how: &PictureConfig) -> Result<Self> {
-        let (alone, joint) = (folder.join("preprocessor_config.json"), folder.join("processor_config.json"));
-        let path = if alone.is_file() { alone } else { joint };
-        if !path.is_file() {
-            return Err(Error::input(format!("{}: no preprocessor_config.json here", folder.display())));
-        }
-        let json: Value = fsx::read_json(&path)?;
-        Self::from_json(json.get("image_processor").unwrap_or(&json), how).at(|| path.display().to_string())
+        let (json, path) = processor(folder)?;
+        Self::from_json(&json, how).at(|| path.display().to_string())
     }
 
     pub(super) fn from_json(json: &Value, how: &PictureConfig) -> Result<Self> {
         let count = |v: Option<&Value>, default: usize| v.and_then(Value::as_u64).map_or(default, |n| n as usize);
         let size = |old: &str, new: &str, default: usize| count(json.get(old), count(json["size"].get(new), default));
-        let three = |key: &str, default: [f32; 3]| -> Result<[f32; 3]> {
-            let Some(list) = json.get(key) else { return Ok(default) };
-            let numbers: Option<Vec<f32>> =
-                list.as_array().map(|l| l.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect());
-            numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| Error::data(format!("{key} is not three numbers")))
-        };
-        let mean = three("image_mean", [0.48145466, 0.4578275, 0.40821073])?;
-        let std = three("image_std", [0.26862954, 0.261_302_6, 0.275_777_1])?;
+        let mean = three(json, "image_mean", [0.48145466, 0.4578275, 0.40821073])?;
+        let std = three(json, "image_std", [0.26862954, 0.261_302_6, 0.275_777_1])?;
         let resize = Resize {
             patch: count(json.get("patch_size"), 14),
             merge: count(json.get("merge_size"), 2),

@@ -12,11 +12,12 @@ use candle_core::Tensor;
 pub use config::SmolVlmConfig;
 pub use tiles::Tiling;
 
+use super::folder::{Speech, around};
 use super::opened::Maker;
 use super::pixels::{PictureConfig, Pixels, Planes, slots};
 use super::{Family, Prompt, Vlm};
-use crate::error::{Error, Result};
-use crate::model::chat::{Chat, IMAGE, Message};
+use crate::error::Result;
+use crate::model::chat::{IMAGE, Message};
 use crate::model::clip::Picture;
 use crate::model::layers::Linear;
 use crate::model::llama::{Llama, LlamaConfig, Names, Tokenizer};
@@ -38,38 +39,22 @@ struct Inner {
     tiling: Tiling,
     /// Tokens of a tile.
     places: usize,
-    tokenizer: Tokenizer,
-    chat: Chat,
+    speech: Speech,
     modules: Modules,
 }
 
 impl Kit {
     pub fn open(folder: &Path, how: &PictureConfig) -> Result<Self> {
         let config = SmolVlmConfig::read(folder)?;
-        let (mut tiling, tokenizer) = (Tiling::open(folder)?, Tokenizer::open(folder)?);
+        let mut tiling = Tiling::open(folder)?;
         tiling.split = how.split.unwrap_or(tiling.split);
         tiling.longest = how.longest_edge.unwrap_or(tiling.longest).max(1);
         let side = config.places(tiling.tile)?;
-        tokenizer.check_fits(config.text.vocab_size)?;
-        let same = "take tokenizer and weights from the same model";
-        match tokenizer.id(IMAGE) {
-            Some(id) if id == config.image_token => {}
-            other => {
-                let own = config.image_token;
-                return Err(
-                    Error::data(format!("the tokenizer's {IMAGE} is token {other:?}, the model's is {own}")).hint(same)
-                );
-            }
-        }
-        if let Some(mark) = [AROUND, GLOBAL].into_iter().find(|m| tokenizer.id(m).is_none()) {
-            return Err(Error::data(format!("the tokenizer has no {mark}")).hint(same));
-        }
-        let chat = Chat::open(folder)?;
-        if !chat.has_template() {
-            return Err(Error::data("no chat template").hint("chat_template.json or .jinja of the published model"));
-        }
+        let speech = Speech::open(folder, config.text.vocab_size, IMAGE)?;
+        speech.agree(IMAGE, config.image_token)?;
+        [AROUND, GLOBAL].into_iter().try_for_each(|mark| speech.token(mark).map(drop))?;
         let modules = Modules { renamed: Vec::new(), body: "model.text_model".into() };
-        Ok(Kit(Arc::new(Inner { config, tiling, places: side * side, tokenizer, chat, modules })))
+        Ok(Kit(Arc::new(Inner { config, tiling, places: side * side, speech, modules })))
     }
 }
 
@@ -130,7 +115,7 @@ impl Vlm for SmolVlm {
     }
 
     fn tokenizer(&self) -> &Tokenizer {
-        &self.kit.0.tokenizer
+        &self.kit.0.speech.tokenizer
     }
 
     fn stop(&self) -> &[u32] {
@@ -142,17 +127,12 @@ impl Vlm for SmolVlm {
     }
 
     fn write(&self, messages: &[Message], open: bool) -> Result<String> {
-        self.kit.0.chat.write(messages, open)
+        self.kit.0.speech.chat.write(messages, open)
     }
 
     fn read(&self, text: &str, pictures: &[Picture]) -> Result<Prompt> {
         let kit = &self.kit.0;
-        let pieces: Vec<&str> = text.split(IMAGE).collect();
-        if pieces.len() != pictures.len() + 1 {
-            let (places, given) = (pieces.len() - 1, pictures.len());
-            return Err(Error::input(format!("the prompt has places for {places} pictures, {given} are given"))
-                .hint(format!("write {IMAGE} once for each picture")));
-        }
+        let pieces = around(text, IMAGE, IMAGE, pictures.len())?;
         let (mut spelled, mut seen, mut counts) = (pieces[0].to_string(), Vec::new(), Vec::new());
         for (picture, rest) in pictures.iter().zip(&pieces[1..]) {
             let cut = kit.tiling.cut(&Planes::of(picture)?)?;
@@ -161,7 +141,7 @@ impl Vlm for SmolVlm {
             counts.push(cut.tiles.len() * kit.places);
             seen.push(cut.pixels(&kit.tiling, self.llm.device())?);
         }
-        let ids = kit.tokenizer.encode(&spelled)?;
+        let ids = kit.speech.tokenizer.encode(&spelled)?;
         let slots = slots(&ids, kit.config.image_token, &counts, IMAGE)?;
         Ok(Prompt { ids, slots, pictures: seen, places: None, features: None })
     }

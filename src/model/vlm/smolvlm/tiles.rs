@@ -6,9 +6,9 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
+use super::super::folder::{processor, three};
 use super::super::pixels::{Pixels, Planes, tables};
 use crate::error::{Error, Place, Result};
-use crate::fsx;
 use crate::nn::kernels::resample::Filter;
 
 /// Sides above this are scaled down, whatever the settings say.
@@ -46,13 +46,8 @@ pub(super) struct Sizes {
 impl Tiling {
     /// Reads the folder's settings.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (alone, joint) = (folder.join("preprocessor_config.json"), folder.join("processor_config.json"));
-        let path = if alone.is_file() { alone } else { joint };
-        if !path.is_file() {
-            return Err(Error::input(format!("{}: no preprocessor_config.json here", folder.display())));
-        }
-        let json: Value = fsx::read_json(&path)?;
-        Self::from_json(json.get("image_processor").unwrap_or(&json)).at(|| path.display().to_string())
+        let (json, path) = processor(folder)?;
+        Self::from_json(&json).at(|| path.display().to_string())
     }
 
     fn from_json(json: &Value) -> Result<Self> {
@@ -67,12 +62,7 @@ impl Tiling {
         if let Some(off) = ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"].into_iter().find(|k| !on(k)) {
             return Err(Error::data(format!("{off} = false is not supported")));
         }
-        let three = |key: &str| -> Result<[f32; 3]> {
-            let Some(list) = json.get(key) else { return Ok([0.5; 3]) };
-            let numbers: Option<Vec<f32>> =
-                list.as_array().map(|l| l.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect());
-            numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| Error::data(format!("{key} is not three numbers")))
-        };
+        let three = |key: &str| three(json, key, [0.5; 3]);
         let filter = match json.get("resample").and_then(Value::as_u64) {
             None => Filter::Lanczos,
             Some(code) => {
