@@ -1,18 +1,22 @@
 //! A multimodal LLM in the federated loop: the laws that a fake would break, on the demo's LLaVA.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fedllava::config::Config;
 use fedllava::data::multimodal::scenario::{self, Holdings};
 use fedllava::data::multimodal::{self, Multimodal};
 use fedllava::exec::{Context, Event, Events};
+use fedllava::fl::round::Federation;
+use fedllava::fl::trainer::CompactTrainer;
 use fedllava::key::Key;
 use fedllava::mllm::wording::Prompts;
 use fedllava::model::lora::LoraConfig;
 use fedllava::model::vlm::Opened;
-use fedllava::nn::{Optimiser, OptimiserConfig};
+use fedllava::nn::{Batch, Optimiser, OptimiserConfig, Samples, View};
 use fedllava::pipeline::{self, Library, Stages};
 use fedllava::task::mllm::lessons::{Keep, Lessons};
+use fedllava::task::mllm::speaker::School;
 use serde_json::Value;
 
 const BASE: &str = r#"
@@ -263,7 +267,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes_and_its_adapter_answers_as_before() {
     let whole = memes.digest("whole", &["task.lora.dropout=0.2"]);
     let config = memes.config("stopped", &["task.lora.dropout=0.2"]);
     let cx = Context::cpu(2);
-    let stopping = Context { events: std::sync::Arc::new(StopAfterOne(cx.cancel.clone())), ..cx };
+    let stopping = Context { events: Arc::new(StopAfterOne(cx.cancel.clone())), ..cx };
     let stopped = pipeline::run(&config, Stages::All, &Library::default(), &stopping).unwrap_err();
     assert_eq!(stopped.class(), fedllava::error::Class::Stopped);
     assert_eq!(memes.digest("stopped", &["task.lora.dropout=0.2"]), whole);
@@ -273,6 +277,18 @@ fn a_stopped_run_goes_on_to_the_same_bytes_and_its_adapter_answers_as_before() {
     assert_eq!(params.digest(), whole);
     let base = opened.fresh(&plan, Key::from_seed(1)).unwrap();
     assert!(params.data().iter().zip(base.data()).any(|(a, b)| (a - b).abs() > 1e-3), "something was learnt");
+}
+
+/// Remembers what was begun.
+#[derive(Default)]
+struct Begun(std::sync::Mutex<Vec<String>>);
+
+impl Events for Begun {
+    fn on(&self, event: Event<'_>) {
+        if let Event::Begin { name, .. } = event {
+            self.0.lock().unwrap().push(name.to_string());
+        }
+    }
 }
 
 #[test]
@@ -288,9 +304,12 @@ fn methods_on_parameters_run_unchanged_and_those_on_scores_are_refused_before_th
     }
     for kind in ["focal", "moon", "creff", "ccvr", "feddf", "balancefl", "fedyoyo", "logit-adjustment"] {
         let config = memes.config(kind, &[&format!("algorithm.kind=\"{kind}\"")]);
-        let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err();
+        let begun = Arc::new(Begun::default());
+        let cx = Context { events: begun.clone(), ..Context::cpu(1) };
+        let e = pipeline::run(&config, Stages::All, &Library::default(), &cx).unwrap_err();
         assert_eq!(e.class(), fedllava::error::Class::Input, "{kind}: {e}");
-        assert!(!memes.root.path().join(kind).join("checkpoints").exists(), "{kind}");
+        assert!(!memes.root.path().join(kind).exists(), "{kind}");
+        assert!(begun.0.lock().unwrap().is_empty(), "{kind}: no sample was prepared");
     }
 }
 
@@ -310,13 +329,18 @@ fn a_text_longer_than_the_model_reads_is_left_out_counted_and_refused_where_it_i
     let path = memes.folder().join("train.jsonl");
     let long = vec!["red"; 300].join(" ");
     let line = format!(r#"{{"id": 90, "img": "img/90.png", "text": "{long}", "label": 0}}"#);
-    std::fs::write(&path, format!("{}\n{line}", std::fs::read_to_string(&path).unwrap())).unwrap();
     memes.paint(90, 90);
+    // Too long by their picture alone, or by their end mark: some of these are, wherever the limit lies.
+    let with =
+        |n: usize| format!(r#"{{"id": {n}, "img": "img/90.png", "text": "{}", "label": 1}}"#, vec!["red"; n].join(" "));
+    let lines: Vec<String> = (130..250).step_by(8).map(with).collect();
+    let known = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{known}\n{line}\n{}", lines.join("\n"))).unwrap();
     let whole = ["scenario={ kind = \"aligned\", clients = 1 }", "federated.cohort=1", "federated.rounds=1"];
     let strict = memes.config("strict", &whole);
     let e = pipeline::run(&strict, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
     assert!(e.contains("longer than the longest") && e.contains("90"), "{e}");
-    let lenient = [&whole[..], &["run.tolerate=0.1"]].concat();
+    let lenient = [&whole[..], &["run.tolerate=0.5"]].concat();
     memes.run("lenient", 2, &lenient);
     let manifest = std::fs::read_to_string(memes.root.path().join("lenient/manifest.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
@@ -334,4 +358,103 @@ fn clients_that_diverge_are_named_and_a_round_without_any_other_stops() {
     let config = memes.config("skip", &skip);
     let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap_err().to_string();
     assert!(e.contains("all 2 clients of the exchange failed"), "{e}");
+}
+
+/// Lessons of which one cannot be given: whoever holds it panics.
+struct Faulty<'a>(&'a Lessons, u32);
+
+impl Samples for Faulty<'_> {
+    fn fill(&self, ids: &[u32], view: View, key: Key, batch: &mut Batch) -> fedllava::error::Result<()> {
+        assert!(!ids.contains(&self.1), "a lesson is torn");
+        self.0.fill(ids, view, key, batch)
+    }
+}
+
+#[test]
+fn a_round_in_which_one_client_fails_is_the_round_of_the_others() {
+    let memes = Memes::new(false);
+    let config = memes.config("unused", &["federated.on_failure=\"skip\"", "federated.rounds=1"]);
+    let (set, holdings) = memes.held();
+    let (task, cx) = (config.task.mllm().unwrap(), Context::cpu(2));
+    let opened = Opened::open(Path::new(&task.model), &cx).unwrap();
+    let plan = opened.plan(&task.lora).unwrap();
+    let start = opened.fresh(&plan, Key::from_seed(5)).unwrap();
+    let keep = Keep { budget: 1 << 28, features: true };
+    let lessons = Lessons::prepare(opened.frozen().unwrap(), &set, &holdings, Prompts::Base, 1200, keep, &cx).unwrap();
+    let school = Arc::new(School { opened, plan, lessons, micro_batch: 1, recompute: false });
+    let net = Arc::new(school.net());
+    let round = |samples: &dyn Samples, cohort: Vec<u32>| {
+        let (inner, session_net) = (school.clone(), net.clone());
+        let session = move |_: &Context, _| Ok(inner.session(&session_net));
+        let trainer = CompactTrainer::within(net.clone(), session, samples, &school.lessons.clients);
+        let federation = Federation {
+            algorithm: config.algorithm.algorithm(),
+            trainer: &trainer,
+            config: &config.federated,
+            clients: 2,
+            cohort: &move |_| Ok(cohort.clone()),
+            align: None,
+            feedback: false,
+            key: Key::from_seed(6),
+        };
+        let mut failed = Vec::new();
+        let server = federation.start(start.clone(), &cx).unwrap();
+        let server = federation.run(server, &cx, &mut |done| {
+            failed.extend(done.failed.iter().map(|f| f.client));
+            Ok(())
+        });
+        (server.unwrap().model.digest(), failed)
+    };
+    let bad = *school.lessons.clients[1].last().unwrap();
+    let (both, none) = round(&school.lessons, vec![0, 1]);
+    let (first, _) = round(&school.lessons, vec![0]);
+    let (skipped, failed) = round(&Faulty(&school.lessons, bad), vec![0, 1]);
+    assert_eq!((skipped == first, skipped == both), (true, false));
+    assert_eq!((none, failed), (vec![], vec![1]));
+}
+
+#[test]
+fn a_run_starts_from_a_round_of_another_and_a_finished_one_grows_to_the_bytes_of_a_longer_one() {
+    let memes = Memes::new(false);
+    let yogi = ["algorithm.kind=\"fedyogi\"", "federated.keep_checkpoints=9"];
+    let with = |more: &[&str]| -> Vec<String> { yogi.iter().chain(more).map(ToString::to_string).collect() };
+    let run = |name: &str, more: &[&str]| {
+        let set = with(more);
+        memes.run(name, 2, &set.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let long = run("long", &["federated.rounds=4"]);
+    let grown = {
+        run("grown", &["federated.rounds=2"]);
+        run("grown", &["federated.rounds=4"])
+    };
+    assert_eq!(long["digest"], grown["digest"]);
+    let read = |run: &str, file: &str| std::fs::read_to_string(memes.root.path().join(run).join(file)).unwrap();
+    assert_eq!(read("long", "metrics.jsonl"), read("grown", "metrics.jsonl"));
+    assert_eq!(read("long", "answers.jsonl"), read("grown", "answers.jsonl"));
+    // From round 2 of the long one: its adapters are the start, and so its figures before any round.
+    let from = memes.root.path().join("long");
+    let start = |round: &str| format!("finetune.from=\"{}{round}\"", from.display());
+    let zero = run("zero", &[&start("@2"), "federated.rounds=0"]);
+    let short = run("short", &["federated.rounds=2"]);
+    assert_eq!(zero["digest"], short["digest"]);
+    assert_eq!(run("last", &[&start(""), "federated.rounds=0"])["digest"], long["digest"]);
+    assert_ne!(run("on", &[&start("@2"), "federated.rounds=1"])["digest"], short["digest"]);
+    let other = memes.config("other", &[&start("@2"), "task.lora={ rank = 3 }"]);
+    let e = pipeline::run(&other, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
+    assert!(e.contains("finetune.from") && e.contains("task.lora"), "{e}");
+}
+
+#[test]
+fn a_table_of_its_runs_shows_what_they_have_and_no_groups_of_classes() {
+    let memes = Memes::new(false);
+    memes.run("one", 2, &["federated.rounds=1"]);
+    let report = fedllava::report::Report::read(&[memes.root.path().join("one")]).unwrap();
+    let view = report.summary(&Default::default(), fedllava::report::Room { width: None, wide: true });
+    let text = view.markdown();
+    for head in ["accuracy", "AUC", "AUC by likelihood", "macro-F1", "unparsed"] {
+        assert!(text.contains(head), "{head}: {text}");
+    }
+    for head in ["many", "medium", "few", "worst class"] {
+        assert!(!text.contains(head), "{head}: {text}");
+    }
 }

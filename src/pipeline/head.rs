@@ -46,28 +46,12 @@ impl Experiment {
         let round = left.as_ref().map_or(String::new(), |left| format!(", round {}", left.round));
         let note = format!("finetune.from: {from}{round}: {}", start.line());
         cx.events.on(if start.fresh.is_empty() { Event::Note(&note) } else { Event::Warning(&note) });
-        let carried = left.and_then(|left| self.carried(left, start.fresh.is_empty(), cx));
-        Ok(Begin { model: start.params, carried })
-    }
-
-    /// What of another run's state goes on here; why it does not is said.
-    fn carried(&self, left: Left, whole: bool, cx: &Context) -> Option<Carried> {
-        let Left { state, kept, algorithm, split, .. } = left;
-        let own = self.config.algorithm.kind();
-        let why = if state.is_empty() && kept.is_empty() {
-            return None;
-        } else if algorithm != own {
-            format!("it is {algorithm}'s, and this is {own}")
-        } else if !whole {
-            "the networks differ".to_string()
-        } else if !kept.is_empty() && split != self.split.digest() {
-            "clients kept some of it, and they hold other images here".to_string()
-        } else {
-            return Some(Carried { state, kept });
+        let carried = match left {
+            Some(left) if !start.fresh.is_empty() && left.keeps() => anew("the networks differ", cx),
+            Some(left) => carried(left, self.config.algorithm.kind(), &self.split.digest(), cx),
+            None => None,
         };
-        let text = format!("finetune.from: the model goes on, the server's and the clients' state begins anew: {why}");
-        cx.events.on(Event::Warning(&text));
-        None
+        Ok(Begin { model: start.params, carried })
     }
 
     /// The classifier as the probe on the server set's features, in evaluation mode.
@@ -123,6 +107,28 @@ impl Experiment {
         }
         Ok(())
     }
+}
+
+/// What of another run's state goes on in a run of algorithm `own` on the split of this digest; why it does not is said.
+pub(super) fn carried(left: Left, own: &str, split: &str, cx: &Context) -> Option<Carried> {
+    if !left.keeps() {
+        return None;
+    }
+    let Left { state, kept, algorithm, .. } = left;
+    if algorithm != own {
+        return anew(&format!("it is {algorithm}'s, and this is {own}"), cx);
+    }
+    if !kept.is_empty() && left.split != split {
+        return anew("clients kept some of it, and they hold other samples here", cx);
+    }
+    Some(Carried { state, kept })
+}
+
+/// Says why the state begins anew.
+fn anew(why: &str, cx: &Context) -> Option<Carried> {
+    let text = format!("finetune.from: the model goes on, the server's and the clients' state begins anew: {why}");
+    cx.events.on(Event::Warning(&text));
+    None
 }
 
 /// Copies the tensors that both networks have.

@@ -96,7 +96,7 @@ pub fn finished(dir: &Path) -> Result<bool> {
 }
 
 /// Goes on with more rounds, unless something was done by the number of rounds that can not be taken back.
-fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
+pub(super) fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
     let rounds = &config.federated;
     let sparse = rounds.eval_every > 1 || rounds.mode == Mode::Local;
     let reader = match rounds.export {

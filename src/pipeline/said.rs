@@ -60,7 +60,7 @@ impl Experiment {
     fn said_of_pretraining(&self, image_steps: u64) -> Said {
         let reads = reads(&["augment", "model", "run.engine", "clip", "pool", "pretrain"]);
         let label = "1 pretrain (zero-shot)".into();
-        Said { label, order: 30, oracle: false, extras: self.pool_extra(), image_steps, reads }
+        Said { label, order: 30, oracle: false, extras: self.pool_extra(), image_steps, reads, ..Said::default() }
     }
 
     fn said_of_rounds(&self, image_steps: u64) -> Said {
@@ -87,7 +87,7 @@ impl Experiment {
             _ => "2 finetune",
         };
         let oracle = (taught || needs.teacher) && config.teacher.oracle();
-        Said { label: label.into(), order: 40, oracle, extras, image_steps, reads: reads(&parts) }
+        Said { label: label.into(), order: 40, oracle, extras, image_steps, reads: reads(&parts), ..Said::default() }
     }
 
     fn said_of_alignment(&self, image_steps: u64) -> Said {
@@ -103,12 +103,12 @@ impl Experiment {
         reads.sort_unstable();
         reads.dedup();
         let oracle = before.oracle || (taught && self.config.teacher.oracle());
-        Said { label: "3 align".into(), order: 50, oracle, extras, image_steps, reads }
+        Said { label: "3 align".into(), order: 50, oracle, extras, image_steps, reads, ..Said::default() }
     }
 
     fn said_of_probe(&self) -> Said {
         let (label, extras) = ("linear probe of CLIP".into(), vec![self.labels_extra()]);
-        Said { label, order: 20, oracle: false, extras, image_steps: 0, reads: reads(&["clip"]) }
+        Said { label, order: 20, oracle: false, extras, image_steps: 0, reads: reads(&["clip"]), ..Said::default() }
     }
 
     /// Whether alignment runs between rounds and its model goes on.
@@ -146,7 +146,7 @@ fn said_of_teacher(teacher: &TeacherConfig, place: i64, section: &str) -> Said {
         TeacherConfig::Classifier(_) => "classifier alone",
     };
     let reads = reads(&["clip", section]);
-    Said { label: label.into(), order: place, oracle: teacher.oracle(), extras: Vec::new(), image_steps: 0, reads }
+    Said { label: label.into(), order: place, oracle: teacher.oracle(), reads, ..Said::default() }
 }
 
 fn reads(parts: &[&str]) -> Vec<String> {

@@ -152,7 +152,7 @@ impl<'s> Comparison<'s> {
         ];
         let title = format!("A: {a} · B: {b}");
         let mut table = Table { title, columns, notes: self.notes.clone(), ..Table::default() };
-        for (name, head) in LINES {
+        for (name, head) in self.lines() {
             let p = paired(self.of, self.over, name);
             if p.seeds.is_empty() {
                 continue;
@@ -168,6 +168,18 @@ impl<'s> Comparison<'s> {
             table.rows.push(vec![head, told(&p.of), told(&p.over), difference, interval]);
         }
         table.fitted(room)
+    }
+
+    /// Figures and their heads: a classifier's, and what either side's own entry wants shown.
+    fn lines(&self) -> Vec<(&str, &str)> {
+        let mut lines = LINES.to_vec();
+        let stages = [self.of, self.over].into_iter().filter_map(|s| s.first().stage(&s.stage));
+        for (name, head) in stages.flat_map(|s| &s.columns) {
+            if lines.iter().all(|(known, _)| *known != name.as_str()) {
+                lines.push((name.as_str(), head.as_str()));
+            }
+        }
+        lines
     }
 
     fn last_head(&self) -> String {
@@ -212,7 +224,7 @@ impl<'s> Comparison<'s> {
     }
 
     fn figures(&self) -> Vec<(String, Paired)> {
-        let mut names: Vec<&str> = LINES.iter().map(|l| l.0).collect();
+        let mut names: Vec<&str> = self.lines().iter().map(|l| l.0).collect();
         if !names.contains(&self.figure.as_str()) {
             names.push(&self.figure);
         }

@@ -53,6 +53,8 @@ pub struct Stage {
     pub image_steps: u64,
     /// The sections and keys of the config that reach its numbers; `None` where the run does not say: all.
     pub reads: Option<Vec<String>>,
+    /// Figures that it wants shown beside the accuracy: name in `eval.json`, head. Empty: those of a classifier.
+    pub columns: Vec<(String, String)>,
     /// The figures, by their names in `eval.json`.
     pub figures: Value,
     /// Recorded rounds behind `last10`.
@@ -264,6 +266,7 @@ impl Stage {
             extras: texts(&entry["extras"]).unwrap_or_default(),
             image_steps: entry["image_steps"].as_u64().unwrap_or(0),
             reads: texts(&entry["reads"]),
+            columns: serde_json::from_value(entry["columns"].clone()).unwrap_or_default(),
             figures: entry.clone(),
             rounds: entry["last10_rounds"].as_u64().or_else(|| Some(counted()).filter(|n| *n > 0)),
         }

@@ -17,13 +17,16 @@ pub const JSON_SCHEMA: u32 = 1;
 /// Most keys that get a column each; more are told as settings.
 const KEY_COLUMNS: usize = 4;
 
-/// Figures of a table: their name in `eval.json`, their head, and the rank in which they leave.
-const FIGURES: [(&str, &str, u8); 9] = [
-    ("overall", "accuracy", 0),
-    ("many", "many", 3),
-    ("medium", "medium", 4),
-    ("few", "few", 2),
-    ("worst_class", "worst class", 11),
+/// A figure of a table: its name in `eval.json`, its head, and the rank in which it leaves.
+type Figure<'f> = (&'f str, &'f str, u8);
+
+/// Before what a run's own entry wants shown.
+const FIRST: [Figure; 1] = [("overall", "accuracy", 0)];
+/// What is shown of runs that ask for nothing: groups of classes.
+const CLASSES: [Figure; 4] =
+    [("many", "many", 3), ("medium", "medium", 4), ("few", "few", 2), ("worst_class", "worst class", 11)];
+/// Behind it.
+const LAST: [Figure; 4] = [
     ("last10", "", 1),
     ("validation/overall", "validation", 9),
     ("personal/mean", "own models", 6),
@@ -162,7 +165,7 @@ impl Report {
 
     fn add_figures(&self, sketch: &mut Sketch<'_>, style: Style) {
         let last = self.last_head(sketch.rows);
-        for (name, head, rank) in FIGURES {
+        for (name, head, rank) in self.shown_figures(sketch.rows) {
             // What few runs have is a column only where one does.
             if name.contains('/') && sketch.rows.iter().all(|r| self.figure(r, name).values.is_empty()) {
                 continue;
@@ -177,6 +180,19 @@ impl Report {
                 self.figure(row, name).percent(style.decimals, deviation) + &rounds
             });
         }
+    }
+
+    /// The figures of a table's columns: what the rows' own entries want shown, and what all rows have.
+    fn shown_figures<'r>(&'r self, rows: &'r [&'r Row]) -> Vec<Figure<'r>> {
+        let stages = || rows.iter().flat_map(|r| self.stages(r));
+        let mut own: Vec<Figure> = Vec::new();
+        for (name, head) in stages().flat_map(|s| &s.columns) {
+            if own.iter().all(|(known, ..)| *known != name.as_str()) {
+                own.push((name.as_str(), head.as_str(), 2 + own.len() as u8));
+            }
+        }
+        let classes = CLASSES.iter().filter(|_| own.is_empty() || stages().any(|s| s.columns.is_empty()));
+        FIRST.iter().chain(classes).copied().chain(own.iter().copied()).chain(LAST).collect()
     }
 
     /// The head of the mean over the last rounds: of as many as there are.

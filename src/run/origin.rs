@@ -37,6 +37,13 @@ pub struct Left {
     pub split: String,
 }
 
+impl Left {
+    /// Whether there is more than a model to go on from.
+    pub fn keeps(&self) -> bool {
+        !self.state.is_empty() || !self.kept.is_empty()
+    }
+}
+
 impl Origin {
     /// Finds what a text names: a path that is there, or `RUN@ROUND`.
     pub fn find(text: &str) -> Result<Origin> {

@@ -101,6 +101,8 @@ pub struct Said {
     pub image_steps: u64,
     /// Sections and keys of the config that reach its numbers.
     pub reads: Vec<String>,
+    /// Figures that a table shows beside the accuracy: name in the entry, head. Empty: those of a classifier.
+    pub columns: Vec<(String, String)>,
 }
 
 /// One stage's entry in `eval.json`: figures of its model, and the mean of its last rounds.
@@ -115,10 +117,13 @@ pub fn entry(evaluation: &Evaluation, digest: &str, last: Option<Last>) -> Map<S
 
 /// Adds to an entry what its stage says of itself.
 pub fn say(entry: &mut Map<String, Value>, said: &Said) {
-    let Said { label, order, oracle, extras, image_steps, reads } = said;
+    let Said { label, order, oracle, extras, image_steps, reads, columns } = said;
     let facts = json!({ "label": label, "order": order, "oracle": oracle, "extras": extras,
         "image_steps": image_steps, "reads": reads });
     entry.extend(facts.as_object().cloned().unwrap_or_default());
+    if !columns.is_empty() {
+        entry.insert("columns".into(), json!(columns));
+    }
 }
 
 /// Writes `eval.json`: the final stage's figures at the top, every stage's below `stages`.

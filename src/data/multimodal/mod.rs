@@ -19,6 +19,7 @@
 //! | [`hateful_memes`], [`crisismmd`], [`vqa_rad`], [`slake`], [`flashcards`], [`jsonl`], [`conversations`] | sets in their published layouts |
 //! | [`reading`] | what these readers share |
 //! | [`world`] | a procedural set that needs both modalities, for the demo |
+//! | [`shuffled`] | pictures or texts dealt anew: a control |
 //! | [`scenario`] | who holds what |
 
 pub mod conversations;
@@ -29,6 +30,7 @@ pub mod jsonl;
 pub mod reading;
 pub mod sample;
 pub mod scenario;
+pub mod shuffled;
 pub mod slake;
 pub mod vqa_rad;
 pub mod world;
@@ -43,6 +45,7 @@ use crate::fsx;
 use crate::key::Key;
 
 pub use sample::{AnswerType, Ask, Choice, Facets, Modalities, Sample};
+pub use shuffled::Shuffled;
 
 /// Which multimodal set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -61,8 +61,14 @@ impl Default for QuestionsConfig {
 /// Colours and shapes that are far apart.
 const COLOURS: [Colour; 6] = [Colour::Red, Colour::Yellow, Colour::Green, Colour::Blue, Colour::Purple, Colour::White];
 const SHAPES: [Shape; 6] = [Shape::Circle, Shape::Square, Shape::Star, Shape::Ring, Shape::Cross, Shape::Arrow];
-const PLACES: [&str; 4] = ["first", "second", "third", "fourth"];
+/// The options, by place.
+pub const PLACES: [&str; 4] = ["first", "second", "third", "fourth"];
 const BETWEEN: &str = "then";
+
+/// Words in a row, as a text names them.
+pub fn in_a_row(words: &[&str]) -> String {
+    words.join(&format!(" {BETWEEN} "))
+}
 
 /// Subset of the key of each side's pictures.
 enum Side {
@@ -197,7 +203,7 @@ fn samples(
         Sample {
             id: format!("{name}-{i:06}"),
             picture: Some(Source::Pixels(images.clone(), i)),
-            text: Some(words.join(&format!(" {BETWEEN} "))),
+            text: Some(in_a_row(&words)),
             ask: Ask::Choice(choice.clone()),
             target: choice.options[plan.right].clone(),
             label: Some(plan.right as u32),

@@ -234,7 +234,8 @@ impl Llava {
                 "a prompt of {} tokens, {images} images of {places} among them, exceeds the model's context of {context}",
                 wide.len()
             ))
-            .hint("fewer images or a shorter text"));
+            .hint("fewer images or a shorter text")
+            .isolated());
         }
         Ok(wide)
     }

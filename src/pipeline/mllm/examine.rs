@@ -11,6 +11,9 @@ use crate::nn::Params;
 use crate::run::RunDir;
 use crate::task::mllm::judge::{Exam, Manner, Reply};
 
+/// An entry of `eval.json`, its figures for a table, and all answers.
+type Examined = (Map<String, Value>, Vec<(String, String)>, String);
+
 impl Mllm<'_> {
     fn manner(&self) -> Manner {
         let (task, parser) = (self.task, self.config.judge.parser);
@@ -52,16 +55,11 @@ impl Mllm<'_> {
         Exam::prepare(&*vlm, &self.set, &self.set.val, self.manner(), (&mut budget, self.frozen), cx).map(Some)
     }
 
-    /// The final adapters on all test parts: the entry of `eval.json`, and every answer, a line each.
-    pub(super) fn examine(
-        &self,
-        dir: &RunDir,
-        exams: &[Exam<'_>],
-        params: &Params,
-        cx: &Context,
-    ) -> Result<(Map<String, Value>, String)> {
+    /// The final adapters on all test parts: the entry of `eval.json`, what of it a table shows, and every answer, a line
+    /// each.
+    pub(super) fn examine(&self, dir: &RunDir, exams: &[Exam<'_>], params: &Params, cx: &Context) -> Result<Examined> {
         let vlm = self.school.opened.merged(&self.school.plan, params)?;
-        let (mut entry, mut tests, mut lines) = (Map::new(), Map::new(), String::new());
+        let (mut entry, mut tests, mut lines, mut columns) = (Map::new(), Map::new(), String::new(), Vec::new());
         for (exam, part) in exams.iter().zip(&self.set.tests) {
             let replies = exam.ask(&*vlm, cx)?;
             let mut figures = exam.scores(&replies)?.to_json();
@@ -69,6 +67,9 @@ impl Mllm<'_> {
             if entry.is_empty() {
                 entry = self.entry(&exam.scores(&replies)?, &params.digest(), dir)?;
                 entry.extend(figures.clone());
+                columns = exam.scores(&replies)?.columns();
+            } else {
+                columns.push((format!("tests/{}/overall", exam.name()), exam.name().to_string()));
             }
             exam.lines(&replies).iter().for_each(|line| lines += &format!("{line}\n"));
             tests.insert(exam.name().to_string(), Value::Object(figures));
@@ -77,7 +78,7 @@ impl Mllm<'_> {
             entry.insert("tests".into(), Value::Object(tests));
         }
         entry.extend(self.personal_entry(dir)?);
-        Ok((entry, lines))
+        Ok((entry, columns, lines))
     }
 
     /// What the judge that `judge.endpoint` names says of open answers; nothing where none is named.

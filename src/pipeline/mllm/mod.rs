@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::run::{Entries, Stages, left_out, spent};
+use super::head::carried;
+use super::run::{Entries, Stages, extend, left_out, spent};
 use crate::config::Config;
 use crate::data::Ledger;
 use crate::data::multimodal::Multimodal;
@@ -28,7 +29,7 @@ use crate::fl::{Mode, Trainer};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 use crate::nn::Params;
-use crate::run::{RunDir, checkpoint, directory};
+use crate::run::{Origin, RunDir, checkpoint, directory};
 use crate::stage::evaluate::{self, Said};
 use crate::stage::finetune::{Begin, Evaluate, Finetune, Finetuned};
 use crate::stage::metrics::{Judged, mean_and_deviation};
@@ -67,12 +68,11 @@ pub(super) fn stages_of(
         return Err(Error::input("task.kind = \"mllm\" has neither stage 1 nor stage 3")
             .hint("`fedllava run` or `fedllava finetune` trains its adapters"));
     }
-    if dir.longer() {
-        return Err(Error::input("task.kind = \"mllm\": a finished run does not grow")
-            .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
-    }
     let cx = &Context { dtype: task.precision.into(), ..cx.clone() };
     let mllm = Mllm::open(config, task, cx)?;
+    if dir.longer() {
+        extend(config, dir)?;
+    }
     dir.update_manifest(&[("state", json!("running"))].into())?;
     let dir = &*dir;
     mllm.prove_inputs(dir)?;
@@ -80,9 +80,9 @@ pub(super) fn stages_of(
     dir.update_manifest(&mllm.facts(cx)?)?;
     let exams = mllm.exams(cx)?;
     let tuned = mllm.rounds(dir, &exams, cx)?;
-    let (entry, answers) = mllm.examine(dir, &exams, &tuned.model, cx)?;
+    let (entry, columns, answers) = mllm.examine(dir, &exams, &tuned.model, cx)?;
     let mut entries = Entries::from([("finetune".to_string(), entry)]);
-    mllm.say(&mut entries);
+    mllm.say(&mut entries, columns);
     fsx::write_atomic(&dir.file("answers.jsonl"), answers.as_bytes())?;
     mllm.school.opened.save_adapter(&dir.file("adapter"), &mllm.school.plan, &tuned.model).at(|| "adapter")?;
     let mut extras = mllm.extras()?;
@@ -136,27 +136,55 @@ impl Mllm<'_> {
         let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
         let begun =
             dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
-        let start = if begun { None } else { Some(Begin { model: self.start(cx)?, carried: None }) };
+        let start = if begun { None } else { Some(self.start(cx)?) };
         let stage = Finetune { dir, federation, layout: trainer.layout(), evaluate: &judge, validate };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, exam, &tuned, cx)?;
         Ok(tuned)
     }
 
-    /// Fresh adapters, or those of a folder that PEFT or an earlier run wrote.
-    fn start(&self, cx: &Context) -> Result<Params> {
+    /// Fresh adapters, those of a folder that PEFT or an earlier run wrote, or a round of another run with what goes on
+    /// from it.
+    fn start(&self, cx: &Context) -> Result<Begin> {
         let (from, school) = (&self.config.finetune.from, &self.school);
         if from.is_empty() {
-            return school.opened.fresh(&school.plan, self.key.fold(Purpose::Init, 0));
+            let model = school.opened.fresh(&school.plan, self.key.fold(Purpose::Init, 0))?;
+            return Ok(Begin { model, carried: None });
         }
-        let folder = crate::data::resolve(from).at(|| "finetune.from")?;
-        let (plan, params) = school.opened.adapter(&folder).at(|| "finetune.from")?;
-        if plan.layout() != school.plan.layout() {
-            return Err(Error::input(format!("finetune.from: the adapters in {from} are others than task.lora's"))
-                .hint("give task.lora the rank and the targets of that folder's adapter_config.json"));
+        self.started_from(from, cx).at(|| "finetune.from")
+    }
+
+    fn started_from(&self, from: &str, cx: &Context) -> Result<Begin> {
+        let school = &self.school;
+        let folder = crate::data::resolve(from).ok().filter(|f| f.join("adapter_config.json").is_file());
+        let (model, left) = match folder {
+            Some(folder) => {
+                let (plan, params) = school.opened.adapter(&folder)?;
+                self.same_adapters(from, plan.layout() == school.plan.layout())?;
+                (params, None)
+            }
+            None => {
+                let origin = Origin::find(from)?;
+                match origin.read(&*cx.events)? {
+                    Some(left) => (left.model.clone(), Some(left)),
+                    None => (Params::load(&origin.folder()?, school.plan.layout())?, None),
+                }
+            }
+        };
+        self.same_adapters(from, model.layout() == school.plan.layout())?;
+        let round = left.as_ref().map_or(String::new(), |left| format!(", round {}", left.round));
+        cx.events.on(Event::Note(&format!("finetune.from: {from}{round}: {} adapter numbers", model.data().len())));
+        let split = self.holdings.digest(&self.set.train.samples)?;
+        let carried = left.and_then(|left| carried(left, self.config.algorithm.kind(), &split, cx));
+        Ok(Begin { model, carried })
+    }
+
+    fn same_adapters(&self, from: &str, same: bool) -> Result<()> {
+        match same {
+            true => Ok(()),
+            false => Err(Error::input(format!("the adapters in {from} are others than task.lora's"))
+                .hint("give task.lora the rank and the targets of those adapters")),
         }
-        cx.events.on(Event::Note(&format!("finetune.from: {from}: {} adapter numbers", params.data().len())));
-        Ok(params)
     }
 
     fn judged(&self, exam: &Exam<'_>, params: &Params, cx: &Context) -> Result<Judged> {
@@ -202,7 +230,7 @@ impl Mllm<'_> {
     }
 
     /// Adds to the entry its label, its place, what it had, and which keys reach it.
-    fn say(&self, entries: &mut Entries) {
+    fn say(&self, entries: &mut Entries, columns: Vec<(String, String)>) {
         let mode = (self.config.federated.mode, self.config.federated.rounds);
         let label = match mode {
             (_, 0) => "2 no round: zero-shot",
@@ -217,6 +245,7 @@ impl Mllm<'_> {
             extras: Vec::new(),
             image_steps: self.sample_steps(),
             reads: reads.map(String::from).to_vec(),
+            columns,
         };
         entries.values_mut().for_each(|entry| evaluate::say(entry, &said));
     }

@@ -13,17 +13,21 @@ use crate::data::{self, Census, Ledger};
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event, available_memory, human};
 use crate::fl::cohort::{self, CohortDraw};
+use crate::fl::round::Federation;
+use crate::fl::trainer::CompactTrainer;
 use crate::fl::{ClientId, Mode};
 use crate::fsx::Made;
 use crate::key::Key;
 use crate::model::hub;
+use crate::model::lora::Plan;
 use crate::model::vlm::Opened;
+use crate::nn::{Batch, Samples, View};
 use crate::pipeline::experiment::instruction_set;
 use crate::pipeline::{COMMIT, made_of};
 use crate::run::{RunDir, directory, program};
 use crate::task::mllm::MllmTaskConfig;
 use crate::task::mllm::lessons::{Keep, Lessons};
-use crate::task::mllm::speaker::School;
+use crate::task::mllm::speaker::{self, School};
 
 const MIB: usize = 1 << 20;
 
@@ -44,9 +48,44 @@ impl Held {
         };
         let key = config.run.split_key();
         let set = multimodal::load(&of, key, cx)?;
+        let set = match config.task.mllm() {
+            Some(task) => task.shuffled.of(set, key)?,
+            None => set,
+        };
         set.sources.iter().try_for_each(enter)?;
         let holdings = scenario::draw(&config.scenario, &set.train.samples, &set.recipe, key)?;
         Ok(Held { set, holdings })
+    }
+}
+
+/// Refuses what no sample would make right: a method that works on scores, settings that do not fit each other.
+fn refuse(config: &Config, plan: &Plan, clients: usize, key: Key, cx: &Context) -> Result<()> {
+    let net = Arc::new(speaker::net(plan, 0));
+    let start = net.init(key);
+    let session = |_: &Context, _| Err(Error::defect("nobody trains yet"));
+    let (nothing, nobody) = (Nothing, vec![Vec::new(); clients]);
+    let trainer = CompactTrainer::within(net, session, &nothing, &nobody);
+    let cohort = |_| Ok(vec![0]);
+    let (algorithm, config) = (config.algorithm.algorithm(), &config.federated);
+    let federation = Federation {
+        algorithm,
+        trainer: &trainer,
+        config,
+        clients,
+        cohort: &cohort,
+        align: None,
+        feedback: false,
+        key,
+    };
+    federation.start(start, cx).map(drop)
+}
+
+/// No samples.
+struct Nothing;
+
+impl Samples for Nothing {
+    fn fill(&self, _: &[u32], _: View, _: Key, _: &mut Batch) -> Result<()> {
+        Err(Error::defect("no sample was prepared yet"))
     }
 }
 
@@ -62,6 +101,8 @@ impl<'a> Mllm<'a> {
         });
         let opened = Opened::open(&folder.at(|| "task.model")?, cx)?;
         let plan = opened.plan(&task.lora)?;
+        let key = Key::from_seed(config.run.seed);
+        refuse(config, &plan, holdings.clients.len(), key, cx)?;
         // What pictures go through is frozen where all that is trained belongs to the language model.
         let frozen = plan.layout().entries().iter().all(|e| plan.always(&e.name));
         let keep = Keep { budget: task.keep_pictures * MIB, features: frozen };
@@ -77,7 +118,6 @@ impl<'a> Mllm<'a> {
         }
         let (micro_batch, recompute) = (task.micro_batch, task.recompute);
         let school = Arc::new(School { opened, plan, lessons, micro_batch, recompute });
-        let key = Key::from_seed(config.run.seed);
         Ok(Mllm { config, task, key, set, holdings, school, frozen, ledger })
     }
 

@@ -244,6 +244,18 @@ impl Scores {
         figures
     }
 
+    /// What a table shows of them beside the accuracy: names, and how people call them.
+    pub fn columns(&self) -> Vec<(String, String)> {
+        let called = |name: &str| match name {
+            "auc" => "AUC".to_string(),
+            "auc_probability" => "AUC by likelihood".to_string(),
+            "macro_f1" => "macro-F1".to_string(),
+            other => other.to_string(),
+        };
+        let own = self.figures().into_iter().filter(|(name, _)| *name != "accuracy");
+        own.map(|(name, _)| (name.to_string(), called(name))).collect()
+    }
+
     /// As `eval.json` holds them: `overall` is the share of right answers.
     pub fn to_json(&self) -> Map<String, Value> {
         let named = self

@@ -97,7 +97,13 @@ impl Lessons {
                 let lesson = &held[i].1;
                 // A text that no model of this context could read is not shown to it.
                 let most = max_length.min(all.vlm.llm().config().max_position_embeddings);
-                if all.words(lesson)? > most { Ok(None) } else { all.make(lesson).map(Some) }
+                if all.words(lesson)? > most {
+                    return Ok(None);
+                }
+                match all.make(lesson) {
+                    Err(e) if e.is_isolated() => Ok(None), // Its picture or its end mark made it too long.
+                    made => made.map(Some),
+                }
             };
             let threads = if cx.device.is_cpu() { cx.threads } else { 1 };
             exec::ordered(

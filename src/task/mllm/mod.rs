@@ -21,6 +21,7 @@ pub mod speaker;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::data::multimodal::Shuffled;
 use crate::error::{Error, Result};
 use crate::mllm::wording::Prompts;
 use crate::model::lora::LoraConfig;
@@ -57,6 +58,8 @@ pub struct MllmTaskConfig {
     pub model: String,
     /// How samples are put into words: `base` names the modalities at hand, `agnostic` is the paper's prompt strategy.
     pub prompts: Prompts,
+    /// A control: what is dealt anew among samples, in training and in tests, before clients get theirs.
+    pub shuffled: Shuffled,
     /// Which adapters are trained.
     pub lora: LoraConfig,
     /// The paper's adaptive regularisation; off where `lambda` is 0.
@@ -86,6 +89,7 @@ impl Default for MllmTaskConfig {
         MllmTaskConfig {
             model: "data/demo-llava".into(),
             prompts: Prompts::Base,
+            shuffled: Shuffled::Nothing,
             lora: LoraConfig::default(),
             regularise: RegulariseConfig::default(),
             precision: Precision::F32,

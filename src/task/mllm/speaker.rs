@@ -32,9 +32,7 @@ pub struct School {
 impl School {
     /// The model as the loop sees it.
     pub fn net(&self) -> Net {
-        let layout = self.plan.layout().clone();
-        let starts = vec![Start::Constant(0.0); layout.entries().len()];
-        Net::of_losses("adapters", layout, starts, self.lessons.multiply_adds)
+        net(&self.plan, self.lessons.multiply_adds)
     }
 
     /// A worker's place to train in.
@@ -42,6 +40,13 @@ impl School {
         let speaker = || Box::new(Speaker::new(self.clone()));
         Plain::new(net.clone(), speaker(), speaker(), 1)
     }
+}
+
+/// Adapters as a network whose output is each row's loss.
+pub fn net(plan: &Plan, multiply_adds: u64) -> Net {
+    let layout = plan.layout().clone();
+    let starts = vec![Start::Constant(0.0); layout.entries().len()];
+    Net::of_losses("adapters", layout, starts, multiply_adds)
 }
 
 /// One worker's model; made when it is first used.
