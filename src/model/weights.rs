@@ -416,19 +416,56 @@ fn draw(key: Key, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
 
 /// Writes tensors under their names as f32 safetensors, whole or not at all, with PyTorch's `format` mark.
 pub fn save<'t>(tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>, path: &Path) -> Result<()> {
+    save_in(Width::F32, tensors, path)
+}
+
+/// What a file keeps a number in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 4 bytes.
+    F32,
+    /// 2 bytes; numbers above 65,504 are refused.
+    F16,
+}
+
+/// As [`save`], in a format of choice.
+pub fn save_in<'t>(
+    width: Width,
+    tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>,
+    path: &Path,
+) -> Result<()> {
     let sorted: BTreeMap<&String, &Tensor> = tensors.into_iter().collect();
-    let mut values: Vec<(&str, Vec<usize>, Vec<f32>)> = Vec::new();
+    let mut values: Vec<(&str, Vec<usize>, Vec<u8>)> = Vec::new();
     for (name, tensor) in sorted {
-        let flat = tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?;
-        values.push((name, tensor.dims().to_vec(), flat.to_vec1()?));
+        let flat = tensor.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = match width {
+            Width::F32 => bytemuck::cast_slice(&flat).to_vec(),
+            Width::F16 => halved(&flat).ok_or_else(|| Error::data(format!("{name} does not fit into f16")))?,
+        };
+        values.push((name, tensor.dims().to_vec(), bytes));
     }
+    let dtype = if width == Width::F32 { Dtype::F32 } else { Dtype::F16 };
     let mut views = Vec::new();
     for (name, shape, data) in &values {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(data));
+        let view = TensorView::new(dtype, shape.clone(), data);
         views.push((*name, view.map_err(|e| Error::defect(format!("safetensors: {name}: {e}")))?));
     }
     let mark = [("format".to_string(), "pt".to_string())].into();
     let bytes = safetensors::serialize(views, Some(mark))
         .map_err(|e| Error::defect(format!("safetensors: {}: {e}", path.display())))?;
     fsx::write_atomic(path, &bytes)
+}
+
+/// Little-endian f16, rounded to nearest; none where a finite number would become infinite.
+fn halved(values: &[f32]) -> Option<Vec<u8>> {
+    let half = |v: &f32| Some(half::f16::from_f32(*v)).filter(|h| h.is_finite() || !v.is_finite());
+    Some(
+        values
+            .iter()
+            .map(half)
+            .collect::<Option<Vec<_>>>()?
+            .into_iter()
+            .flat_map(|h| h.to_bits().to_le_bytes())
+            .collect(),
+    )
 }

@@ -21,7 +21,7 @@ use crate::model::clip::{Picture, Preprocess, Tokens};
 use crate::model::llama::{LlamaConfig, Tokenizer, words};
 use crate::model::llava::train::{self, Lesson, TrainConfig, Words};
 use crate::model::llava::{self, Llava, LlavaConfig, Parts, Sample};
-use crate::model::weights::{Init, Source, Trainable};
+use crate::model::weights::{Init, Source, Trainable, Width};
 use crate::nn::optim::AdamwConfig;
 
 /// The instruction that the demo's LLaVA knows.
@@ -108,14 +108,14 @@ pub fn train_llava(config: &DemoLlavaConfig, world: &World, folder: &Path, cx: &
     let log = train::train(&llava, &rest, &training, |step| lessons.lesson(&plan.batch(step), &llava, cx), cx)?;
     let kept = rest.iter().chain(tower.iter().filter(|(name, _)| *name != HEAD));
     let kept = kept.map(|(name, var)| (name, var.as_tensor()));
-    llava::save(folder, &shape, kept, &preprocess, &made).at(|| folder.display().to_string())?;
+    llava::save(folder, &shape, kept, Width::F32, &preprocess, &made).at(|| folder.display().to_string())?;
     std::fs::remove_dir_all(&made).map_err(|e| Error::io("remove", &made, e))?;
     let last = &log[log.len() - log.len().div_ceil(10)..];
     Ok(last.iter().sum::<f32>() / last.len().max(1) as f32)
 }
 
 /// The training's shape, at a highest rate.
-fn descent(steps: usize, rate: f32) -> TrainConfig {
+pub(super) fn descent(steps: usize, rate: f32) -> TrainConfig {
     let plain = TrainConfig::default();
     TrainConfig { steps, warmup: steps / 20, adamw: AdamwConfig { lr: rate, ..plain.adamw }, ..plain }
 }
@@ -140,7 +140,7 @@ fn places(vision: &VisionConfig, device: &Device) -> Result<Tensor> {
 }
 
 /// A folder for the tokenizer's files while the model has none of its own.
-fn tempfile_beside(folder: &Path) -> Result<std::path::PathBuf> {
+pub(super) fn tempfile_beside(folder: &Path) -> Result<std::path::PathBuf> {
     let name = folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let beside = folder.with_file_name(format!(".{name}-tokenizer"));
     crate::fsx::create_dir(&beside)?;

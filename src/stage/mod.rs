@@ -17,7 +17,7 @@
 //! | [`probe`] | a linear probe: a control, and where a classifier can start |
 //! | [`embed`] | what the frozen CLIP sees and reads, cached |
 //! | [`caption`] | a pool becomes annotations |
-//! | [`demo_models`], [`demo_llava`], [`demo_captions`] | what the demo ships with, made anew |
+//! | [`demo_models`], [`demo_llava`], [`demo_mllm`], [`demo_captions`] | what the demo ships with, made anew |
 //!
 //! **Stage 1, pretrain.** `L = contrast(z, t) + λ(1−a)(1−cos(W_s f(x), g))`, `z = a·W_s f(x) + (1−a)·g`: the compact
 //! model f learns the captions' place t in CLIP's text space, beside a frozen CLIP g whose share falls as a(t) rises from
@@ -51,6 +51,7 @@ pub mod align;
 pub mod caption;
 pub mod demo_captions;
 pub mod demo_llava;
+pub mod demo_mllm;
 pub mod demo_models;
 pub mod embed;
 pub mod evaluate;

@@ -6,6 +6,7 @@
 
 mod adapted;
 mod attention;
+pub mod bytes;
 mod cache;
 pub mod config;
 mod direct;

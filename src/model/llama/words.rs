@@ -18,6 +18,19 @@ pub fn save(words: &[&str], folder: &Path) -> Result<usize> {
     sorted.dedup();
     let all = MARKS.iter().map(|m| m.to_string()).chain(sorted);
     let vocab: serde_json::Map<String, Value> = all.zip(0u32..).map(|(word, id)| (word, id.into())).collect();
+    let tokens = vocab.len();
+    let model = json!({ "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" });
+    write(
+        folder,
+        &json!({ "normalizer": { "type": "Lowercase" }, "pre_tokenizer": { "type": "Whitespace" }, "decoder": null,
+            "model": model }),
+    )?;
+    Ok(tokens)
+}
+
+/// Writes the two files of a tokenizer with [`MARKS`] whose texts begin with `<s>`; `own` is what makes it this one: its
+/// normaliser, cuts, decoder and model.
+pub(super) fn write(folder: &Path, own: &Value) -> Result<()> {
     let mark = |(id, content): (usize, &&str)| {
         json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true })
@@ -29,16 +42,16 @@ pub fn save(words: &[&str], folder: &Path) -> Result<usize> {
         "truncation": null,
         "padding": null,
         "added_tokens": MARKS.iter().enumerate().map(mark).collect::<Vec<_>>(),
-        "normalizer": { "type": "Lowercase" },
-        "pre_tokenizer": { "type": "Whitespace" },
+        "normalizer": own["normalizer"],
+        "pre_tokenizer": own["pre_tokenizer"],
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [begin, text("A", 0)],
             "pair": [begin, text("A", 0), text("B", 1)],
             "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } },
         },
-        "decoder": null,
-        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
+        "decoder": own["decoder"],
+        "model": own["model"],
     });
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
@@ -50,11 +63,7 @@ pub fn save(words: &[&str], folder: &Path) -> Result<usize> {
         let text = serde_json::to_string_pretty(value).map_err(|e| Error::defect(format!("{name}: {e}")))?;
         fsx::write_atomic(&folder.join(name), text.as_bytes())?;
     }
-    Ok(vocab_size(&definition))
-}
-
-fn vocab_size(definition: &Value) -> usize {
-    definition["model"]["vocab"].as_object().map_or(0, serde_json::Map::len)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::LlavaConfig;
 use crate::error::{Error, Result};
 use crate::fsx;
 use crate::model::clip::Preprocess;
-use crate::model::weights;
+use crate::model::weights::{self, Width};
 
 /// Writes a folder in the Hugging Face layout that [`Llava::open`] and transformers read: config, weights by published
 /// name (`tensors`), image preprocessing, and the tokenizer's files, copied from the folder `tokenizer`.
@@ -16,6 +16,7 @@ pub fn save<'t>(
     folder: &Path,
     config: &LlavaConfig,
     tensors: impl IntoIterator<Item = (&'t String, &'t Tensor)>,
+    width: Width,
     preprocess: &Preprocess,
     tokenizer: &Path,
 ) -> Result<()> {
@@ -33,7 +34,7 @@ pub fn save<'t>(
         }
     }
     fsx::write_atomic(&folder.join("preprocessor_config.json"), preprocess.to_json()?.as_bytes())?;
-    weights::save(tensors, &folder.join("model.safetensors"))?;
+    weights::save_in(width, tensors, &folder.join("model.safetensors"))?;
     let json = |value: &serde_json::Value| {
         serde_json::to_string_pretty(value).map_err(|e| Error::defect(format!("config.json: {e}")))
     };

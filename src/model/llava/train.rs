@@ -118,8 +118,8 @@ pub fn train<'a>(
 }
 
 /// Steps of AdamW down `loss(batch, first row, rows)`, a shard's share of the batch's loss; `next` gives a batch and
-/// its rows. The loss of each step.
-fn descend<T: Sync>(
+/// its rows. The loss of each step. A shard may leave variables untouched; a step that does is refused.
+pub fn descend<T: Sync>(
     name: &'static str,
     vars: &BTreeMap<String, Var>,
     config: &TrainConfig,
@@ -164,11 +164,11 @@ fn gradients(
         let at = i * shard;
         let loss = loss(at, shard.min(n - at))?;
         let grads = loss.backward()?;
-        let flat = |(name, var): (&String, &Var)| match grads.get(var) {
-            Some(grad) => Ok((name.clone(), grad.flatten_all()?.to_vec1::<f32>()?)),
-            None => Err(Error::defect(format!("LLaVA training: {name} gets no gradient"))),
+        let found = vars.iter().filter_map(|(name, var)| Some((name, grads.get(var)?)));
+        let flat = |(name, grad): (&String, &Tensor)| -> Result<_> {
+            Ok((name.clone(), grad.flatten_all()?.to_vec1::<f32>()?))
         };
-        Ok((loss.to_scalar::<f32>()?, vars.iter().map(flat).collect::<Result<Vec<_>>>()?))
+        Ok((loss.to_scalar::<f32>()?, found.map(flat).collect::<Result<Vec<_>>>()?))
     };
     let mut total = 0.0;
     let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
@@ -184,7 +184,10 @@ fn gradients(
     };
     let threads = if cx.device.is_cpu() { cx.threads } else { 1 };
     ordered(threads, n.div_ceil(shard), n, |_| Ok(()), one, fold)?;
-    Ok((total, sums))
+    match vars.keys().find(|name| !sums.contains_key(*name)) {
+        Some(name) => Err(Error::defect(format!("LLaVA training: {name} gets no gradient"))),
+        None => Ok((total, sums)),
+    }
 }
 
 #[cfg(test)]
