@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::exec::Events;
-use crate::model::weights::{Init, Trainable};
+use crate::model::weights::{Init, Trainable, Width};
 
 const MODELS: [&str; 3] = ["default", "full-gqa-tied", "two-layers-linear"];
 const PROMPT: &str = "USER: <image>\nWhat is shown in this image? ASSISTANT:";
@@ -251,7 +251,7 @@ fn a_saved_model_opens_as_the_same_and_a_fresh_one_can_be_trained() {
         let model = build(name, &source, &Parts::find(&weights.names()).unwrap());
         let vars = source.into_vars();
         let tensors = vars.iter().map(|(n, v)| (n, v.as_tensor()));
-        save(dir.path(), model.config(), tensors, model.preprocess(), &folder("default")).unwrap();
+        save(dir.path(), model.config(), tensors, Width::F32, model.preprocess(), &folder("default")).unwrap();
         let again = Llava::open(dir.path(), &Context::cpu(1)).unwrap();
         assert_eq!(again.config(), model.config(), "{name}");
         let features = again.image_features(&pixels(&again)).unwrap();
