@@ -64,7 +64,7 @@ impl Default for DemoMllmConfig {
     fn default() -> Self {
         DemoMllmConfig {
             images: 12_000,
-            steps: 1300,
+            steps: 6000,
             batch_size: 32,
             learning_rate: 3e-3,
             layers: 3,
