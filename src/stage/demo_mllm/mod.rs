@@ -56,6 +56,8 @@ pub struct DemoMllmConfig {
     pub inner: usize,
     /// Most tokens of the tokenizer.
     pub vocabulary: usize,
+    /// New lessons of each kind that the trained model is examined in.
+    pub examined: usize,
     /// Root of all draws.
     pub seed: u64,
 }
@@ -70,6 +72,7 @@ impl Default for DemoMllmConfig {
             layers: 3,
             inner: 192,
             vocabulary: 640,
+            examined: 200,
             seed: 2026,
         }
     }
@@ -79,8 +82,6 @@ impl Default for DemoMllmConfig {
 const CONTEXT: usize = 1024;
 /// Lessons whose words the tokenizer is learnt from.
 const READ: usize = 4000;
-/// Lessons of each kind that the trained model is examined in.
-const EXAMINED: usize = 200;
 
 /// Trains the model, its tower from the LLaVA in `eyes`, on pictures of `world`, and saves it in `folder`, in f16. Gives
 /// the share of new lessons of each kind that it answers to the letter.
@@ -124,7 +125,8 @@ pub fn train_mllm(
     llava::save(folder, &shape, trained.chain(&tower), Width::F16, &preprocess, &made)
         .at(|| folder.display().to_string())?;
     std::fs::remove_dir_all(&made).map_err(|e| Error::io("remove", &made, e))?;
-    let share = |kind: Kind| Ok((kind, school.known(kind, key.fold(Purpose::Test, kind as u64))?));
+    let known = |kind: Kind| school.known(kind, config.examined, key.fold(Purpose::Test, kind as u64));
+    let share = |kind: Kind| Ok((kind, known(kind)?));
     Kind::ALL.into_iter().map(share).collect()
 }
 
@@ -239,10 +241,10 @@ impl School<'_> {
     }
 
     /// The share of new lessons that greedy answers get right to the letter.
-    fn known(&self, kind: Kind, key: Key) -> Result<f64> {
+    fn known(&self, kind: Kind, lessons: usize, key: Key) -> Result<f64> {
         let mut rng = key.rng();
         let mut right = 0;
-        for _ in 0..EXAMINED {
+        for _ in 0..lessons {
             let taught = self.gallery.draw(kind, &mut rng);
             let (ask, pictures) = self.asked(&taught);
             let prompt = self.llava.prepare(&[ask], &pictures)?;
@@ -252,7 +254,7 @@ impl School<'_> {
             let said = Vlm::text(self.llava, &written.tokens[0])?;
             right += usize::from(said == taught.answer);
         }
-        Ok(right as f64 / EXAMINED as f64)
+        Ok(right as f64 / lessons.max(1) as f64)
     }
 }
 
@@ -263,13 +265,14 @@ mod tests {
 
     #[test]
     fn a_small_one_is_made_to_the_same_bytes_by_any_number_of_threads_and_opens_as_any_model_does() {
-        let config = DemoMllmConfig { images: 64, steps: 2, batch_size: 16, layers: 1, ..DemoMllmConfig::default() };
+        let small =
+            DemoMllmConfig { images: 64, steps: 2, batch_size: 16, layers: 1, examined: 1, ..Default::default() };
         let world = World::new(WorldConfig::default(), Key::from_seed(1)).unwrap();
         let eyes = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo-llava");
         let dir = tempfile::tempdir().unwrap();
         let bytes = |threads| {
             let folder = dir.path().join(format!("with-{threads}"));
-            train_mllm(&config, &world, &eyes, &folder, &Context::cpu(threads)).unwrap();
+            train_mllm(&small, &world, &eyes, &folder, &Context::cpu(threads)).unwrap();
             let opened = crate::model::vlm::Opened::open(&folder, &Context::cpu(1)).unwrap();
             assert_eq!(opened.text().num_hidden_layers, 1);
             std::fs::read(folder.join("model.safetensors")).unwrap()
