@@ -199,15 +199,43 @@ fn a_config_says_where_every_value_came_from() {
 const ABSURD: [&str; 9] =
     ["0", "-1", "1e308", "nan", "1000000000", "9223372036854775807", "\"\"", "[]", "[9223372036854775807]"];
 
+/// A run of a second.
+const SMALL: &str = r#"
+[data]
+kind = "world"
+pool_images = 8
+train_per_class = 8
+test_per_class = 2
+[longtail]
+imbalance = 2
+[partition]
+kind = "dirichlet"
+clients = 3
+min_size = 2
+[server_set]
+per_class = 2
+[model]
+kind = "resnet8"
+width = 2
+[pretrain]
+enabled = false
+[federated]
+rounds = 1
+cohort = 2
+[align]
+beta = 0.0
+[evaluate]
+shots = "rank:3/4/3"
+"#;
+
 /// Every key in every kind that has it, on a small run: whatever stands there is refused in time and in a config's words,
 /// or taken. What `config check` adds for those that are taken, sizes and memory, is asked too.
 #[test]
 fn an_absurd_value_of_any_key_is_refused_or_taken_and_nothing_hangs_panics_or_calls_itself_a_mistake() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("small.toml");
-    let small =
-        "[data]\nkind = \"world\"\npool_images = 8\ntrain_per_class = 8\ntest_per_class = 2\n[model]\nwidth = 2\n";
-    std::fs::write(&file, small).unwrap();
+    std::fs::write(&file, SMALL).unwrap();
+    set(&file, &[]);
     let (cx, long) = (Context::cpu(1), format!("\"{}\"", "x".repeat(100_000)));
     let (mut speeds, mut refused, mut taken) = (pipeline::Speeds::new(), 0, 0);
     for leaf in leaves().iter().filter(|l| l.kinds.is_empty()) {

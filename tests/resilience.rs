@@ -167,7 +167,7 @@ fn a_stage_whose_process_was_killed_before_it_was_kept_is_kept_by_the_next_one()
 
 #[test]
 fn a_run_whose_folder_is_moved_while_it_goes_on_ends_and_makes_no_half_of_it_and_the_moved_one_goes_on() {
-    let desk = Desk::new(&one().replace("rounds = 2", "rounds = 150"));
+    let desk = Desk::new(&one().replace("rounds = 2", "rounds = 60"));
     desk.ok(&["run", "s.toml", "--set", "run.dir=whole"]);
     let child = desk.command(&["run", "s.toml", "--set", "run.dir=r"]).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_network_that_does_not_fit_is_not_looked_at() {
-        let table = "[data]\nkind = \"world\"\n[model]\nwidth = 1000000";
+        let table = "[data]\nkind = \"world\"\n[model]\nwidth = 50000";
         let config = Config::from_table(toml::from_str(table).unwrap()).unwrap();
         let outlook = outlook(&config, &mut Speeds::new(), &Context::cpu(1)).unwrap().unwrap();
         assert!(outlook.seconds.is_empty() && outlook.untold[0].1.contains("does not fit"), "{:?}", outlook.untold);
