@@ -244,6 +244,12 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p))).isolated()))
 }
 
+/// What a library makes of a file; where it panics over a damaged one, that is an error of the data.
+pub fn tamed<T>(read: impl FnOnce() -> T) -> Result<T> {
+    let caught = catch_unwind(AssertUnwindSafe(read));
+    caught.map_err(|p| Error::data(format!("damaged: its reader gave up ({})", panic_text(&*p))))
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_string(),
@@ -364,6 +370,13 @@ mod tests {
             }
         }
         assert!((*lock(&sum.0) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_library_that_panics_over_a_file_is_an_error_of_the_data() {
+        let e = tamed(|| -> u32 { panic!("expected ident") }).unwrap_err();
+        assert!(e.class() == crate::error::Class::Data && e.to_string().contains("expected ident"), "{e}");
+        assert_eq!(tamed(|| 3).unwrap(), 3);
     }
 
     #[test]

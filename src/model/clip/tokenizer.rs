@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokenizers::{Tokenizer as Engine, TruncationParams};
 
 use crate::error::{Error, Result};
+use crate::exec;
 use crate::fsx::{self, bound};
 
 /// The token before every text.
@@ -66,7 +67,7 @@ impl Tokenizer {
 
     fn from_json(definition: String, pad: &str, length: usize) -> Result<Tokenizer> {
         let bad = |e: &dyn std::fmt::Display| Error::data(format!("not a tokenizer: {e}"));
-        let mut engine = Engine::from_bytes(&definition).map_err(|e| bad(&e))?;
+        let mut engine = exec::tamed(|| Engine::from_bytes(&definition))?.map_err(|e| bad(&e))?;
         // Cuts the words so that the start and end tokens stay.
         let cut = TruncationParams { max_length: length, ..Default::default() };
         engine.with_truncation(Some(cut)).map_err(|e| bad(&e))?.with_padding(None);

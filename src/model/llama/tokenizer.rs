@@ -8,7 +8,8 @@ use tokenizers::Tokenizer as Json;
 
 use super::sentencepiece::{Kind, Piece, SPACE, SentencePiece};
 use super::stream::Stream;
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result};
+use crate::exec;
 use crate::fsx;
 
 /// A tokenizer with its rules about beginning and end.
@@ -76,8 +77,9 @@ impl Tokenizer {
 
     fn from_json_file(path: &Path, config: &Value) -> Result<Self> {
         let text = fsx::read_text(path)?;
-        let mut inner: Json =
-            text.parse().map_err(|e| Error::data(format!("{}: not a tokenizer: {e}", path.display())))?;
+        let mut inner = exec::tamed(|| Json::from_bytes(&text))
+            .at(|| path.display().to_string())?
+            .map_err(|e| Error::data(format!("{}: not a tokenizer: {e}", path.display())))?;
         // What a training session cut and filled texts to is no part of the model: transformers resets both.
         inner.with_truncation(None).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
         inner.with_padding(None);
@@ -87,7 +89,9 @@ impl Tokenizer {
         };
         let (bos, eos) = (named("bos_token", "<s>"), named("eos_token", "</s>"));
         // The file's own post-processor says whether a text begins with BOS.
-        let probe = inner.encode("a", true).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
+        let probe = exec::tamed(|| inner.encode("a", true))
+            .at(|| path.display().to_string())?
+            .map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
         let add_bos = bos.is_some() && probe.get_ids().first().copied() == bos;
         Ok(Tokenizer { inner: Inner::Json(Box::new(inner)), bos, eos, add_bos })
     }
