@@ -191,7 +191,7 @@ fn a_randomised_clip_is_at_chance_and_teaches_nothing() {
     };
     let (knows, labels) = (alone(&sound), labels_alone());
     let mut all = Vec::new();
-    for seed in [1, 2, 3] {
+    for seed in [1, 2] {
         let folder = tempfile::tempdir().unwrap();
         randomised_clip(folder.path(), seed);
         let random = World::new(folder.path());

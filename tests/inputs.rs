@@ -53,7 +53,7 @@ fn a_run_starts_from_another_runs_round_with_the_servers_and_the_clients_state()
     let other = from("a@3", "e", &["federated.rounds=1", "algorithm.kind=fedavg"]);
     assert!(err(&other).contains("begins anew: it is scaffold's, and this is fedavg"), "{}", err(&other));
     let dealt = from("a@3", "f", &["federated.rounds=1", "run.split_seed=99"]);
-    assert!(err(&dealt).contains("hold other images here"), "{}", err(&dealt));
+    assert!(err(&dealt).contains("hold other samples here"), "{}", err(&dealt));
     refused(&from("a@1", "g", &[]), 2, &["no checkpoint of round 1; there are 2, 3, 4"]);
     assert!(!desk.path("g").exists());
     // Its own checkpoints are what it goes on from, whatever became of the other run.

@@ -51,6 +51,9 @@ enum Which {
     Mllm,
 }
 
+/// What makes one of the models.
+type Step = fn(&TrainDemoModels, &WorldConfig, &Context) -> Result<()>;
+
 /// Trains the demo's CLIP, then its LLaVA, then its multimodal LLM for questions, on the world of `config`.
 pub fn train(t: &TrainDemoModels, config: &str, quiet: bool) -> Result<()> {
     let (read, cx): (Config, _) = machine::open(Path::new(config), &t.changes, quiet)?;
@@ -58,8 +61,7 @@ pub fn train(t: &TrainDemoModels, config: &str, quiet: bool) -> Result<()> {
         return Err(Error::input(format!("{config}: data.kind is not world")));
     };
     let wanted = |which| t.only.is_none_or(|only| only == which);
-    let steps: [(Which, fn(&TrainDemoModels, &WorldConfig, &Context) -> Result<()>); 3] =
-        [(Which::Clip, clip), (Which::Llava, llava), (Which::Mllm, mllm)];
+    let steps: [(Which, Step); 3] = [(Which::Clip, clip), (Which::Llava, llava), (Which::Mllm, mllm)];
     steps.into_iter().filter(|(which, _)| wanted(*which)).try_for_each(|(_, step)| step(t, world, &cx))
 }
 

@@ -65,8 +65,8 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     if dir.longer() {
         return outcome; // It stays the shorter run that it was.
     }
-    if outcome.is_err() && !dir.file("config.toml").exists() {
-        return outcome; // The folder was moved or removed while the run went on.
+    if !dir.file("config.toml").exists() {
+        return outcome.map_err(|e| moved(path, e));
     }
     let state = match &outcome {
         Ok(()) => "done".to_string(),
@@ -80,6 +80,15 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     }
     csv::write(dir.path())?;
     outcome
+}
+
+/// A run's folder was moved or removed while it went on, whatever failed for that.
+fn moved(path: &Path, e: Error) -> Error {
+    if e.class() == crate::error::Class::Stopped {
+        return e;
+    }
+    Error::environment(format!("{}: moved or removed while the run went on: {}", path.display(), e.plain()))
+        .hint("with run.dir where it lies now the same command goes on")
 }
 
 /// Whether every stage of the run in this directory has been run and judged. One that has been, and whose figures,

@@ -141,7 +141,7 @@ impl Rounded {
             let level = |i: usize| match self.bits {
                 8 => levels[i] as i8,
                 // The lower or the upper half, its sign drawn out.
-                _ if i % 2 == 0 => ((levels[i / 2] << 4) as i8) >> 4,
+                _ if i.is_multiple_of(2) => ((levels[i / 2] << 4) as i8) >> 4,
                 _ => (levels[i / 2] as i8) >> 4,
             };
             values.extend((0..len).map(|i| (step * f64::from(level(i))) as f32));

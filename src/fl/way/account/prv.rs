@@ -53,7 +53,7 @@ impl Loss {
         let variance = self.multiplier * self.multiplier;
         // e^l may be too large for a number, and then it is all that counts.
         let ln = if l > 500.0 { l - self.rate.ln() } else { (above / self.rate).ln() };
-        (above > 0.0).then(|| variance * ln + 0.5)
+        (above > 0.0).then_some(variance * ln + 0.5)
     }
 
     /// `P(loss ≤ l)`.
