@@ -145,7 +145,7 @@ const MISTAKES: [(&str, &[&str]); 17] = [
     ("[align]\nsteps = 0", &["align.steps = 0", "c.toml:2", "align.enabled=false"]),
     ("[federated.optimiser]\nlr = 0", &["federated.optimiser.lr = 0", "c.toml:2"]),
     ("[align]\noptimiser.lr = -0.1", &["align.optimiser.lr = -0.1", "c.toml:2"]),
-    ("[federated]\nrounds = 99999999999", &["federated.rounds = 99999999999", "the greatest is"]),
+    ("[federated]\nrounds = 99999999999", &["federated.rounds = 99999999999", "the most is"]),
     ("[run]\nthreads = 4294967295", &["run.threads = 4294967295", "c.toml:2", "0 takes every core"]),
     ("[algorithm]\nkind = \"FedAvg\"", &["unknown name `FedAvg`", "2 | kind = \"FedAvg\"", "`fedavg`? Case matters"]),
     ("[algorithm]\nmu = 0.1", &["belongs to fedprox", "c.toml:2", "set algorithm.kind=fedprox"]),

@@ -147,10 +147,11 @@ fn single(path: &str, form: &Form, value: &Value) -> Option<Fault> {
     }
 }
 
-/// The greatest number that a key takes.
+/// The greatest number that a key takes; seeds take any, and rounds and threads have bounds and hints of their own.
 fn count(path: &str, most: i64) -> i64 {
     let name = path.rsplit('.').next().unwrap_or(path);
-    if name.contains("seed") { most } else { most.min(COUNT) }
+    let own = name.contains("seed") || ["rounds", "threads"].contains(&name);
+    if own { most } else { most.min(COUNT) }
 }
 
 /// What a person would call a value.
