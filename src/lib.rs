@@ -1,11 +1,13 @@
 //! fedllava: multimodal-LLM-assisted federated learning on long-tailed, non-IID data.
 //!
-//! Modules stand in layers: each imports only modules above it in this list (`tests/layers.rs` enforces it).
+//! Modules stand in layers: each imports only modules above it in this list (`tests/layers.rs` enforces it). Those up to
+//! `nn` lie in `src/core`, a crate of its own: it is optimised in tests too, and a change above it does not compile it again.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`error`] [`key`] [`fsx`] [`pickle`] [`shipped`] [`exec`] | one typed error · randomness as a key path (Philox) · atomic files, texts, digests, locks · Python's pickles, read and never run · what the binary carries · workers, cancellation, events |
+//! | [`error`] [`key`] [`fsx`] [`exec`] | one typed error · randomness as a key path (Philox) · atomic files, texts, digests, locks · workers, cancellation, events |
 //! | [`nn`] | flat parameters; a network as a list of operations; its interpreters in [`nn::engine`]: `candle` (autograd) and `cpu` (our engine); [`nn::kernels`], which the engine and the language models share; losses, optimisers, the dynamic weight |
+//! | [`pickle`] [`shipped`] | Python's pickles, read and never run · what the binary carries |
 //! | [`data`] | benchmarks, long tail, partitions, splits, batches, pools, captions, cached features, duplicates, the demo's world |
 //! | [`model`] | ResNets, CNN, MLP as operation lists; CLIP, Llama, LLaVA on candle, by their published names; [`model::vlm`]: LLaVA, SmolVLM, Qwen2.5-VL, MiniCPM-V behind one trait; [`model::lora`] |
 //! | [`mllm`] | a multimodal LLM at work: prompts, captioners, filters |
@@ -109,13 +111,10 @@
 //! assert!(e.contains("unknown key `round`") && e.contains("did you mean `rounds`?"), "{e}");
 //! ```
 
-pub mod error;
-pub mod key;
-pub mod fsx;
+pub use fedllava_core::{error, exec, fsx, key, nn};
+
 pub mod pickle;
 pub mod shipped;
-pub mod exec;
-pub mod nn;
 pub mod data;
 pub mod model;
 pub mod mllm;

@@ -39,7 +39,9 @@ numbers; JSON: { \"schema\", \"title\", \"rows\", \"columns\", \"cells\": [ { \"
 \"values\", \"mean\", \"deviation\", \"planned\", \"missing\", \"directories\", \"oracle\", \"extras\", \"published\" } ],
 \"contrasts\", \"notes\" }.
 
---figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments).
+--figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments), or
+against what was spent (bytes, work, seconds, epsilon; configs/way). A link of federated.way is named by its kind, as in
+federated.way.attack.attackers.
 
 Examples:
   fedllava report runs/demo
@@ -161,7 +163,8 @@ pub struct Report {
     /// Draw figures (SVG) into this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// With --figures: draw accuracy against this key of the configs, such as partition.alpha.
+    /// With --figures: draw accuracy against this key of the configs, such as partition.alpha; against epsilon; or, of
+    /// each round, against bytes, work or seconds.
     #[arg(long, value_name = "KEY", requires = "figures")]
     curve: Option<String>,
     /// With --curve: steps of equal ratio are equally long.

@@ -48,8 +48,62 @@ fn flatten(prefix: &str, value: &toml::Value, out: &mut Keys) {
                 flatten(&path, value, out);
             }
         }
+        toml::Value::Array(links) if !links.is_empty() && links.iter().all(|l| kind(l).is_some()) => {
+            chain(prefix, links, out)
+        }
         other => {
             out.insert(prefix.into(), other.clone());
         }
+    }
+}
+
+fn kind(link: &toml::Value) -> Option<&str> {
+    link.get("kind")?.as_str()
+}
+
+/// A list of tables that have kinds: the list of kinds, and each table's keys below its kind (`federated.way.noise.delta`;
+/// the second of a kind is `noise-2`).
+fn chain(prefix: &str, links: &[toml::Value], out: &mut Keys) {
+    let kinds: Vec<&str> = links.iter().filter_map(kind).collect();
+    for (n, link) in links.iter().enumerate() {
+        let place = match kinds[..n].iter().filter(|k| **k == kinds[n]).count() {
+            0 => format!("{prefix}.{}", kinds[n]),
+            before => format!("{prefix}.{}-{}", kinds[n], before + 1),
+        };
+        let rest = link.as_table().into_iter().flatten().filter(|(key, _)| *key != "kind");
+        rest.for_each(|(key, value)| flatten(&format!("{place}.{key}"), value, out));
+    }
+    out.insert(prefix.into(), toml::Value::Array(kinds.into_iter().map(toml::Value::from).collect()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_its_kinds_and_the_keys_of_each_and_two_chains_never_give_the_same_keys() {
+        let keys = |text: &str| {
+            let mut out = Keys::new();
+            flatten("", &toml::Value::Table(text.parse().unwrap()), &mut out);
+            out
+        };
+        let two = keys(
+            "[f]\nway = [{ kind = 'clip', norm = 1.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 3.0 }]",
+        );
+        let shown: Vec<String> = two.iter().map(|(k, v)| format!("{k} = {v}")).collect();
+        let want = [
+            "f.way = [\"clip\", \"noise\", \"clip\"]",
+            "f.way.clip-2.norm = 3.0",
+            "f.way.clip.norm = 1.0",
+            "f.way.noise.d.m = 2",
+        ];
+        assert_eq!(shown, want);
+        assert_ne!(
+            two,
+            keys(
+                "[f]\nway = [{ kind = 'clip', norm = 3.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 1.0 }]"
+            )
+        );
+        assert_eq!(keys("a = [1, 2]\nb = []").len(), 2);
     }
 }

@@ -10,6 +10,11 @@ use super::super::runs::{Run, Stage};
 use super::data::{Chart, Mark, Point, Series, seeds, spread_note, titled};
 use crate::error::{Error, Result, closest};
 
+/// A figure of the runs that is as good as a key: what privacy they had spent in the end.
+const EPSILON: &str = "epsilon";
+/// What the runs of one line differ in then.
+const NOISE: &str = "federated.way.noise.multiplier";
+
 /// A line in the making: a stage of one configuration that varies in the key and the seed alone.
 struct Family<'r> {
     /// The config but for the key.
@@ -27,8 +32,8 @@ struct Value {
     percent: f64,
 }
 
-/// Final accuracy over the values of one key: a line for each stage of each configuration that differs in this key and
-/// the seed alone.
+/// Final accuracy over the values of one key, or over `epsilon`: a line for each stage of each configuration that differs
+/// in this key (in noise) and the seed alone.
 pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
     let (mut families, mut without): (Vec<Family<'_>>, Vec<PathBuf>) = (Vec::new(), Vec::new());
     for (i, run) in report.found.runs.iter().enumerate() {
@@ -40,7 +45,7 @@ pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
             let Some(accuracy) = stage.figure("overall") else { continue };
             let value = Value { seed: run.seed, run: i, percent: 100.0 * accuracy };
             let mut rest = run.keys.clone();
-            rest.remove(key);
+            rest.remove(if key == EPSILON { NOISE } else { key });
             add(&mut families, rest, stage, x, value);
         }
     }
@@ -62,6 +67,9 @@ pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
 fn place(run: &Run, key: &str) -> Option<f64> {
     if key == "run.seed" {
         return Some(run.seed as f64);
+    }
+    if key == EPSILON {
+        return run.eval["facts"][EPSILON].as_f64();
     }
     let value = run.keys.get(key)?;
     value.as_float().or_else(|| value.as_integer().map(|i| i as f64))

@@ -1,4 +1,4 @@
-"""Three optimiser steps by PyTorch (any 2.x), written as constants for src/nn/optim.rs. Tolerance there: 2e-6.
+"""Three optimiser steps by PyTorch (any 2.x), written as constants for src/core/nn/optim.rs. Tolerance there: 2e-6.
 
 Run: python tests/golden/optim/make.py > tests/golden/optim/expected.rs
 """

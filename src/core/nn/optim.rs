@@ -355,5 +355,5 @@ mod tests {
         assert!((cosine.of(5, 11) - 0.5).abs() < 1e-6);
     }
 
-    include!("../../tests/golden/optim/expected.rs");
+    include!("../../../tests/golden/optim/expected.rs");
 }
