@@ -75,7 +75,7 @@ impl World {
         set.push(format!("run.dir={}", dir.display()));
         set.push(format!("run.cache={}", self.0.path().join("cache").display()));
         let config = Config::read(&self.0.path().join("c.toml"), &set).unwrap();
-        pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap();
+        pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1)).unwrap();
         serde_json::from_str(&std::fs::read_to_string(dir.join("eval.json")).unwrap()).unwrap()
     }
 
@@ -125,7 +125,7 @@ fn a_probe_on_the_servers_images_is_a_better_start_than_a_random_head() {
     let mut set: Vec<String> = changes.iter().map(|c| c.to_string()).collect();
     set.push(format!("run.dir={}", world.0.path().join("none").display()));
     let config = Config::read(&path, &set).unwrap();
-    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap_err().to_string();
+    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
     assert!(e.contains("server set, which is empty"), "{e}");
 }
 

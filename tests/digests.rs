@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/digests.json` holds SHA-256 digests by instruction set, for another set rounds otherwise; where this
 //! machine's is not among them, the test says so and compares threads alone. A change that means to change no number
-//! leaves the file as it is; one that does writes it anew: `FEDLLAVA_DIGESTS=write cargo test --release digests`.
+//! leaves the file as it is; one that does writes it anew: `FEDLLAVA_DIGESTS=write cargo test digests`.
 
 #![allow(clippy::print_stderr, reason = "what was not compared is said")]
 

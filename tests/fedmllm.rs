@@ -266,7 +266,7 @@ fn a_stopped_run_goes_on_to_the_same_bytes_and_its_adapter_answers_as_before() {
     let memes = Memes::new(false);
     let whole = memes.digest("whole", &["task.lora.dropout=0.2"]);
     let config = memes.config("stopped", &["task.lora.dropout=0.2"]);
-    let cx = Context::cpu(2);
+    let cx = Context::cpu(1);
     let stopping = Context { events: Arc::new(StopAfterOne(cx.cancel.clone())), ..cx };
     let stopped = pipeline::run(&config, Stages::All, &Library::default(), &stopping).unwrap_err();
     assert_eq!(stopped.class(), fedllava::error::Class::Stopped);
@@ -356,7 +356,7 @@ fn clients_that_diverge_are_named_and_a_round_without_any_other_stops() {
     assert!(e.contains("round 1, client") && e.contains("federated.on_failure"), "{e}");
     let skip = [wild, "federated.on_failure=\"skip\"", "federated.max_failures=1.0"];
     let config = memes.config("skip", &skip);
-    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2)).unwrap_err().to_string();
+    let e = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1)).unwrap_err().to_string();
     assert!(e.contains("all 2 clients of the exchange failed"), "{e}");
 }
 
@@ -375,7 +375,7 @@ fn a_round_in_which_one_client_fails_is_the_round_of_the_others() {
     let memes = Memes::new(false);
     let config = memes.config("unused", &["federated.on_failure=\"skip\"", "federated.rounds=1"]);
     let (set, holdings) = memes.held();
-    let (task, cx) = (config.task.mllm().unwrap(), Context::cpu(2));
+    let (task, cx) = (config.task.mllm().unwrap(), Context::cpu(1));
     let opened = Opened::open(Path::new(&task.model), &cx).unwrap();
     let plan = opened.plan(&task.lora).unwrap();
     let start = opened.fresh(&plan, Key::from_seed(5)).unwrap();

@@ -70,7 +70,7 @@ fn run(folder: &Path, name: &str, algorithm: &toml::Table, set: &[(&str, &str, t
         table[*section].as_table_mut().unwrap().insert((*key).into(), value.clone());
     }
     let config = Config::from_table(table).unwrap();
-    let done = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(2));
+    let done = pipeline::run(&config, Stages::All, &Library::default(), &Context::cpu(1));
     done.unwrap_or_else(|e| panic!("{name}: {e}"));
     serde_json::from_str(&std::fs::read_to_string(folder.join(name).join("eval.json")).unwrap()).unwrap()
 }

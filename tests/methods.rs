@@ -179,8 +179,8 @@ fn every_method_resumes_exactly() {
     let world = World::new(4, 3);
     for (kind, algorithm) in small() {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let want = world.stage(&algorithm, whole.path(), &Context::cpu(2)).unwrap();
-        let mut cx = Context::cpu(2);
+        let want = world.stage(&algorithm, whole.path(), &Context::cpu(1)).unwrap();
+        let mut cx = Context::cpu(1);
         let stop = Arc::new(StopAfter(3, cx.cancel.clone(), Mutex::new(0)));
         cx.events = stop.clone();
         let e = world.stage(&algorithm, broken.path(), &cx).err().unwrap_or_else(|| panic!("{kind}: not stopped"));

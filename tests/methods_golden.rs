@@ -144,7 +144,7 @@ pub fn run_method(
         feedback: false,
         key: Key::from_seed(1),
     };
-    let cx = Context::cpu(2);
+    let cx = Context::cpu(1);
     let start = Params::new(net.layout.clone(), params(&net)).unwrap();
     let mut server = federation.start(start, &cx).unwrap();
     prepare(&mut server);

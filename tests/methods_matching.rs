@@ -105,7 +105,7 @@ fn toy_run(config: &str, rounds: usize, clients: &[Vec<u32>], texts: Option<Para
         feedback: false,
         key: Key::from_seed(11),
     };
-    let cx = Context::cpu(2);
+    let cx = Context::cpu(1);
     let start = federation.start(net().init(Key::from_seed(5)), &cx)?;
     let features = start.state.get("features").cloned();
     let (mut costs, mut cohorts) = (Vec::new(), Vec::new());

@@ -114,7 +114,7 @@ fn small(config: &str, change: impl Fn(&mut FederatedConfig)) -> Server {
         feedback: false,
         key: Key::from_seed(11),
     };
-    let cx = Context::cpu(2);
+    let cx = Context::cpu(1);
     let server = federation.start(net().init(Key::from_seed(5)), &cx).unwrap();
     federation.run(server, &cx, &mut |_| Ok(())).unwrap()
 }

@@ -52,7 +52,7 @@ fn a_round_of_fedavg_from_an_exported_split_equals_pytorch() {
             feedback: false,
             key: Key::from_seed(1),
         };
-        let cx = Context::cpu(2);
+        let cx = Context::cpu(1);
         let start = federation.start(Params::new(net.layout.clone(), params(&net)).unwrap(), &cx).unwrap();
         let got = federation.run(start, &cx, &mut |_| Ok(())).unwrap().model;
         for entry in net.layout.entries() {

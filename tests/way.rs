@@ -72,7 +72,7 @@ fn on(labels: impl Fn(u32) -> u32, chain: &str) -> String {
         feedback: false,
         key: Key::from_seed(11),
     };
-    let cx = Context::cpu(2);
+    let cx = Context::cpu(1);
     let server = federation.start(start, &cx).unwrap();
     federation.run(server, &cx, &mut |_| Ok(())).unwrap().model.digest()
 }
