@@ -10,8 +10,15 @@ use std::time::SystemTime;
 use zip::write::SimpleFileOptions;
 
 /// Files and folders that `src/shipped.rs` gives out.
-const SHIPPED: [&str; 6] =
-    ["configs", "data/demo-captions.jsonl", "data/demo-clip", "data/demo-llava", "data/prompts", "data/published.toml"];
+const SHIPPED: [&str; 7] = [
+    "configs",
+    "data/demo-captions.jsonl",
+    "data/demo-clip",
+    "data/demo-llava",
+    "data/demo-mllm",
+    "data/prompts",
+    "data/published.toml",
+];
 
 /// What else goes into the program; nothing more makes cargo ask again.
 const SOURCES: [&str; 4] = ["src", "Cargo.toml", "Cargo.lock", "build.rs"];

@@ -127,7 +127,7 @@ mod tests {
         for (name, bytes) in files("").unwrap() {
             assert_eq!(fsx::read(&root.join(&name)).unwrap(), bytes, "{name}: build again");
         }
-        for folder in ["configs", "data/demo-clip", "data/demo-llava", "data/prompts"] {
+        for folder in ["configs", "data/demo-clip", "data/demo-llava", "data/demo-mllm", "data/prompts"] {
             for path in fsx::list(&root.join(folder)).unwrap() {
                 let name = plain(path.strip_prefix(root).unwrap());
                 assert!(!files(&name).unwrap().is_empty(), "{name} is not carried");

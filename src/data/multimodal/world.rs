@@ -7,6 +7,9 @@
 //! colour. So whoever sees one modality is right in exactly one of `options`, and who sees both can always be.
 //!
 //! The label is the place, which a Dirichlet partition goes by. Training and test pictures have keys of their own.
+//!
+//! `form = "name"` is the easier set: the text names a thing ("a cup") and the picture shows its colour; the question, an
+//! open one, is which one it is: "red cup". In a block options things stand with options colours, each pair once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Choice, Facets, Metric, Multimodal, Recipe, Sample, Subset};
+use super::{AnswerType, Ask, Choice, Facets, Metric, Multimodal, Recipe, Sample, Subset};
 use crate::data::Images;
 use crate::data::census::Census;
 use crate::data::pool::Source;
@@ -34,11 +37,24 @@ pub enum Naming {
     Shape,
 }
 
+/// What is asked about picture and text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// Which of the named words is shown: a choice among their places.
+    #[default]
+    Which,
+    /// Colour and thing: the picture shows the one, the text names the other.
+    Name,
+}
+
 /// The procedural set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuestionsConfig {
-    /// Words in a text, and so options of a question: 2 to 4.
+    /// Which of several words is shown (a choice), or which one it is (colour and thing).
+    pub form: Form,
+    /// Words in a text, and so options of a question: 2 to 4; with form = "name" things and colours in a block.
     pub options: usize,
     /// What the words name.
     pub about: Naming,
@@ -54,7 +70,7 @@ impl Default for QuestionsConfig {
     fn default() -> Self {
         let plain = Difficulty::default();
         let difficulty = Difficulty { clutter: 0, occlusion: 0.0, noise: 0.02, colour_jitter: 0.4, ..plain };
-        QuestionsConfig { options: 2, about: Naming::Colour, train: 1152, test: 288, difficulty }
+        QuestionsConfig { form: Form::Which, options: 2, about: Naming::Colour, train: 1152, test: 288, difficulty }
     }
 }
 
@@ -64,6 +80,9 @@ const SHAPES: [Shape; 6] = [Shape::Circle, Shape::Square, Shape::Star, Shape::Ri
 /// The options, by place.
 pub const PLACES: [&str; 4] = ["first", "second", "third", "fourth"];
 const BETWEEN: &str = "then";
+/// What a text names beside a picture's colour.
+pub const THINGS: [&str; 6] = ["cup", "hat", "ball", "book", "bird", "car"];
+const WHICH_ONE: &str = "Which one is it?";
 
 /// Words in a row, as a text names them.
 pub fn in_a_row(words: &[&str]) -> String {
@@ -107,6 +126,11 @@ impl QuestionsConfig {
         if !(2..=PLACES.len()).contains(&self.options) {
             return Err(Error::input(format!("{section}.options = {}: choose 2 to {}", self.options, PLACES.len())));
         }
+        if self.form == Form::Name && self.about != Naming::Colour {
+            return Err(Error::input(format!(
+                "{section}.about: colour where form = \"name\": a thing has its own shape"
+            )));
+        }
         let block = self.options * self.options;
         for (key, value) in [("train", self.train), ("test", self.test)] {
             if value == 0 || value % block != 0 {
@@ -124,19 +148,58 @@ impl QuestionsConfig {
     /// Every word of its texts, questions and options, sorted.
     pub fn vocabulary(&self) -> Vec<&'static str> {
         let mut words: BTreeSet<&str> = (0..COLOURS.len()).map(|n| self.about.word(n)).collect();
-        words.extend(&PLACES[..self.options.min(PLACES.len())]);
-        words.extend(self.about.question().trim_end_matches('?').split_whitespace());
-        words.insert(BETWEEN);
+        words.extend(self.question().trim_end_matches('?').split_whitespace());
+        match self.form {
+            Form::Which => {
+                words.extend(self.classes());
+                words.insert(BETWEEN);
+            }
+            Form::Name => words.extend(THINGS.iter().chain(&["a"])),
+        }
         words.into_iter().collect()
+    }
+
+    /// What labels stand for: places, or colours.
+    fn classes(&self) -> Vec<&'static str> {
+        match self.form {
+            Form::Which => PLACES[..self.options.min(PLACES.len())].to_vec(),
+            Form::Name => COLOURS.iter().map(|c| c.word()).collect(),
+        }
+    }
+
+    fn question(&self) -> &'static str {
+        match self.form {
+            Form::Which => self.about.question(),
+            Form::Name => WHICH_ONE,
+        }
+    }
+
+    fn ask(&self) -> Ask {
+        let options = self.classes().iter().map(ToString::to_string).collect();
+        match self.form {
+            Form::Which => {
+                Ask::Choice(Arc::new(Choice { question: self.question().into(), options, image_first: false }))
+            }
+            Form::Name => Ask::Open(self.question().into()),
+        }
+    }
+
+    fn metric(&self) -> Metric {
+        match (self.form, self.options) {
+            (Form::Name, _) => Metric::ExactMatch,
+            (Form::Which, 2) => Metric::Auc,
+            (Form::Which, _) => Metric::Accuracy,
+        }
     }
 }
 
 /// One sample before its picture is drawn.
 struct Plan {
-    /// The named words, by number.
-    words: Vec<usize>,
-    /// Which of them is shown.
-    right: usize,
+    text: String,
+    /// The word that is shown.
+    shown: usize,
+    label: usize,
+    answer: String,
     key: Key,
 }
 
@@ -145,12 +208,9 @@ pub fn load(config: &QuestionsConfig, key: Key) -> Result<Multimodal> {
     config.check("data")?;
     let root = key.fold(Purpose::World, 1);
     let world = World::new(config.pictures(), root)?;
-    let options: Vec<String> = PLACES[..config.options].iter().map(ToString::to_string).collect();
-    let question = config.about.question().to_string();
-    let choice = Arc::new(Choice { question, options: options.clone(), image_first: false });
     let part = |name: &str, side: Side, count| {
         let plans = plans(config, count, root.fold(Purpose::World, side as u64));
-        samples(config, &world, &plans, name, &choice)
+        samples(config, &world, &plans, name)
     };
     let (train, test) = (part("train", Side::Train, config.train)?, part("test", Side::Test, config.test)?);
     let mut census = Census::new("the procedural world", "samples");
@@ -160,8 +220,8 @@ pub fn load(config: &QuestionsConfig, key: Key) -> Result<Multimodal> {
         train,
         val: Subset::default(),
         tests: vec![test],
-        options,
-        metric: if config.options == 2 { Metric::Auc } else { Metric::Accuracy },
+        options: config.classes().iter().map(ToString::to_string).collect(),
+        metric: config.metric(),
         recipe: Recipe::default(),
         sources: vec![census],
     })
@@ -173,11 +233,16 @@ fn plans(config: &QuestionsConfig, count: usize, root: Key) -> Vec<Plan> {
     let mut plans = Vec::with_capacity(count);
     for block in 0..count / (n * n) {
         let key = root.fold(Purpose::Item, block as u64);
-        let words = key.rng().choose(COLOURS.len(), n);
+        let mut rng = key.rng();
+        let words = rng.choose(COLOURS.len(), n);
+        let things = if config.form == Form::Name { rng.choose(THINGS.len(), n) } else { Vec::new() };
         for turned in 0..n {
             for right in 0..n {
-                let words = (0..n).map(|i| words[(i + turned) % n]).collect();
-                plans.push(Plan { words, right, key: key.fold(Purpose::Item, (turned * n + right) as u64) });
+                let own = key.fold(Purpose::Item, (turned * n + right) as u64);
+                plans.push(match config.form {
+                    Form::Which => config.which(&words, turned, right, own),
+                    Form::Name => config.name(words[right], THINGS[things[turned]], own),
+                });
             }
         }
     }
@@ -185,30 +250,39 @@ fn plans(config: &QuestionsConfig, count: usize, root: Key) -> Vec<Plan> {
     plans
 }
 
-fn samples(
-    config: &QuestionsConfig,
-    world: &World,
-    plans: &[Plan],
-    name: &str,
-    choice: &Arc<Choice>,
-) -> Result<Subset> {
+impl QuestionsConfig {
+    /// `words` from the one at `turned` on, in a circle; the one at `right` of that row is shown.
+    fn which(&self, words: &[usize], turned: usize, right: usize, key: Key) -> Plan {
+        let row: Vec<usize> = (0..words.len()).map(|i| words[(i + turned) % words.len()]).collect();
+        let said: Vec<&str> = row.iter().map(|&w| self.about.word(w)).collect();
+        Plan { text: in_a_row(&said), shown: row[right], label: right, answer: PLACES[right].into(), key }
+    }
+
+    fn name(&self, colour: usize, thing: &str, key: Key) -> Plan {
+        let answer = format!("{} {thing}", self.about.word(colour));
+        Plan { text: format!("a {thing}"), shown: colour, label: colour, answer, key }
+    }
+}
+
+fn samples(config: &QuestionsConfig, world: &World, plans: &[Plan], name: &str) -> Result<Subset> {
     let mut pixels = vec![0; plans.len() * PIXELS];
     pixels.par_chunks_exact_mut(PIXELS).zip(plans).for_each(|(out, plan)| {
-        let shown = config.about.shown(plan.words[plan.right], &mut plan.key.fold(Purpose::World, 0).rng());
+        let shown = config.about.shown(plan.shown, &mut plan.key.fold(Purpose::World, 0).rng());
         world.picture(shown, plan.key, out);
     });
     let images = Arc::new(Images::new([3, SIDE, SIDE], pixels)?);
-    let sample = |(i, plan): (usize, &Plan)| {
-        let words: Vec<&str> = plan.words.iter().map(|&w| config.about.word(w)).collect();
-        Sample {
-            id: format!("{name}-{i:06}"),
-            picture: Some(Source::Pixels(images.clone(), i)),
-            text: Some(in_a_row(&words)),
-            ask: Ask::Choice(choice.clone()),
-            target: choice.options[plan.right].clone(),
-            label: Some(plan.right as u32),
-            facets: Facets { more: [("shown", words[plan.right].to_string())].into(), ..Facets::default() },
-        }
+    let ask = config.ask();
+    let sample = |(i, plan): (usize, &Plan)| Sample {
+        id: format!("{name}-{i:06}"),
+        picture: Some(Source::Pixels(images.clone(), i)),
+        text: Some(plan.text.clone()),
+        ask: ask.clone(),
+        target: plan.answer.clone(),
+        label: Some(plan.label as u32),
+        facets: Facets {
+            answer_type: (config.form == Form::Name).then_some(AnswerType::Open),
+            more: [("shown", config.about.word(plan.shown).to_string())].into(),
+        },
     };
     Ok(Subset { name: format!("world {name}"), samples: plans.iter().enumerate().map(sample).collect() })
 }
@@ -247,6 +321,22 @@ mod tests {
                 assert_eq!(best_guess(part, |s| text(s) + &shown(s)), 1.0);
             }
         }
+    }
+
+    #[test]
+    fn a_thing_and_a_colour_are_told_by_neither_modality_alone() {
+        let config = QuestionsConfig { form: Form::Name, train: 720, test: 40, ..QuestionsConfig::default() };
+        let part = load(&config, Key::from_seed(6)).unwrap().train;
+        for s in &part.samples {
+            let (thing, colour) = (s.text.as_ref().unwrap().trim_start_matches("a "), &s.facets.more["shown"]);
+            assert_eq!((&s.target, s.ask.clone()), (&format!("{colour} {thing}"), Ask::Open(WHICH_ONE.into())));
+            assert_eq!(COLOURS[s.label.unwrap() as usize].word(), colour);
+        }
+        // The colour is as often any of six whatever the text says: the best guess from it is no better than 3 in 10.
+        let by_text = best_guess(&part, |s| s.text.clone().unwrap());
+        assert!((1.0 / 6.0..0.3).contains(&by_text), "{by_text}");
+        let e = QuestionsConfig { about: Naming::Shape, ..config }.check("data").unwrap_err().to_string();
+        assert!(e.contains("data.about: colour"), "{e}");
     }
 
     #[test]

@@ -66,10 +66,10 @@ impl Default for DemoMllmConfig {
     fn default() -> Self {
         DemoMllmConfig {
             images: 12_000,
-            steps: 6000,
+            steps: 800,
             batch_size: 32,
             learning_rate: 3e-3,
-            layers: 3,
+            layers: 2,
             inner: 192,
             vocabulary: 640,
             examined: 200,
@@ -163,7 +163,7 @@ fn gallery(config: &DemoMllmConfig, world: &World) -> Result<Gallery> {
 fn texts(gallery: &Gallery, key: Key) -> Vec<String> {
     let mut rng = key.rng();
     let text = |i: usize| {
-        let Taught { ask, answer, .. } = gallery.draw(Kind::ALL[i % Kind::ALL.len()], &mut rng);
+        let Taught { ask, answer, .. } = gallery.draw(Kind::TURNS[i % Kind::TURNS.len()], &mut rng);
         vicuna(&[Turn { images: 0, ..Turn::about_image(&ask) }, Turn::answer(&answer)], false)
     };
     (0..READ).map(text).collect()
