@@ -118,7 +118,7 @@ fn row([population, size, hidden, steps, rounds]: [usize; 5]) -> String {
     let evaluate = |_: &_| Ok(Evaluation::of(&[0.0; CLASSES], &[0], CLASSES, &groups).into());
     let start = net.init(key);
     let parameters = start.data().len();
-    Finetune { dir: &dir, federation, layout: &net.layout, evaluate: &evaluate, validate: None }
+    Finetune { dir: &dir, federation, layout: &net.layout, evaluate: &evaluate, validate: None, summon: &|| Ok(()) }
         .run(Some(Begin { model: start, carried: None }), &cx)
         .expect("runs");
     let log = log.0.lock().expect("no panic");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use fedllava::config::Config;
 use fedllava::data::multimodal::scenario::{self, Holdings};
 use fedllava::data::multimodal::{self, Multimodal};
-use fedllava::exec::{Context, Event, Events};
+use fedllava::exec::ranks::together;
+use fedllava::exec::{Context, Event, Events, Ranks};
 use fedllava::fl::round::Federation;
 use fedllava::fl::trainer::CompactTrainer;
 use fedllava::key::Key;
@@ -14,7 +15,7 @@ use fedllava::mllm::wording::Prompts;
 use fedllava::model::lora::LoraConfig;
 use fedllava::model::vlm::Opened;
 use fedllava::nn::{Batch, Optimiser, OptimiserConfig, Samples, View};
-use fedllava::pipeline::{self, Library, Stages};
+use fedllava::pipeline::{self, Library, Served, Stages};
 use fedllava::task::mllm::lessons::{Keep, Lessons};
 use fedllava::task::mllm::speaker::School;
 use serde_json::Value;
@@ -457,4 +458,41 @@ fn a_table_of_its_runs_shows_what_they_have_and_no_groups_of_classes() {
     for head in ["many", "medium", "few", "worst class"] {
         assert!(!text.contains(head), "{head}: {text}");
     }
+}
+
+#[test]
+fn adapters_trained_on_two_ranks_are_those_of_one_process() {
+    let memes = Memes::new(false);
+    // Enough for more clients than a leaf has.
+    let line = |i: u32| {
+        let (picture, text, label) = (i % 24, WORDS[(i % 6) as usize], i / 6 % 2);
+        format!(r#"{{"id": {}, "img": "img/{picture}.png", "text": "{text}", "label": {label}}}"#, 1000 + i)
+    };
+    let lines: Vec<String> = (0..72).map(line).collect();
+    std::fs::write(memes.folder().join("train.jsonl"), lines.join("\n")).unwrap();
+    let set = [
+        "scenario.clients=18",
+        "scenario.alpha=1e6",
+        "federated.cohort=18",
+        "federated.rounds=2",
+        "algorithm.kind='scaffold'",
+    ];
+    let set = [&set[..], &["federated.optimiser={kind='sgd',lr=0.05}"]].concat();
+    let one = memes.digest("one", &set);
+    let ranks = together(2);
+    let context = |ranks: &Ranks| Context { ranks: ranks.clone(), ..Context::cpu(1) };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let cx = context(&ranks[1]);
+            while let Some(run) = Served::next(&cx).unwrap() {
+                run.serve(&cx).unwrap();
+            }
+            ranks[1].close(None);
+        });
+        let done = pipeline::run(&memes.config("two", &set), Stages::All, &Library::default(), &context(&ranks[0]));
+        ranks[0].close(done.as_ref().err());
+        other.join().unwrap();
+        done.unwrap();
+    });
+    assert_eq!(memes.eval("two")["digest"], one);
 }

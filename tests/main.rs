@@ -33,6 +33,7 @@ mod methods_plain;
 mod methods_small;
 mod methods_yoyo;
 mod net_golden;
+mod ranks;
 mod reports;
 #[cfg(target_os = "linux")]
 mod resilience;

@@ -97,8 +97,15 @@ impl World {
         self.with(algorithm, |federation| {
             let net = net();
             let start = net.init(Key::from_seed(5));
-            Finetune { dir: &dir, federation, layout: &net.layout, evaluate: &evaluate, validate: None }
-                .run(Some(Begin { model: start, carried: None }), cx)
+            Finetune {
+                dir: &dir,
+                federation,
+                layout: &net.layout,
+                evaluate: &evaluate,
+                validate: None,
+                summon: &|| Ok(()),
+            }
+            .run(Some(Begin { model: start, carried: None }), cx)
         })
     }
 }

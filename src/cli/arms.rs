@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::report::{Output, show};
-use super::{Changes, machine};
+use super::{Changes, machine, ranks};
 use crate::config::Config;
 use crate::error::{Class, Error, Result};
 use crate::exec::{Context, Event};
@@ -27,6 +27,7 @@ pub fn arms(config: &Config, stages: Stages, cx: &Context) -> Result<()> {
 
 /// The same for several seeds, one after another.
 pub fn arms_of(config: &Config, seeds: &[u64], stages: Stages, cx: &Context) -> Result<()> {
+    ranks::refuse_strangers()?;
     let library = pipeline::Library::default();
     let before = remember(config, seeds)?;
     let mut runs = Vec::new();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::put;
+use super::{put, ranks};
 use crate::config::RunConfig;
 use crate::data::cifar;
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ impl Finding {
 /// Looks at everything and prints it. What is missing is no failure: the demo needs none of it.
 pub fn doctor(d: &Doctor) -> Result<()> {
     let data = std::env::var_os("FEDLLAVA_DATA").filter(|v| !v.is_empty()).map(PathBuf::from);
-    let mut all = vec![this_program()?, processor(), kernels(), memory(), gpu()];
+    let mut all = vec![this_program()?, processor(), kernels(), memory(), gpu(), mpi()];
     all.extend([writing("runs", &run_root()), writing("copies", &shipped::cache()?), cache()?]);
     all.push(hugging_face()?);
     all.extend(data_sets(data.as_deref())?);
@@ -142,6 +142,18 @@ fn gpu() -> Finding {
         }
         (false, _) => {
             Finding { facts, ..Finding::missing("gpu", format!("{names}, but built without CUDA"), vec![build.into()]) }
+        }
+    }
+}
+
+fn mpi() -> Finding {
+    let facts = json!({ "built_with_mpi": ranks::BUILT });
+    match ranks::BUILT {
+        true => Finding::new("mpi", "built with MPI; `mpirun -n 4` and `srun` share a federation's cohort", facts),
+        false => {
+            let build = "cargo build --release --features mpi   (needs libopenmpi-dev or libmpich-dev, libclang-dev)";
+            let found = "built without MPI: one process a run";
+            Finding { facts, ..Finding::missing("mpi", found, vec![build.into()]) }
         }
     }
 }

@@ -9,10 +9,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use super::progress::Progress;
-use super::{Changes, say};
-use crate::config::{Config, Resolved};
+use super::{Changes, ranks, say};
+use crate::config::{Config, Resolved, RunConfig};
 use crate::error::{Class, Error, Result};
-use crate::exec::{Cancel, Context};
+use crate::exec::{Cancel, Context, Events};
 
 /// The config with the command line's changes, and the context to run it in.
 pub fn open(config: &Path, changes: &Changes, quiet: bool) -> Result<(Config, Context)> {
@@ -46,14 +46,25 @@ pub fn context(config: &Config, quiet: bool) -> Result<Context> {
     context_of(&config.run.device, config.run.threads, quiet)
 }
 
+/// The same for a rank whose events go elsewhere.
+pub fn context_with(run: &RunConfig, events: Arc<dyn Events>) -> Result<Context> {
+    context_on(&run.device, run.threads, events)
+}
+
 /// The context on a device with so many threads; 0 takes every core.
 pub fn context_of(device: &str, threads: usize, quiet: bool) -> Result<Context> {
+    context_on(device, threads, Arc::new(Progress::new(quiet)))
+}
+
+fn context_on(device: &str, threads: usize, events: Arc<dyn Events>) -> Result<Context> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores } else { threads };
     common_threads(cores)?;
     let device = self::device(device)?;
     let cancel = signals()?.begin();
-    Ok(Context { device, dtype: DType::F32, threads, cancel, events: Arc::new(Progress::new(quiet)) })
+    let ranks = ranks::here();
+    let events = ranks::Watch::over(events, &ranks, &cancel);
+    Ok(Context { device, dtype: DType::F32, threads, cancel, events, ranks })
 }
 
 /// Most threads of the pool that libraries share, whatever `RAYON_NUM_THREADS` says.
@@ -81,7 +92,7 @@ pub struct Signals {
 
 impl Signals {
     /// From now on a signal is a request, and who has this listens to it.
-    fn begin(&self) -> Cancel {
+    pub fn begin(&self) -> Cancel {
         self.at_once.store(false, Ordering::SeqCst);
         self.cancel.clone()
     }

@@ -17,6 +17,7 @@ mod methods;
 mod mllm;
 mod models;
 mod progress;
+mod ranks;
 mod report;
 mod split;
 mod sweep;
@@ -184,25 +185,34 @@ struct Changes {
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // First of all; a process without signals can still say what it says.
     let _ = machine::signals();
+    match ranks::join() {
+        Ok(ranks) if ranks.rank() > 0 => ranks::assist(&ranks),
+        Ok(ranks) => ranks::lead(&ranks, || command(arguments)),
+        Err(e) => ExitCode::from(failed(&e)),
+    }
+}
+
+/// Says an error and gives its exit code.
+fn failed(e: &Error) -> u8 {
+    voice::error(e);
+    e.class().exit_code()
+}
+
+/// Runs the command line and gives the exit code.
+fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let here = std::env::current_dir().ok();
     let asked = CompleteEnv::with_factory(Cli::command).var(completions::ASKED);
     match asked.try_complete(arguments.clone(), here.as_deref()) {
         Ok(false) => {}
-        Ok(true) => return ExitCode::SUCCESS,
+        Ok(true) => return 0,
         Err(e) => return usage(&e),
     }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
     };
-    match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            voice::error(&e);
-            ExitCode::from(e.class().exit_code())
-        }
-    }
+    dispatch(cli).map_or_else(|e| failed(&e), |()| 0)
 }
 
 fn dispatch(cli: Cli) -> Result<()> {
@@ -239,7 +249,7 @@ fn dispatch(cli: Cli) -> Result<()> {
 }
 
 /// clap's message, with our name for what the person called otherwise.
-fn usage(e: &clap::Error) -> ExitCode {
+fn usage(e: &clap::Error) -> u8 {
     let _ = e.print();
     if let (ErrorKind::UnknownArgument, Some(name)) = (e.kind(), e.get(ContextKind::InvalidArg)) {
         let asked: String = std::env::args().find(|a| a.starts_with(&name.to_string())).unwrap_or(name.to_string());
@@ -247,7 +257,7 @@ fn usage(e: &clap::Error) -> ExitCode {
             voice::hint(&format!("{ours}; set it in the config or with --set"));
         }
     }
-    ExitCode::from(if e.use_stderr() { Class::Input.exit_code() } else { 0 })
+    if e.use_stderr() { Class::Input.exit_code() } else { 0 }
 }
 
 /// A line of data.

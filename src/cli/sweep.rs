@@ -101,6 +101,11 @@ pub fn sweep(a: &Arguments, quiet: bool) -> Result<()> {
 }
 
 fn work(config: &Config, sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<()> {
+    if cx.ranks.size() > 1 {
+        return Err(Error::input("sweep: ranks share the cohort of one run, and here are many runs").hint(
+            "start sweeps without mpirun, one process or several; or `mpirun … fedllava run` for one large run",
+        ));
+    }
     if let Some(number) = a.run.filter(|&n| n >= sweep.plan.runs.len()) {
         let most = sweep.plan.runs.len().saturating_sub(1);
         return Err(Error::input(format!("--run {number}: the runs are numbered 0 to {most}")));

@@ -35,6 +35,12 @@ impl Class {
             Class::Stopped => 75,
         }
     }
+
+    /// The class of an exit code; a mistake in this program where none has it.
+    pub fn of_exit_code(code: u8) -> Self {
+        let all = [Class::Input, Class::Data, Class::Environment, Class::Stopped];
+        all.into_iter().find(|class| class.exit_code() == code).unwrap_or(Class::Defect)
+    }
 }
 
 /// What went wrong, where, and what to do about it.
@@ -128,6 +134,11 @@ impl Error {
     pub fn plain(&self) -> String {
         let trail = self.0.trail.iter().rev().map(String::as_str);
         trail.chain([self.0.message.as_str()]).collect::<Vec<_>>().join(": ").replace('\n', " ")
+    }
+
+    /// What to do about it, where something is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
     }
 
     /// The innermost message, without contexts and hint.

@@ -1,4 +1,6 @@
-//! Where and how work runs: the [`Context`] every stage gets, cancellation, events, and worker threads.
+//! Where and how work runs: the [`Context`] every stage gets, cancellation, events, worker threads, and [`ranks`].
+
+pub mod ranks;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use candle_core::{DType, Device};
 
 use crate::error::{Error, Result};
+pub use ranks::Ranks;
 
 /// What a stage needs to know about the machine and its caller. Nothing asks a global.
 #[derive(Clone)]
@@ -21,6 +24,8 @@ pub struct Context {
     pub cancel: Cancel,
     /// Who hears about progress.
     pub events: Arc<dyn Events>,
+    /// The processes that work together; this one alone by default.
+    pub ranks: Ranks,
 }
 
 impl Context {
@@ -32,6 +37,7 @@ impl Context {
             threads: threads.max(1),
             cancel: Cancel::default(),
             events: Arc::new(Silent),
+            ranks: Ranks::default(),
         }
     }
 

@@ -1,18 +1,60 @@
 //! A benchmark: images, labels, class names, and where the order of its images comes from.
 
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use memmap2::Mmap;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
 use super::pictures::Pictures;
 use crate::error::{Error, Result};
+use crate::exec::human;
 use crate::fsx;
 
 /// Images of one size, one after the other: `(len, C, H, W)` bytes, channels first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
     shape: [usize; 3],
-    pixels: Vec<u8>,
+    pixels: Pixels,
+}
+
+/// Bytes of images.
+#[derive(Clone)]
+enum Pixels {
+    /// This process's own.
+    Own(Vec<u8>),
+    /// Those of a file, which other processes see too.
+    Mapped(Arc<Mmap>),
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Pixels::Own(bytes) => bytes,
+            Pixels::Mapped(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Pixels {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Pixels {}
+
+impl fmt::Debug for Pixels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
 }
 
 impl Images {
@@ -22,7 +64,31 @@ impl Images {
         if size == 0 || !pixels.len().is_multiple_of(size) {
             return Err(Error::data(format!("images: {} bytes are not whole images of shape {shape:?}", pixels.len())));
         }
-        Ok(Images { shape, pixels })
+        Ok(Images { shape, pixels: Pixels::Own(pixels) })
+    }
+
+    /// The same images in a file without a name, and the file, for [`mapped`](Self::mapped) in other processes.
+    pub fn shared(&self) -> Result<(Images, File)> {
+        let refused = |e: std::io::Error| {
+            let (folder, bytes) = (std::env::temp_dir(), human(self.pixels.len() as u64));
+            Error::environment(format!("cannot put {bytes} of images into {}: {e}", folder.display()))
+                .hint("TMPDIR names another folder, with room for the images")
+        };
+        let mut file = tempfile::tempfile().map_err(refused)?;
+        file.write_all(&self.pixels).map_err(refused)?;
+        Ok((Images::mapped(self.shape, &file)?, file))
+    }
+
+    /// Images whose bytes are those of a file, `(len, C, H, W)`.
+    pub fn mapped(shape: [usize; 3], file: &File) -> Result<Images> {
+        // SAFETY: the file has no name and its maker never writes to it again, so the bytes stay as they are.
+        let bytes = unsafe { Mmap::map(file) };
+        let bytes = bytes.map_err(|e| Error::environment(format!("cannot map images: {e}")))?;
+        let images = Images::new(shape, Vec::new())?;
+        match bytes.len().is_multiple_of(images.size()) {
+            true => Ok(Images { shape, pixels: Pixels::Mapped(Arc::new(bytes)) }),
+            false => Err(Error::data(format!("images: {} bytes are not whole images of shape {shape:?}", bytes.len()))),
+        }
     }
 
     /// `[C, H, W]`.
@@ -75,7 +141,7 @@ impl Images {
         for &i in indices {
             pixels.extend_from_slice(self.get(i as usize));
         }
-        Images { shape: self.shape, pixels }
+        Images { shape: self.shape, pixels: Pixels::Own(pixels) }
     }
 }
 

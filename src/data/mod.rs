@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`dataset`], [`pictures`] | a benchmark: labels, and images in memory or in files |
+//! | [`shared`] | one that lies once in a machine's memory, for several processes |
 //! | [`cifar`], [`hf_parquet`], [`pickle`], [`folder`] | where benchmarks are read from |
 //! | [`list`], [`source`] | published lists, and where their images lie |
 //! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
@@ -60,6 +61,7 @@ pub mod pictures;
 pub mod pool;
 pub mod python_rng;
 pub mod reserve;
+pub mod shared;
 pub mod shots;
 pub mod source;
 pub mod split;

@@ -1,7 +1,8 @@
 //! Adding replies up: f64, by position in the cohort, in leaves of 16, leaves in order.
 //!
 //! So a sum has the same bytes for any number of threads, and memory holds two leaves of replies (one under way, one
-//! waiting to be added in a single pass), never the cohort.
+//! waiting to be added in a single pass), never the cohort. A leaf is 16 neighbours of the cohort, whoever of them answers:
+//! so it can be added up by itself, on another [rank](super::ranks), and joined later.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +53,17 @@ impl Sum {
         let vectors: Vec<&[f32]> = self.leaf.iter().map(|l| l.1.data()).collect();
         add_weighted(&mut self.total, &weights, &vectors);
         self.leaf.clear();
+    }
+
+    /// Adds a leaf's own sum; `weights` are those in it, one by one.
+    pub(super) fn join(&mut self, leaf: &Sum, weights: &[f64]) -> Result<()> {
+        if leaf.layout != self.layout || leaf.kind != self.kind {
+            return Err(Error::defect("aggregation: leaves disagree about a part"));
+        }
+        self.close_leaf();
+        self.total.iter_mut().zip(&leaf.total).for_each(|(t, l)| *t += l);
+        weights.iter().for_each(|w| self.weight += w);
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {
@@ -112,6 +124,8 @@ pub struct Collected {
     pub replies: usize,
     /// Mean training loss weighted by samples: numerator and denominator.
     pub loss: (f64, f64),
+    /// Bytes from server to clients.
+    pub bytes_down: u64,
     /// Bytes from clients to server.
     pub bytes_up: u64,
     /// Multiply-adds of all who replied.
@@ -141,7 +155,12 @@ impl Collected {
         for part in &reply.parts {
             self.sums.entry(part.name.clone()).or_insert_with(|| Sum::new(part)).add(part)?;
         }
-        match (&mut self.sealed, reply.wire.sealed) {
+        self.seal(reply.wire.sealed)
+    }
+
+    /// Adds integers under masks.
+    pub(super) fn seal(&mut self, sealed: Option<Sealed>) -> Result<()> {
+        match (&mut self.sealed, sealed) {
             (_, None) => {}
             (None, first) => self.sealed = first,
             (Some(sum), Some(next)) if sum.parts == next.parts && sum.words.len() == next.words.len() => {
@@ -160,7 +179,7 @@ impl Collected {
         Ok(sum)
     }
 
-    /// Ends the last leaf.
+    /// Ends the leaf at hand.
     pub fn close(&mut self) {
         self.sums.values_mut().for_each(Sum::close_leaf);
     }

@@ -38,10 +38,14 @@ pub struct Failure {
 #[derive(Default)]
 pub(super) struct Failures {
     pub all: Vec<Failure>,
+    /// The class of each one's error.
+    classes: Vec<Class>,
     /// Who was lost on the way instead: nobody's failure.
-    lost: Vec<ClientId>,
+    pub lost: Vec<ClientId>,
+    /// Whether the round comes to nothing.
+    pub void: bool,
     /// What clients kept before this round changed it.
-    before: BTreeMap<ClientId, Option<Kept>>,
+    pub before: BTreeMap<ClientId, Option<Kept>>,
 }
 
 impl Failures {
@@ -55,13 +59,20 @@ impl Failures {
         self.lost.push(client);
     }
 
-    /// Clients that were lost on the way.
-    pub fn lost(&self) -> usize {
-        self.lost.len()
+    /// The failures for another rank: who, why, and the exit code of the error's class.
+    pub fn told(&self) -> Vec<(ClientId, (String, u8))> {
+        let told = |(f, class): (&Failure, &Class)| (f.client, (f.why.clone(), class.exit_code()));
+        self.all.iter().zip(&self.classes).map(told).collect()
+    }
+
+    /// Who is out of the round by now: failed, or lost on the way.
+    pub fn gone(&self) -> Vec<ClientId> {
+        self.all.iter().map(|f| f.client).chain(self.lost.iter().copied()).collect()
     }
 
     /// Loses everybody who was asked: the round comes to nothing, and all keep what they kept before.
     pub fn lose_all(&mut self) {
+        self.void = true;
         self.lost.extend(self.before.keys());
     }
 
@@ -74,7 +85,20 @@ impl Failures {
         if config.on_failure == OnFailure::Stop {
             return Err(advised(e));
         }
-        self.all.push(Failure { client: job.client, why: e.plain() });
+        self.admit(Failure { client: job.client, why: e.plain() }, e.class(), job.round, parties, config)
+    }
+
+    /// Enters a failure, unless it is one more than the config allows of the exchange's `parties`.
+    pub fn admit(
+        &mut self,
+        failure: Failure,
+        class: Class,
+        round: usize,
+        parties: usize,
+        config: &FederatedConfig,
+    ) -> Result<()> {
+        self.all.push(failure);
+        self.classes.push(class);
         if self.all.len() as f64 <= config.max_failures * parties as f64 && self.all.len() < parties {
             return Ok(());
         }
@@ -82,7 +106,7 @@ impl Failures {
         let text = format!("{n} of {parties} clients failed, more than federated.max_failures = {share} allows");
         let whole = if n == parties { format!("all {n} clients of the exchange failed") } else { text };
         let first = self.all.first().map_or("", |f| f.why.as_str());
-        Err(advised(Error::new(e.class(), format!("round {}: {whole}; the first: {first}", job.round))))
+        Err(advised(Error::new(class, format!("round {round}: {whole}; the first: {first}"))))
     }
 
     /// Takes over what clients kept in an exchange.
@@ -228,7 +252,7 @@ mod tests {
         let two = FederatedConfig { rounds: 2, ..skip() };
         let mut layout = Layout::default();
         layout.push("w", &[2], Role::Weight).unwrap();
-        let kept = |round| Kept { round, named: Arc::new(Named::new()) };
+        let kept = |round| Kept::new(round, Named::new());
         let mut failures = Failures::default();
         let mut all = BTreeMap::from([(1, kept(1)), (2, kept(1))]);
         failures.keep(&mut all, BTreeMap::from([(1, kept(2)), (2, kept(2)), (3, kept(2))]));

@@ -3,7 +3,7 @@
 //! An [`Algorithm`] says what to do, a [`Trainer`] does it, and [`Federation`](round::Federation) owns the model.
 //! Losses are open: an [`Objective`] lives in its method's file. Parameters are closed: slots, pulls, trained ranges.
 //! The server is a client with data of its own. One file per method in [`methods`]. What happens to updates between
-//! client and sum is a chain of links, one file a link in [`way`].
+//! client and sum is a chain of links, one file a link in [`way`]. Several processes share the work in [`ranks`].
 
 pub mod aggregate;
 pub mod alone;
@@ -15,11 +15,14 @@ pub mod estimate;
 pub mod failure;
 pub mod feed;
 pub mod fit;
+mod intake;
 mod iterates;
+mod leaf;
 pub mod local;
 pub mod methods;
 pub mod objective;
 pub mod predict;
+pub mod ranks;
 pub mod reply;
 pub mod round;
 pub mod tau_norm;

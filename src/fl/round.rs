@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::brief::{Brief, Job};
 use super::failure::{Failure, Failures, refuse_not_finite};
+use super::intake::Intake;
+use super::ranks;
+use super::trainer::Returned;
 use super::way::{Figure, Way};
-use super::{
-    Algorithm, ClientId, Collect, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who,
-};
+use super::{Algorithm, ClientId, Collected, Exchange, FederatedConfig, Named, Needs, Now, Supplies, Trainer, Who};
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
 use crate::key::{Key, Purpose};
@@ -19,8 +20,22 @@ use crate::nn::{Classifier, Params};
 pub struct Kept {
     /// The round that changed it last.
     pub round: usize,
-    /// The vectors.
+    /// The vectors; none where they lie on another rank.
     pub named: Arc<Named>,
+    /// The [rank](super::ranks) where they lie.
+    pub rank: usize,
+}
+
+impl Kept {
+    /// What a client keeps since a round, here.
+    pub fn new(round: usize, named: Named) -> Self {
+        Kept { round, named: Arc::new(named), rank: 0 }
+    }
+
+    /// What lies on another rank.
+    pub(super) fn elsewhere(round: usize, rank: usize) -> Self {
+        Kept { round, named: Arc::default(), rank }
+    }
 }
 
 /// Everything the server holds between two rounds; what a checkpoint holds.
@@ -85,13 +100,13 @@ impl Tally {
         if self.loss.1 > 0.0 { self.loss.0 / self.loss.1 } else { f64::NAN }
     }
 
-    fn add(&mut self, got: &Collected, jobs: &[Job], server: bool) {
+    fn add(&mut self, got: &Collected, server: bool) {
         if server {
             self.server_multiply_adds += got.multiply_adds;
             return;
         }
         self.loss = (self.loss.0 + got.loss.0, self.loss.1 + got.loss.1);
-        self.bytes_down += jobs.iter().map(|job| job.brief.bytes_down(&job.model)).sum::<u64>();
+        self.bytes_down += got.bytes_down;
         self.bytes_up += got.bytes_up;
         self.multiply_adds += got.multiply_adds;
     }
@@ -159,7 +174,7 @@ impl Federation<'_> {
     }
 
     /// The way of updates in a round.
-    fn way(&self, round: usize, state: Named) -> Way<'_> {
+    pub(super) fn way(&self, round: usize, state: Named) -> Way<'_> {
         Way::new(self.config, self.clients, self.key, round, state)
     }
 
@@ -193,7 +208,8 @@ impl Federation<'_> {
         let part = 1.0 / (exchanges.len() + usize::from(self.align.is_some())) as f64;
         // 2. to 5., once an exchange.
         let all = self.exchanges(&mut next, &exchanges, &cohort, &mut way, &mut failures, &mut tally, (part, cx))?;
-        let figures = way.figures(failures.lost())?;
+        let figures = way.figures(failures.lost.len())?;
+        ranks::close(&failures, cx)?;
         let failed = failures.close(&mut next.kept);
         failed.iter().for_each(|f| cx.events.on(Event::Warning(&format!("left out: {}", f.why))));
         let last = round == self.config.rounds || way.spent()?.is_some();
@@ -244,11 +260,15 @@ impl Federation<'_> {
             if !matches!(exchange.who, Who::Server { .. }) {
                 who.retain(|&client| !failures.out(client));
             }
+            let asked = who.clone();
             way.begin(exchange, number, &mut who).into_iter().for_each(|client| failures.lose(client));
-            let jobs = self.jobs(next, exchange, number, &now, &who, way)?;
+            let spread = ranks::Spread::new(exchange, &who, failures, cx);
+            spread.begin(next, number, asked, &all, way, failures)?;
+            let jobs = self.jobs(next, exchange, number, &now, spread.own(), way)?;
             let cx = &cx.part(part / jobs.len().max(1) as f64);
-            let (mut got, kept) = self.exchange(&jobs, exchange, way, failures, cx)?;
-            tally.add(&got, &jobs, matches!(exchange.who, Who::Server { .. }));
+            let (mut got, mut kept) = self.exchange(&jobs, spread.parties, exchange, way, failures, cx)?;
+            spread.gather(round, &mut got, &mut kept, failures, self.config)?;
+            tally.add(&got, matches!(exchange.who, Who::Server { .. }));
             if let Some(why) = way.arrive(&mut got)? {
                 cx.events.on(Event::Warning(&format!("round {round} comes to nothing: {why}")));
                 failures.lose_all();
@@ -273,7 +293,8 @@ impl Federation<'_> {
         }
     }
 
-    fn jobs(
+    /// The jobs of these clients, or of the server's by number.
+    pub(super) fn jobs(
         &self,
         server: &Server,
         exchange: &Exchange,
@@ -304,38 +325,45 @@ impl Federation<'_> {
         who.iter().map(job).collect()
     }
 
-    #[allow(clippy::type_complexity, reason = "the two results of an exchange")]
+    /// Does jobs on this rank, and adds up what they give.
     fn exchange(
         &self,
         jobs: &[Job],
+        parties: usize,
         exchange: &Exchange,
         way: &Way<'_>,
         failures: &mut Failures,
         cx: &Context,
     ) -> Result<(Collected, BTreeMap<ClientId, Kept>)> {
-        let (mut got, mut kept, parties) = (Collected::default(), BTreeMap::new(), jobs.len() + failures.all.len());
-        let collect = if way.compares() { Collect::Each } else { exchange.collect };
+        let mut intake = Intake::new(jobs, parties, exchange, way, self.config);
+        self.work(jobs, way, cx, &mut |i, returned| intake.take(i, returned, failures).map(drop))?;
+        let mut got = intake.leaf.got;
+        got.bytes_down = jobs.iter().map(|job| job.brief.bytes_down(&job.model)).sum();
+        Ok((got, intake.kept))
+    }
+
+    /// Does jobs; `take` receives in their order what each sends and keeps, or why it failed by itself.
+    pub(super) fn work(
+        &self,
+        jobs: &[Job],
+        way: &Way<'_>,
+        cx: &Context,
+        take: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
+    ) -> Result<()> {
         let reply = |job: &Job, outcome| {
             let returned = self.algorithm.reply(job, outcome)?;
             refuse_not_finite(&returned)?;
             way.leave(job, returned)
         };
-        self.trainer.run(jobs, cx, &reply, &mut |i, returned| {
-            let (reply, keep) = match returned {
-                Ok(returned) => returned,
-                Err(e) => return failures.leave_out(&jobs[i], e, parties, self.config),
-            };
-            if reply.wire.late {
-                failures.lose(jobs[i].client);
-                return Ok(());
-            }
-            if let Some(keep) = keep {
-                kept.insert(jobs[i].client, Kept { round: jobs[i].round, named: Arc::new(keep) });
-            }
-            got.fold(jobs[i].client, reply, collect)
-        })?;
-        got.close();
-        Ok((got, kept))
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let done = self.trainer.run(jobs, cx, &reply, &mut |i, returned| match cx.ranks.heard() {
+            Some(e) => Err(e),
+            None => take(i, returned),
+        });
+        // What another rank has said is why this one stops.
+        done.map_err(|e| cx.ranks.heard().unwrap_or(e))
     }
 }
 

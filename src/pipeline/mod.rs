@@ -13,6 +13,7 @@
 //! | `export` | a run's model with its card and the lines of PyTorch that load it |
 //! | `reproduce` | an archived run once more, held against what it gave |
 //! | `mllm` | a run whose task is a multimodal LLM |
+//! | `ranks` | what other processes do for a run: they open it and serve its rounds |
 //! | `captioning` | [`captioning()`]: a pool becomes annotations |
 //!
 //! Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 stop cleanly; after `kill -9` the same command ends with the same bytes. Same seed, same
@@ -28,6 +29,7 @@ mod outlook;
 mod pretraining;
 mod run;
 mod personal;
+mod ranks;
 pub mod reproduce;
 mod said;
 mod sharing;
@@ -38,5 +40,6 @@ pub use captioning::captioning;
 pub use experiment::{COMMIT, Experiment};
 pub use mllm::Held;
 pub use outlook::{Outlook, Speeds, outlook};
+pub use ranks::Served;
 pub use run::{Stages, finished, run};
 pub use sharing::Library;

@@ -186,7 +186,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     };
     let every_round = aligner.as_ref().filter(|_| align.when == When::EveryRound);
     let step = every_round.map(|a| a as &dyn ServerStep);
-    let tuned = experiment.stage_two(stages, dir, pretrained.as_ref(), step, cx)?;
+    let tuned = experiment.stage_two(stages, dir, pretrained.as_ref(), step, library, cx)?;
     let records = evaluate::records(dir)?;
     // Counted when the rounds are over: nobody waits for a walk through all of them before the first.
     let mut extras = experiment.extras(pool_images, config.federated.rounds, cx)?;
@@ -324,15 +324,27 @@ impl Experiment {
         dir: &RunDir,
         pretrained: Option<&Pretrained>,
         align: Option<&dyn ServerStep>,
+        library: &Library,
         cx: &Context,
     ) -> Result<Finetuned> {
         if stages == Stages::Align && !dir.file("finetune/done.json").exists() {
             return Err(Error::input(format!("{} holds no finished federated stage", dir.path().display()))
                 .hint("run `fedllava finetune` with this config first"));
         }
+        self.federated(Some(dir), align, cx, |federation| self.rounds(federation, dir, pretrained, library, cx))
+    }
+
+    /// Makes this run's federation for `work`; a directory is held against what it names.
+    pub(super) fn federated<T>(
+        &self,
+        dir: Option<&RunDir>,
+        align: Option<&dyn ServerStep>,
+        cx: &Context,
+        work: impl FnOnce(Federation<'_>) -> Result<T>,
+    ) -> Result<T> {
         let (images, holders, stock) = (self.train(), self.holders(), self.stock(cx)?);
         let unlabelled = stock.loaded(&self.loader);
-        self.prove_unlabelled(dir, stock.unlabelled())?;
+        dir.map_or(Ok(()), |dir| self.prove_unlabelled(dir, stock.unlabelled()))?;
         let supplies = self.supplies(&stock, unlabelled.as_ref(), cx)?;
         let (net, backend) = (self.net.clone(), self.config.run.engine);
         let trainer = CompactTrainer::new(net, backend, &images, &holders).with(supplies);
@@ -342,7 +354,7 @@ impl Experiment {
             Mode::Centralised => Ok(vec![0]),
             _ => self.cohort(round),
         };
-        let federation = Federation {
+        work(Federation {
             algorithm: if mode == Mode::Local { &alone } else { algorithm },
             trainer: &trainer,
             config: &self.config.federated,
@@ -351,7 +363,18 @@ impl Experiment {
             align,
             feedback: self.config.align.feedback,
             key: self.key,
-        };
+        })
+    }
+
+    /// The federated rounds, from what lies on disk or another run has left; and what clients' own models do.
+    fn rounds(
+        &self,
+        federation: Federation<'_>,
+        dir: &RunDir,
+        pretrained: Option<&Pretrained>,
+        library: &Library,
+        cx: &Context,
+    ) -> Result<Finetuned> {
         let judge = |p: &Params| self.judge().classifier(&self.net, p, cx).map(Judged::from);
         let done = dir.file("finetune/done.json").exists();
         // What the rounds go on from is in their own checkpoints: another run need not keep its.
@@ -371,7 +394,8 @@ impl Experiment {
             move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx).map(Judged::from)
         });
         let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
-        let stage = Finetune { dir, federation, layout: &self.net.layout, evaluate: &judge, validate };
+        let summon = || super::ranks::summon(&self.config, Some(library), cx);
+        let stage = Finetune { dir, federation, layout: &self.net.layout, evaluate: &judge, validate, summon: &summon };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;
         shelf.map_or_else(|| Shelf::forget(dir, "finetune"), |s| s.keep(dir, &[]))?;

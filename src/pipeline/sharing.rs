@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::Experiment;
 use super::experiment::instruction_set;
 use crate::config::Config;
+use crate::data::shared::Shared;
 use crate::data::{self, Benchmark, DataConfig, PoolConfig};
 use crate::error::Result;
-use crate::exec::Context;
+use crate::exec::{Context, Event, lock};
 use crate::fl::align::When;
 use crate::fsx;
 use crate::key::Key;
@@ -20,21 +21,50 @@ use crate::stage::pretrain::Pretext;
 
 /// The benchmark that was read last, so that arms of one seed read it once.
 #[derive(Default)]
-pub struct Library(Mutex<Option<(Value, Benchmark)>>);
+pub struct Library(Mutex<Option<Last>>);
+
+struct Last {
+    name: Value,
+    benchmark: Benchmark,
+    /// For other ranks of this machine, where there are any.
+    shared: Option<Shared>,
+}
+
+fn name(config: &Config) -> Value {
+    json!({ "data": config.data, "seed": config.run.split_seed.unwrap_or(config.run.seed) })
+}
 
 impl Library {
     /// The benchmark of a config.
     pub fn benchmark(&self, config: &Config, key: Key, cx: &Context) -> Result<Benchmark> {
-        let name = json!({ "data": config.data, "seed": config.run.split_seed.unwrap_or(config.run.seed) });
-        let mut last = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((known, benchmark)) = last.as_ref()
-            && *known == name
-        {
-            return Ok(benchmark.clone());
+        let name = name(config);
+        let mut last = lock(&self.0);
+        if let Some(known) = last.as_ref().filter(|last| last.name == name) {
+            return Ok(known.benchmark.clone());
         }
-        let benchmark = data::load(&config.data, key, cx)?;
-        *last = Some((name, benchmark.clone()));
+        let mut benchmark = data::load(&config.data, key, cx)?;
+        let near = cx.ranks.neighbours();
+        let shared = match near.len() > 1 && near[0] == cx.ranks.rank() {
+            true => benchmark.share().unwrap_or_else(|e| {
+                cx.events.on(Event::Warning(&format!("every rank reads the benchmark: {}", e.plain())));
+                None
+            }),
+            false => None,
+        };
+        *last = Some(Last { name, benchmark: benchmark.clone(), shared });
         Ok(benchmark)
+    }
+
+    /// With a benchmark that is there already.
+    pub(super) fn of(config: &Config, benchmark: Benchmark) -> Self {
+        Library(Mutex::new(Some(Last { name: name(config), benchmark, shared: None })))
+    }
+
+    /// What other ranks of this machine need to see the benchmark, as JSON; none where each reads it.
+    pub(super) fn notice(&self) -> Option<String> {
+        let last = lock(&self.0);
+        let notice = last.as_ref().and_then(|last| last.shared.as_ref()).map(|shared| &shared.notice);
+        notice.and_then(|notice| serde_json::to_string(notice).ok())
     }
 }
 

@@ -10,12 +10,13 @@ use serde_json::json;
 
 use super::metrics::Judged;
 use super::selection::Selection;
+use super::travel::Travel;
 use crate::error::{Error, Result};
 use crate::exec::{Context, Event};
 pub use crate::fl::config::LAST;
 use crate::fl::round::{Federation, Finished, Kept, Server};
 use crate::fl::way::noise::EPSILON;
-use crate::fl::{ClientId, Named};
+use crate::fl::{ClientId, Named, ranks};
 use crate::nn::{Layout, Params};
 use crate::run::checkpoint::{self, Files};
 use crate::run::clients::{Clients, Index};
@@ -90,6 +91,8 @@ pub struct Finetune<'a> {
     pub evaluate: Evaluate<'a>,
     /// Figures of a model on the validation set, where the run has one.
     pub validate: Option<Evaluate<'a>>,
+    /// Has the other ranks open the same run and serve it, where there are any.
+    pub summon: &'a dyn Fn() -> Result<()>,
 }
 
 /// The exported models: of the last round, or of the best by validation.
@@ -137,20 +140,23 @@ impl Finetune<'_> {
         records.cut("align", server.round + 1)?;
         let mut selection = Selection::resume(self.federation.config.export, best, &self.dir.file("metrics.jsonl"))?;
         let mut times = Times::open(self.dir.path(), "finetune", server.round + 1)?;
-        let mut began = Instant::now();
+        (self.summon)()?;
+        let (mut began, mut travel) = (Instant::now(), Travel::default());
         let rounds = self.federation.config.rounds as u64;
         cx.events.on(Event::Begin { name: "finetune", unit: "round", done: server.round as u64, total: rounds });
         let model = server.model.clone();
-        let server = self.federation.run(server, cx, &mut |finished| {
+        let mut server = self.federation.run(server, cx, &mut |finished| {
             let trained = began.elapsed().as_secs_f64();
             self.record(&finished, &mut records, &mut selection, cx)?;
             let (round, config) = (finished.server.round, self.federation.config);
             let judged = began.elapsed().as_secs_f64() - trained;
-            times.add("finetune", round, &[("seconds", trained), ("evaluation", judged)])?;
+            let mut figures = vec![("seconds", trained), ("evaluation", judged)];
+            figures.extend(travel.of_round(trained, cx));
+            times.add("finetune", round, &figures)?;
             last = Some((finished.deployed.clone(), finished.aligned.cloned()));
             if round % config.checkpoint_every == 0 || finished.last {
                 records.seal()?;
-                write_kept(&clients, &finished.server.kept, &mut index)?;
+                write_kept(&clients, &finished.server.kept, &mut index, cx)?;
                 let kept = (&clients, index.clone());
                 checkpoint::save_with(&folder, round, &files(&finished, &selection), kept, config.keep_checkpoints)?;
                 csv::write(self.dir.path())?;
@@ -159,7 +165,10 @@ impl Finetune<'_> {
             Ok(())
         })?;
         records.seal()?;
+        ranks::gather(&mut server.kept, cx)?;
+        ranks::end(cx)?;
         cx.events.on(Event::End);
+        travel.say(cx);
         let last = match last {
             Some(models) => models,
             None => self.without_rounds(model, server.round, cx)?,
@@ -180,7 +189,7 @@ impl Finetune<'_> {
             return Ok(server);
         }
         server.state = state;
-        server.kept = kept.into_iter().map(|(c, named)| (c, Kept { round: 0, named: Arc::new(named) })).collect();
+        server.kept = kept.into_iter().map(|(c, named)| (c, Kept::new(0, named))).collect();
         Ok(server)
     }
 
@@ -296,18 +305,18 @@ fn files(finished: &Finished<'_>, selection: &Selection) -> Files {
 }
 
 /// Writes what clients kept since the files in `index`.
-fn write_kept(clients: &Clients, kept: &BTreeMap<ClientId, Kept>, index: &mut Index) -> Result<()> {
-    for (&client, Kept { round, named }) in kept {
-        if index.get(&client).is_none_or(|entry| entry.round != *round) {
-            index.insert(client, clients.write(client, *round, named)?);
-        }
-    }
-    Ok(())
+fn write_kept(clients: &Clients, kept: &BTreeMap<ClientId, Kept>, index: &mut Index, cx: &Context) -> Result<()> {
+    let changed = |(client, kept): &(&ClientId, &Kept)| index.get(client).is_none_or(|e| e.round != kept.round);
+    let which = kept.iter().filter(changed).map(|(client, _)| *client).collect();
+    ranks::fetch(kept, which, cx, &mut |client, Kept { round, named, .. }| {
+        index.insert(client, clients.write(client, round, &named)?);
+        Ok(())
+    })
 }
 
 fn read_kept(clients: &Clients, index: &Index) -> Result<BTreeMap<ClientId, Kept>> {
     let read = |(&client, entry): (&ClientId, &crate::run::clients::Entry)| {
-        Ok((client, Kept { round: entry.round, named: Arc::new(clients.read(client, entry)?) }))
+        Ok((client, Kept::new(entry.round, clients.read(client, entry)?)))
     };
     index.iter().map(read).collect()
 }

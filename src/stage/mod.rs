@@ -63,6 +63,7 @@ pub mod probe;
 pub mod selection;
 pub mod teach;
 pub mod teach_mllm;
+mod travel;
 
 use crate::data::{Dataset, Loader};
 use crate::error::Result;

@@ -21,11 +21,11 @@ use crate::data::multimodal::Multimodal;
 use crate::data::multimodal::scenario::Holdings;
 use crate::error::{Error, Place, Result};
 use crate::exec::{Context, Event};
+use crate::fl::Mode;
 use crate::fl::alone::Alone;
 use crate::fl::round::Federation;
 use crate::fl::trainer::CompactTrainer;
 use crate::fl::way::noise::EPSILON;
-use crate::fl::{Mode, Trainer};
 use crate::fsx;
 use crate::key::{Key, Purpose};
 use crate::nn::Params;
@@ -98,9 +98,15 @@ pub(super) fn stages_of(
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", mllm.ledger.to_json())].into())
 }
 
+/// Serves the rounds of such a run on a rank above 0.
+pub(super) fn serve(config: &Config, task: &MllmTaskConfig, cx: &Context) -> Result<()> {
+    let cx = &Context { dtype: task.precision.into(), ..cx.clone() };
+    Mllm::open(config, task, cx)?.federated(|federation| federation.serve(cx))
+}
+
 impl Mllm<'_> {
-    /// The federated rounds.
-    fn rounds(&self, dir: &RunDir, exams: &[Exam<'_>], cx: &Context) -> Result<Finetuned> {
+    /// Makes this run's federation for `work`.
+    fn federated<T>(&self, work: impl FnOnce(Federation<'_>) -> Result<T>) -> Result<T> {
         let config = &self.config.federated;
         let (net, school) = (Arc::new(self.school.net()), self.school.clone());
         let session_net = net.clone();
@@ -118,7 +124,7 @@ impl Mllm<'_> {
             Mode::Centralised => Ok(vec![0]),
             _ => self.cohort(round),
         };
-        let federation = Federation {
+        work(Federation {
             algorithm: if config.mode == Mode::Local { &alone } else { &held },
             trainer: &trainer,
             config,
@@ -127,7 +133,21 @@ impl Mllm<'_> {
             align: None,
             feedback: false,
             key: self.key,
-        };
+        })
+    }
+
+    /// The federated rounds.
+    fn rounds(&self, dir: &RunDir, exams: &[Exam<'_>], cx: &Context) -> Result<Finetuned> {
+        self.federated(|federation| self.rounds_of(federation, dir, exams, cx))
+    }
+
+    fn rounds_of(
+        &self,
+        federation: Federation<'_>,
+        dir: &RunDir,
+        exams: &[Exam<'_>],
+        cx: &Context,
+    ) -> Result<Finetuned> {
         let exam =
             exams.first().ok_or_else(|| Error::data("data: the set has no test part, so nothing can be judged"))?;
         let judge = |p: &Params| self.judged(exam, p, cx);
@@ -137,7 +157,8 @@ impl Mllm<'_> {
         let begun =
             dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
         let start = if begun { None } else { Some(self.start(cx)?) };
-        let stage = Finetune { dir, federation, layout: trainer.layout(), evaluate: &judge, validate };
+        let (layout, summon) = (self.school.plan.layout(), || super::ranks::summon(self.config, None, cx));
+        let stage = Finetune { dir, federation, layout, evaluate: &judge, validate, summon: &summon };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, exam, &tuned, cx)?;
         Ok(tuned)
