@@ -32,6 +32,8 @@ mod methods_matching;
 mod methods_plain;
 mod methods_small;
 mod methods_yoyo;
+#[cfg(target_os = "linux")]
+mod mpi;
 mod net_golden;
 mod ranks;
 mod reports;
