@@ -212,6 +212,21 @@ impl Optimiser {
         Optimiser { config: config.clone(), trained, first: vec![0.0; first], second: vec![0.0; second], steps: 0 }
     }
 
+    /// One that goes on from a state that was kept elsewhere: steps taken, and as many moments as it has.
+    pub fn from_moments(
+        config: &OptimiserConfig,
+        trained: Vec<std::ops::Range<usize>>,
+        steps: i32,
+        [first, second]: [Vec<f32>; 2],
+    ) -> Self {
+        Optimiser { config: config.clone(), trained, first, second, steps }
+    }
+
+    /// Steps taken, and the moments, empty where it has none.
+    pub fn moments(&self) -> (i32, [&[f32]; 2]) {
+        (self.steps, [&self.first, &self.second])
+    }
+
     /// The state as named vectors, for a checkpoint of a network of this layout.
     pub fn state(&self, layout: &Arc<Layout>) -> Result<BTreeMap<String, Params>> {
         let mut counter = Layout::default();
