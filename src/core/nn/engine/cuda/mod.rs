@@ -5,7 +5,7 @@
 //! is our own kernels, plain `.cu` files in `kernels/`, whose layouts the head of `prelude.cu` states.
 //!
 //! What runs them is a [`Card`]: `Cuda` with the feature `cuda`, or [`Emulated`], a process in which the C++ compiler's
-//! version of the very same files runs thread by thread. All that can be wrong without a GPU is so proven without one;
+//! version of the very same files runs thread by thread; [`Counted`] runs nothing and counts. All that can be wrong without a GPU is so proven without one;
 //! on a GPU **the engine has never run**: no configuration asks for it yet.
 //!
 //! Sums have one order, so the same seed gives the same bytes on the same card; beside the CPU engine results differ by
@@ -14,6 +14,7 @@
 mod arena;
 mod backward;
 mod card;
+mod count;
 #[cfg(feature = "cuda")]
 mod driver;
 mod emulated;
@@ -29,6 +30,7 @@ mod update;
 mod workspace;
 
 pub use card::{Arg, Card, Matrix, Memory, Product, Work};
+pub use count::{Cost, Counted};
 #[cfg(feature = "cuda")]
 pub use driver::{Cuda, Precision};
 pub use emulated::Emulated;

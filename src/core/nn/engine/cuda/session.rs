@@ -50,6 +50,11 @@ impl<C: Card> Resident<C> {
         Ok(Resident { card, net, plan, workspace, frozen, shown, stacks, lanes, rows, stored, gathered, parted, held })
     }
 
+    /// The card.
+    pub fn card(&self) -> &C {
+        &self.card
+    }
+
     /// Images `(n, C, H, W)` as bytes stay on the card, for [`Resident::forward_held`]. `table` has what each byte of a
     /// channel becomes, `crop` is the border of zeros around an image, in pixels.
     pub fn hold(&mut self, images: &[u8], table: &[[f32; 256]], crop: usize) -> Result<()> {

@@ -1,76 +1,31 @@
 //! What is counted before it is allocated.
 
 use super::*;
-use crate::error::Result;
+use crate::nn::engine::cuda::Counted;
+use crate::nn::engine::cuda::Resident;
 use crate::nn::engine::cuda::arena::Arena;
-use crate::nn::engine::cuda::card::{Arg, Card, Memory, Product, Work};
 use crate::nn::engine::cuda::plan::Plan;
 use crate::nn::engine::cuda::split;
 use crate::nn::engine::cuda::update::{self, Stacks};
+use crate::nn::interpreter::Mode;
 use crate::nn::optim::{AdamConfig, OptimiserConfig};
-
-/// A card that only counts.
-#[derive(Default)]
-struct Ledger {
-    bytes: usize,
-    count: u32,
-}
-
-impl Card for Ledger {
-    fn name(&self) -> String {
-        "ledger".to_string()
-    }
-
-    fn room(&self) -> Result<usize> {
-        Ok(usize::MAX)
-    }
-
-    fn allocate(&mut self, bytes: usize) -> Result<Memory> {
-        self.bytes += bytes;
-        self.count += 1;
-        Ok(Memory { id: self.count, bytes })
-    }
-
-    fn release(&mut self, memory: Memory) -> Result<()> {
-        self.bytes -= memory.bytes;
-        Ok(())
-    }
-
-    fn write(&mut self, _: Memory, _: usize, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&mut self, _: Memory, _: usize, _: &mut [u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn zero(&mut self, _: Memory, _: usize, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn launch(&mut self, _: &'static str, _: Work, _: &[Arg]) -> Result<()> {
-        Ok(())
-    }
-
-    fn multiply(&mut self, _: &Product) -> Result<()> {
-        Ok(())
-    }
-}
+use crate::nn::params::{Named, Params};
+use crate::nn::session::{Input, Session, Training};
 
 #[test]
 fn the_memory_rule_counts_what_is_allocated() {
     for net in nets() {
-        let (plan, mut card, mut arena) = (Plan::new(&net).unwrap(), Ledger::default(), Arena::default());
+        let (plan, mut card, mut arena) = (Plan::new(&net).unwrap(), Counted::default(), Arena::default());
         for (lanes, rows) in [(1, 4), (8, 32)] {
             arena.reserve(&mut card, &plan, &net, lanes, rows).unwrap();
-            assert_eq!(plan.bytes(lanes, rows), card.bytes, "{} {lanes} × {rows}", net.name);
+            assert_eq!(plan.bytes(lanes, rows), card.allocated, "{} {lanes} × {rows}", net.name);
         }
         arena.release(&mut card).unwrap();
-        assert_eq!(card.bytes, 0);
+        assert_eq!(card.allocated, 0);
         let size = net.layout.len();
         Stacks::new(&mut card, 5, size).unwrap();
         let plain = update::bytes(size, &OptimiserConfig::default(), 0, false);
-        assert!((5 * plain..5 * (plain + 36) + 1024).contains(&card.bytes), "{} {plain}", card.bytes);
+        assert!((5 * plain..5 * (plain + 36) + 1024).contains(&card.allocated), "{} {plain}", card.allocated);
         assert_eq!(update::bytes(size, &OptimiserConfig::Adam(AdamConfig::default()), 1, true), plain + 16 * size);
     }
 }
@@ -89,4 +44,25 @@ fn a_cohort_that_does_not_fit_is_split_and_a_client_that_does_not_fit_refused() 
     // More elements than kernels count.
     assert!(plan.lanes_within(&net, usize::MAX, usize::MAX, 32, 0).unwrap() < 1 << 24);
     assert!(plan.check(&net, 1 << 24, 32).is_err());
+}
+
+/// Three products a layer, two for the first, each of all rows that side by side clients have room for.
+#[test]
+fn a_steps_operations_and_bytes_are_counted_by_hand() {
+    let (net, lanes, rows) = (Arc::new(flat()), 2, 4);
+    let mut session = Resident::new(&net, Counted::default(), lanes).unwrap();
+    let training =
+        Training { optimiser: OptimiserConfig::default(), trained: None, pulls: vec![], moments: Named::new() };
+    (0..lanes).for_each(|k| session.load(k, Params::zeros(net.layout.clone()), &training).unwrap());
+    session.forward(Input::Images(&[0.0; 7 * 30]), &[4, 3], Mode::Eval).unwrap();
+    session.backward(&[(net.logits, &[0.0; 7 * 3][..])]).unwrap();
+    session.step(&[1.0; 2]).unwrap();
+    let totals = session.card().totals();
+    let [count, operations, bytes] = totals["product"];
+    assert_eq!((count, operations), (5, (2 * lanes * rows * (2 * 30 * 9 + 3 * 9 * 3)) as u64));
+    let floats = 2 * (30 * 9 + 30 * rows + 9 * rows) + 3 * (9 * 3 + 9 * rows + 3 * rows);
+    assert_eq!(bytes, (4 * lanes * floats) as u64);
+    assert_eq!(totals["update"], [1, 0, (13 * lanes * net.layout.len()) as u64]);
+    let floor = session.card().floor(f64::INFINITY, 1.0);
+    assert_eq!(floor as u64, totals.values().map(|t| t[2]).sum::<u64>());
 }
