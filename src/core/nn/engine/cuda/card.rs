@@ -98,6 +98,44 @@ pub trait Card: Send {
     fn multiply(&mut self, product: &Product) -> Result<()>;
 }
 
+impl<C: Card + ?Sized> Card for Box<C> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn room(&self) -> Result<usize> {
+        (**self).room()
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<Memory> {
+        (**self).allocate(bytes)
+    }
+
+    fn release(&mut self, memory: Memory) -> Result<()> {
+        (**self).release(memory)
+    }
+
+    fn write(&mut self, memory: Memory, at: usize, bytes: &[u8]) -> Result<()> {
+        (**self).write(memory, at, bytes)
+    }
+
+    fn read(&mut self, memory: Memory, at: usize, bytes: &mut [u8]) -> Result<()> {
+        (**self).read(memory, at, bytes)
+    }
+
+    fn zero(&mut self, memory: Memory, at: usize, bytes: usize) -> Result<()> {
+        (**self).zero(memory, at, bytes)
+    }
+
+    fn launch(&mut self, kernel: &'static str, work: Work, args: &[Arg]) -> Result<()> {
+        (**self).launch(kernel, work, args)
+    }
+
+    fn multiply(&mut self, product: &Product) -> Result<()> {
+        (**self).multiply(product)
+    }
+}
+
 /// Refuses a part that does not lie in its memory.
 pub(super) fn inside(doing: &str, memory: Memory, at: usize, bytes: usize) -> Result<()> {
     match at.checked_add(bytes) {

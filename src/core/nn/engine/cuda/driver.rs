@@ -1,16 +1,17 @@
 //! A card through CUDA's driver: kernels compiled at the start by NVRTC, products by cuBLAS, one stream.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::cudarc;
 use cudarc::cublas::{CudaBlas, result::sgemm_strided_batched, sys as blas};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 use super::card::{Arg, Card, Matrix, Memory, Product, Work, inside};
 use super::kernels;
 use crate::error::{Error, Result};
+use crate::exec;
 
 /// Threads of a block.
 const BLOCK: usize = 256;
@@ -35,6 +36,25 @@ pub struct Cuda {
     allocated: u32,
 }
 
+/// The kernels for a compute capability, compiled once.
+fn compiled(major: i32, minor: i32) -> Result<Ptx> {
+    static KNOWN: Mutex<BTreeMap<(i32, i32), Ptx>> = Mutex::new(BTreeMap::new());
+    let mut known = exec::lock(&KNOWN);
+    if let Some(ptx) = known.get(&(major, minor)) {
+        return Ok(ptx.clone());
+    }
+    let options = CompileOptions {
+        // Products and sums round apart, as on the emulated card: kernels wait for memory, not for arithmetic.
+        fmad: Some(false),
+        options: vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++17".into()],
+        name: Some("kernels.cu".into()),
+        ..CompileOptions::default()
+    };
+    let ptx = compile_ptx_with_opts(kernels::program(), options).map_err(|e| failed("compile the kernels")(&e))?;
+    known.insert((major, minor), ptx.clone());
+    Ok(ptx)
+}
+
 fn failed(doing: &str) -> impl Fn(&dyn std::fmt::Display) -> Error + '_ {
     move |e| Error::environment(format!("CUDA: {doing}: {e}"))
 }
@@ -46,12 +66,7 @@ impl Cuda {
         let context = CudaContext::new(ordinal).map_err(|e| open(&e))?;
         let stream = context.new_stream().map_err(|e| open(&e))?;
         let (major, minor) = context.compute_capability().map_err(|e| open(&e))?;
-        let options = CompileOptions {
-            options: vec![format!("--gpu-architecture=compute_{major}{minor}"), "--std=c++17".into()],
-            name: Some("kernels.cu".into()),
-            ..CompileOptions::default()
-        };
-        let ptx = compile_ptx_with_opts(kernels::program(), options).map_err(|e| failed("compile the kernels")(&e))?;
+        let ptx = compiled(major, minor)?;
         let module = context.load_module(ptx).map_err(|e| failed("load the kernels")(&e))?;
         let mut all = BTreeMap::new();
         for name in kernels::names() {

@@ -11,14 +11,14 @@ use crate::nn::optim::OptimiserConfig;
 use crate::nn::params::Params;
 use crate::nn::session::{Session, Training};
 
-fn put<T: bytemuck::Pod>(card: &mut Emulated, values: &[T]) -> Arg {
+fn put<T: bytemuck::Pod>(card: &mut dyn Card, values: &[T]) -> Arg {
     let bytes: &[u8] = bytemuck::cast_slice(values);
     let memory = card.allocate(bytes.len()).unwrap();
     card.write(memory, 0, bytes).unwrap();
     Arg::At(memory, 0)
 }
 
-fn get<T: bytemuck::Pod>(card: &mut Emulated, from: Arg, n: usize) -> Vec<T> {
+fn get<T: bytemuck::Pod>(card: &mut dyn Card, from: Arg, n: usize) -> Vec<T> {
     let Arg::At(memory, at) = from else { panic!("{from:?}") };
     let mut out = vec![T::zeroed(); n];
     card.read(memory, at, bytemuck::cast_slice_mut(&mut out)).unwrap();
@@ -182,7 +182,7 @@ fn every_kernel_has_a_name_of_its_own() {
 
 /// What the emulated card says of a launch.
 fn complaint(launch: impl FnOnce(&mut Emulated, Memory) -> crate::error::Result<()>) -> Option<String> {
-    let mut card = card(6)?;
+    let mut card = emulated(6)?;
     let memory = card.allocate(64).unwrap();
     card.zero(memory, 0, 64).unwrap();
     let sanitized = card.sanitized();
@@ -221,7 +221,7 @@ fn the_emulated_card_sees_what_a_gpu_would_not() {
 /// What a kernel must write whole is NaN before: a launch with too few threads leaves it there.
 #[test]
 fn what_a_kernel_leaves_out_is_nan() {
-    let Some(mut card) = card(6) else { return };
+    let Some(mut card) = emulated(6) else { return };
     let x = put(&mut card, &[1.0f32; 32]);
     let memory = card.allocate(4 * 32).unwrap();
     let sizes = [int(1), int(1), int(4), int(8)];

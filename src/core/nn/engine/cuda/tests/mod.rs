@@ -4,16 +4,17 @@ mod kernels;
 mod memory;
 mod networks;
 mod sessions;
+mod speed;
 
 use std::sync::Arc;
 
-use super::Emulated;
+use super::{Card, Emulated};
 use crate::nn::kernels::check::noise;
 use crate::nn::net::{Net, NetBuilder, Node, Start};
 
-/// A card whose threads run in this order; none, and said so, where there is no C++ compiler.
+/// An emulated card whose threads run in this order; none, and said so, where there is no C++ compiler.
 #[allow(clippy::print_stderr, reason = "a test that did not run says so")]
-pub(super) fn card(seed: u64) -> Option<Emulated> {
+fn emulated(seed: u64) -> Option<Emulated> {
     let own = std::env::current_exe().unwrap();
     let card = Emulated::new(own.parent().unwrap(), seed).unwrap();
     match &card {
@@ -24,6 +25,25 @@ pub(super) fn card(seed: u64) -> Option<Emulated> {
         Some(_) => {}
     }
     card
+}
+
+/// Whether tests run on a GPU: `FEDLLAVA_CARD` has its number, and this was built with the feature `cuda`.
+fn on_gpu() -> bool {
+    std::env::var_os("FEDLLAVA_CARD").is_some()
+}
+
+/// The GPU, or an emulated card.
+fn card(seed: u64) -> Option<Box<dyn Card>> {
+    if !on_gpu() {
+        return Some(Box::new(emulated(seed)?));
+    }
+    #[cfg(feature = "cuda")]
+    {
+        let number = std::env::var("FEDLLAVA_CARD").unwrap().parse().expect("FEDLLAVA_CARD: a GPU's number, such as 0");
+        Some(Box::new(super::Cuda::new(number, super::Precision::Strict).unwrap()))
+    }
+    #[cfg(not(feature = "cuda"))]
+    panic!("FEDLLAVA_CARD is set, and this was built without the feature cuda");
 }
 
 /// Hashed parameters, another set for each salt: weights of the usual sizes, positive variances.
