@@ -11,10 +11,14 @@ use fedllava::key::Key;
 use fedllava::model::{Head, ModelConfig};
 use fedllava::nn::engine::candle::Candle;
 use fedllava::nn::engine::cpu::Engine;
+use fedllava::nn::engine::cuda;
 use fedllava::nn::kernels::Isa;
 use fedllava::nn::net::Start;
 use fedllava::nn::{Interpreter, Mode, Net, NetBuilder, Role};
 use safetensors::SafeTensors;
+
+/// Multiply-adds of a forward pass that the emulated card may take on.
+const EMULATED: usize = 100_000_000;
 
 /// Entries that a golden file keeps of a tensor.
 const SAMPLES: usize = 64;
@@ -161,6 +165,13 @@ fn everywhere(name: &str, tolerance: f64) {
             let mut engine = Engine::with_isa(&case.net, threads, isa).unwrap();
             check(&case, &mut engine, tolerance, &format!("{isa} × {threads}"));
         }
+    }
+    // The emulated card runs thread by thread: small cases alone.
+    if case.batch * case.net.multiply_adds() as usize <= EMULATED
+        && let Some(card) = super::cuda_engine::card(1)
+    {
+        let mut engine = cuda::Engine::new(&Arc::new(case.net.clone()), card).unwrap();
+        check(&case, &mut engine, tolerance, "CUDA engine, emulated");
     }
     // candle's convolution gradients are too slow for the deepest.
     if !name.starts_with("resnet50") && !name.starts_with("resnet18") {

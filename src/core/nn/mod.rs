@@ -5,7 +5,7 @@
 //! | [`params`] | parameters are values, and flat: names, shapes, roles, one slice of f32 |
 //! | [`net`] | a compact network: one list of operations, run by every interpreter |
 //! | [`interpreter`], [`backend`] | the seam between training loops and kernels; which one a config names |
-//! | [`engine`] | the interpreters: `candle` by autograd, `cpu` by our kernels |
+//! | [`engine`] | the interpreters: `candle` by autograd, `cpu` by our kernels, `cuda` by those of a GPU, on which it has not run |
 //! | [`kernels`] | products, convolutions and attention by the machine's instruction sets |
 //! | [`session`] | parameters at work, several clients side by side |
 //! | [`batch`], [`samples`] | a batch, and what fills it |

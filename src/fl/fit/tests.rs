@@ -8,6 +8,7 @@ use crate::fl::brief::{Feed, Length, Name};
 use crate::fl::feed::Source;
 use crate::model::cnn::Cnn;
 use crate::model::{Head, ModelConfig, resnet};
+use crate::nn::engine::cuda::{Emulated, Resident};
 use crate::nn::optim::{OptimiserConfig, SgdConfig};
 use crate::nn::{Backend, Batch, Net, Pull, Samples, View};
 
@@ -68,8 +69,19 @@ impl Case {
         standing: Vec<Standing>,
         observer: &mut dyn Observer,
     ) -> Vec<Fitted> {
+        let mut session = Backend::Cpu.session(net, &Context::cpu(1), 1, which.len()).unwrap();
+        self.fit_in(&mut session, which, standing, observer)
+    }
+
+    /// The same in some session.
+    fn fit_in(
+        &self,
+        session: &mut dyn Session,
+        which: &[usize],
+        standing: Vec<Standing>,
+        observer: &mut dyn Observer,
+    ) -> Vec<Fitted> {
         let (cx, train) = (Context::cpu(1), train());
-        let mut session = Backend::Cpu.session(net, &cx, 1, which.len()).unwrap();
         let of = |&k: &usize| Data {
             own: Source { samples: &Drawn, ids: &self.ids[k] },
             server: None,
@@ -84,7 +96,7 @@ impl Case {
             key: Key::from_seed(50 + k as u64),
         };
         let plans: Vec<Plan<'_>> = which.iter().zip(&data).map(plan).collect();
-        fit(&mut session, &plans, standing, &cx, observer).unwrap()
+        fit(session, &plans, standing, &cx, observer).unwrap()
     }
 }
 
@@ -102,6 +114,33 @@ fn three_clients_side_by_side_get_the_bytes_that_each_gets_alone() {
         }
         assert_eq!(together[2].params.data(), case.slots[2][0].data(), "no rows, nothing moves");
         assert_ne!(together[1].params.data(), case.slots[1][0].data());
+    }
+}
+
+/// The CUDA engine on the card that stands in for a GPU: one launch for three clients, and the whole loop on it. Training
+/// gathers rounding, so the bound is wider than one step's.
+#[test]
+#[allow(clippy::print_stderr, reason = "a test that did not run says so")]
+fn clients_side_by_side_on_a_card_get_what_the_cpu_engine_gives_them() {
+    let folder = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+    for net in nets() {
+        let Some(card) = Emulated::new(&folder, 3).unwrap() else {
+            return eprintln!("skipped: no C++ compiler here (CXX may name one)");
+        };
+        let case = Case::new(&net, &[40, 45, 0]);
+        let mut session = Resident::new(&net, card, 3).unwrap();
+        let ours = case.fit_in(&mut session, &[0, 1, 2], vec![Standing::default(); 3], &mut ());
+        let theirs = case.fit(&net, &[0, 1, 2], vec![Standing::default(); 3], &mut ());
+        for (k, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            assert_eq!((a.steps, a.multiply_adds), (b.steps, b.multiply_adds));
+            let start = case.slots[k][0].data();
+            let norm = |of: &mut dyn Iterator<Item = f32>| of.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+            let apart = norm(&mut a.params.data().iter().zip(b.params.data()).map(|(a, b)| a - b));
+            let moved = norm(&mut b.params.data().iter().zip(start).map(|(b, s)| b - s));
+            assert!(apart <= 1e-4 * moved, "{}, client {k}: {apart} apart, {moved} moved", net.name);
+            assert!((moved > 0.0) == (b.steps > 0));
+            assert!((a.loss.unwrap_or(0.0) - b.loss.unwrap_or(0.0)).abs() < 1e-5);
+        }
     }
 }
 
