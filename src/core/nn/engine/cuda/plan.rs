@@ -138,6 +138,8 @@ pub(super) struct Plan {
     pub pooled: Vec<Node>,
     /// Floats of the largest convolution's columns, for one sample.
     pub columns: usize,
+    /// Threads of the largest launch, for one sample.
+    pub elements: usize,
 }
 
 /// Most elements of a value: kernels count in 32 bits.
@@ -156,9 +158,10 @@ impl Plan {
         let mut visible = vec![false; nodes];
         net.taps.values().chain([&net.logits]).for_each(|&node| visible[node] = true);
         let (steps, norms, pooled) = Default::default();
+        let elements = shapes.iter().map(|s| s.floats()).max().unwrap_or(0);
         let depends = vec![false; nodes];
         let kept = (0..nodes).map(|node| node == 0).collect();
-        let mut plan = Plan { steps, norms, dropouts: 0, shapes, kept, depends, visible, pooled, columns: 0 };
+        let mut plan = Plan { steps, norms, dropouts: 0, shapes, kept, depends, visible, pooled, columns: 0, elements };
         let mut consumers: Vec<Vec<Node>> = vec![Vec::new(); nodes];
         for (node, op) in net.ops.iter().enumerate() {
             operands(op).into_iter().for_each(|x| consumers[x].push(node));
@@ -204,7 +207,9 @@ impl Plan {
                 let window = Window { kernel: w[2], stride, padding };
                 if !window.is_point() {
                     let (channels, taps) = (self.shapes[x].channels / groups, w[2] * w[2]);
-                    self.columns = self.columns.max(channels * taps * self.shapes[out].pixels());
+                    let threads = channels * self.shapes[out].pixels();
+                    self.columns = self.columns.max(taps * threads);
+                    self.elements = self.elements.max(threads);
                 }
                 Step::Conv { x, out, weight, bias, window, groups }
             }
@@ -280,11 +285,11 @@ impl Plan {
     /// The memory rule: how many clients of `rows` rows, of at most `lanes`, stand side by side in `room` bytes, where each
     /// needs `beside` more for its parameters and what is kept beside them. Larger cohorts are split. None is an error.
     pub fn lanes_within(&self, net: &Net, room: usize, lanes: usize, rows: usize, beside: usize) -> Result<usize> {
-        let largest = (0..self.shapes.len()).map(|n| self.shapes[n].floats()).max().unwrap_or(1).max(beside / 4).max(1);
         let each = self.bytes(1, rows).saturating_add(beside).max(1);
         // A part is left for the driver's own needs.
         let fit = (room - room / 16) / each;
-        match fit.min(MOST / (largest * rows.max(1))).min(lanes) {
+        let counted = (MOST / (self.elements * rows).max(1)).min(MOST / net.layout.len().max(1));
+        match fit.min(counted).min(lanes) {
             0 if lanes > 0 => Err(Error::environment(format!(
                 "{}: one client of {rows} rows needs {} MiB on the card, and {} MiB are free",
                 net.name,
@@ -298,8 +303,8 @@ impl Plan {
 
     /// Refuses more elements than kernels count.
     pub fn check(&self, net: &Net, lanes: usize, rows: usize) -> Result<()> {
-        let largest = self.shapes.iter().map(|s| s.floats()).max().unwrap_or(0).max(net.layout.len() / rows.max(1));
-        match largest.checked_mul(lanes * rows) {
+        let sample = (self.elements * rows).max(net.layout.len());
+        match sample.checked_mul(lanes) {
             Some(all) if all <= MOST => Ok(()),
             _ => {
                 Err(Error::defect(format!("{}: {lanes} clients of {rows} rows are more than {MOST} values", net.name)))

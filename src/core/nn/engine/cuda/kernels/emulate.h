@@ -20,6 +20,14 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#endif
+
+#if defined(SANITIZED)
 #include <sanitizer/common_interface_defs.h>
 #define FIBER_LEAVES(keep, stack, size) __sanitizer_start_switch_fiber(keep, stack, size)
 #define FIBER_ARRIVES(kept, stack, size) __sanitizer_finish_switch_fiber(kept, stack, size)

@@ -41,7 +41,10 @@ fn a_cohort_that_does_not_fit_is_split_and_a_client_that_does_not_fit_refused() 
     assert_eq!((split(20, 20), split(0, 4), split(5, 1)), (vec![20], vec![], vec![1; 5]));
     let e = fit(each / 2).unwrap_err().to_string();
     assert!(e.contains("one client of 32 rows needs") && e.contains("hint"), "{e}");
-    // More elements than kernels count.
+    // More elements than kernels count; parameters are counted once, not for every row.
+    let wide = Plan { elements: 1, ..plan.clone() };
+    let all = wide.lanes_within(&net, usize::MAX, usize::MAX, 32, 0).unwrap();
+    assert_eq!(all, (i32::MAX as usize / 32).min(i32::MAX as usize / net.layout.len()));
     assert!(plan.lanes_within(&net, usize::MAX, usize::MAX, 32, 0).unwrap() < 1 << 24);
     assert!(plan.check(&net, 1 << 24, 32).is_err());
 }
