@@ -8,6 +8,7 @@ use super::pictures::{Pictures, Streamed};
 use super::{autoaugment, dsa};
 use crate::error::{Error, Place, Result};
 use crate::key::{Key, Purpose, Rng};
+use crate::nn::engine::cuda;
 use crate::nn::{Batch, View};
 
 /// Normalisation and augmentation of training images. Crop, flip and `per` are those of images in memory; how images in
@@ -169,12 +170,8 @@ impl Loader {
             return Ok(());
         }
         let (mut bytes, mut scratch) = (vec![0; images.size()], Vec::new());
-        let mut rng = key.fold(Purpose::Augment, 0).rng();
-        let mut cut = self.draw(&mut rng);
-        for (position, (&i, target)) in targets.enumerate() {
-            if position > 0 && self.augment.per == Per::Image {
-                cut = self.draw(&mut rng);
-            }
+        let cuts = self.draws(indices.len(), key);
+        for (position, ((&i, target), cut)) in targets.zip(cuts).enumerate() {
             if view == View::Weak {
                 self.place(images.get(i as usize), cut, |channel, v| self.table[channel][usize::from(v)], 0.0, target);
                 continue;
@@ -185,6 +182,36 @@ impl Loader {
             self.normalise(&bytes, target);
         }
         Ok(())
+    }
+
+    /// Where the images of a batch are cut, for who cuts them elsewhere (bytes that lie on a card): as
+    /// [`Loader::fill`] does in this view and by this key. Views that do more than cut are refused.
+    pub fn cuts(&self, count: usize, view: View, key: Key) -> Result<Vec<cuda::Cut>> {
+        let middle = Cut { dy: self.augment.crop, dx: self.augment.crop, flip: false };
+        let cuts = match view {
+            View::Plain => vec![middle; count],
+            View::Weak => self.draws(count, key),
+            View::Strong | View::Dsa => return Err(Error::defect(format!("{view:?} does more than cut images"))),
+        };
+        Ok(cuts.into_iter().map(|c| cuda::Cut { dy: c.dy as u32, dx: c.dx as u32, flip: c.flip }).collect())
+    }
+
+    /// The normalised value of each byte, `(channels, 256)`.
+    pub fn table(&self) -> &[[f32; 256]] {
+        &self.table
+    }
+
+    /// The cuts of so many images of a batch.
+    fn draws(&self, count: usize, key: Key) -> Vec<Cut> {
+        let mut rng = key.fold(Purpose::Augment, 0).rng();
+        let mut cut = self.draw(&mut rng);
+        let one = |position: usize| {
+            if position > 0 && self.augment.per == Per::Image {
+                cut = self.draw(&mut rng);
+            }
+            cut
+        };
+        (0..count).map(one).collect()
     }
 
     fn draw(&self, rng: &mut Rng) -> Cut {
@@ -244,8 +271,13 @@ fn drawn(view: View, key: Key) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::dataset::{Images, Order};
     use super::*;
+    use crate::nn::optim::OptimiserConfig;
+    use crate::nn::session::{Session, Training};
+    use crate::nn::{Mode, NetBuilder};
 
     /// `n` images `(1, 3, 4)` whose bytes count up from 1.
     fn toy(n: usize) -> Dataset {
@@ -311,6 +343,42 @@ mod tests {
         assert_eq!(distinct(Per::Image, 1), distinct(Per::Image, 1));
         let ways: std::collections::BTreeSet<_> = (0..200).map(|s| distinct(Per::Batch, s)).collect();
         assert_eq!(ways.len(), 18, "every crop and flip is reached");
+    }
+
+    /// What a network says of bytes that lie on a card is what it says of the batch that the host cuts.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a test that did not run says so")]
+    fn images_on_a_card_are_the_batch_to_the_last_bit() {
+        let folder = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+        let Some(card) = cuda::Emulated::new(&folder, 1).unwrap() else {
+            return eprintln!("skipped: no C++ compiler here (CXX may name one)");
+        };
+        let mut b = NetBuilder::new(1, 3, 4);
+        let flat = b.flatten(NetBuilder::INPUT);
+        b.tap("feature", flat);
+        let logits = b.linear(flat, "fc", 2).unwrap();
+        let net = Arc::new(b.finish("flat", logits).unwrap());
+        let mut session = cuda::Resident::new(&net, card, 2).unwrap();
+        let optimiser = OptimiserConfig::default();
+        let training = Training { optimiser, trained: None, pulls: vec![], moments: Default::default() };
+        (0..2).for_each(|k| session.load(k, net.init(Key::from_seed(k as u64)), &training).unwrap());
+        let (data, mut batch, mut seen) = (toy(8), Batch::default(), Vec::new());
+        for (per, view) in [(Per::Image, View::Weak), (Per::Batch, View::Weak), (Per::Image, View::Plain)] {
+            let loader = Loader::new(&augment(2, true, per), [1, 3, 4]).unwrap();
+            session.hold(data.images.held().unwrap().pixels(), loader.table(), 2).unwrap();
+            let (ids, mut want) = ([&[7u32, 2, 5, 2][..], &[0, 6]], Vec::new());
+            let keys = [Key::from_seed(3), Key::from_seed(4)];
+            let cut = |k: usize| loader.cuts(ids[k].len(), view, keys[k]).unwrap();
+            for (ids, key) in ids.iter().zip(keys) {
+                loader.fill(&data, ids, view, key, &mut batch).unwrap();
+                want.extend_from_slice(&batch.x);
+            }
+            session.forward_held(&ids, &[&cut(0), &cut(1)], Mode::Eval).unwrap();
+            session.read(flat, &mut seen).unwrap();
+            assert_eq!(seen, want, "{per:?} {view:?}");
+        }
+        let loader = Loader::new(&augment(2, true, Per::Image), [1, 3, 4]).unwrap();
+        assert!(loader.cuts(1, View::Strong, Key::from_seed(1)).is_err());
     }
 
     #[test]
