@@ -6,7 +6,7 @@ pub const FILES: [(&str, &str); 8] = [
     ("rows.cu", include_str!("rows.cu")),
     ("conv.cu", include_str!("conv.cu")),
     ("norm.cu", include_str!("norm.cu")),
-    ("pool.cu", include_str!("pool.cu")),
+    ("pooling.cu", include_str!("pooling.cu")),
     ("dropout.cu", include_str!("dropout.cu")),
     ("loss.cu", include_str!("loss.cu")),
     ("update.cu", include_str!("update.cu")),
