@@ -236,7 +236,7 @@ impl<C: Card> Pass<'_, C> {
 }
 
 /// Whether a mode trains, and the clients' keys.
-pub(super) fn keys<'k>(mode: Mode<&'k [Key]>) -> (bool, &'k [Key]) {
+pub(super) fn keys(mode: Mode<&[Key]>) -> (bool, &[Key]) {
     match mode {
         Mode::Train(keys) => (true, keys),
         Mode::Eval | Mode::Infer => (false, &[]),

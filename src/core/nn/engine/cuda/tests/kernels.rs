@@ -128,7 +128,7 @@ fn dropout_draws_the_masks_that_every_interpreter_draws() {
     }
     want.iter_mut().zip(&images).for_each(|(m, x)| *m *= x);
     assert_eq!(got, want);
-    assert!(want.iter().any(|v| *v == 0.0));
+    assert!(want.contains(&0.0));
 }
 
 /// Crop, mirror and table are `data::Loader`'s rule: pixel (y + dy − crop, x + dx − crop), 0 outside, then the mirror.

@@ -53,7 +53,7 @@ fn step<C: Card>(session: &mut Resident<C>, rows: usize, at: u32) {
     let (lanes, net) = (session.lanes(), session.net().clone());
     let ids: Vec<Vec<u32>> =
         (0..lanes as u32).map(|k| (0..rows as u32).map(|i| (i + k + at) % rows as u32).collect()).collect();
-    let cuts = vec![Cut { dy: at % 9, dx: 4, flip: at % 2 == 0 }; rows];
+    let cuts = vec![Cut { dy: at % 9, dx: 4, flip: at.is_multiple_of(2) }; rows];
     let keys = vec![Key::from_seed(at.into()); lanes];
     let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     session.forward_held(&ids, &vec![cuts.as_slice(); lanes], Mode::Train(&keys)).unwrap();
