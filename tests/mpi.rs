@@ -102,16 +102,16 @@ fn same(desk: &Desk, a: &str, b: &str) {
 fn a_run_on_any_number_of_processes_leaves_the_bytes_of_one() {
     let Some(mpi) = launcher() else { return };
     let desk = Desk::new();
-    for (name, set) in [
-        ("avg", ["algorithm={kind=\"fedavg\"}", "federated.rounds=3"]),
-        ("scaffold", ["algorithm={kind=\"scaffold\"}", "federated.rounds=4"]),
+    for (name, rounds, set) in [
+        ("avg", 3, ["algorithm={kind=\"fedavg\"}", "federated.rounds=3"]),
+        ("scaffold", 4, ["algorithm={kind=\"scaffold\"}", "federated.rounds=4"]),
     ] {
         alone(&desk, name, &set);
         for ranks in 1..=4 {
             let dir = format!("{name}-{ranks}");
             let said = mpi.ok(&desk, ranks, &dir, &set);
             same(&desk, &dir, name);
-            assert_eq!(said.matches("finetune round 1/").count(), 1, "rank 0 alone speaks: {said}");
+            assert_eq!(said.matches("  loss ").count(), rounds, "rank 0 alone speaks: {said}");
             assert_eq!(said.contains(" ranks: a round of "), ranks > 1, "{said}");
             assert_eq!(said.contains("4 ranks, and a cohort of 40 is 3 leaves"), ranks == 4, "{said}");
         }
@@ -161,7 +161,10 @@ fn under_way(desk: &Desk, dir: &str, child: &mut Child) {
     let rounds = || std::fs::read_to_string(&records).unwrap_or_default().matches("\"train\"").count();
     while rounds() < 2 {
         assert!(child.try_wait().unwrap().is_none(), "it ended before its second round");
-        assert!(began.elapsed() < Duration::from_secs(60), "no second round");
+        if began.elapsed() > Duration::from_secs(600) {
+            child.kill().unwrap();
+            panic!("no second round");
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
