@@ -81,7 +81,7 @@ pub struct Ranks(Option<Arc<Crew>>);
 /// The shortest and the longest sleep between two looks for a message.
 const SLEEP: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 /// How long a rank waits for the others' last word before it ends them.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Ranks {
     /// Over a transport.
