@@ -39,14 +39,14 @@ fn at_once(mut child: Child, name: &str, number: u32) -> Option<i32> {
 fn from_the_moment_that_a_signal_is_heard_no_process_dies_of_it() {
     let desk = Desk::new(&one());
     for (name, number) in [("-TERM", 15), ("-INT", 2), ("-HUP", 1), ("-USR1", 10)] {
-        // `nohup` has a process ignore SIGHUP, a shell's `&` SIGINT, and so have its children.
-        let wanted = if is_in("SigIgn:", std::process::id(), number).unwrap() { 0 } else { 75 };
+        // `nohup` has a process ignore SIGHUP, a shell's `&` SIGINT, and so have its children: until they ask for it.
+        let ignored = is_in("SigIgn:", std::process::id(), number).unwrap();
         for i in 0..15 {
             let dir = format!("run.dir=r{number}-{i}");
             let mut command = desk.command(&["run", "s.toml", "--set", &dir]);
             let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let code = at_once(child, name, number);
-            assert_eq!(code, Some(wanted), "{name}, try {i}");
+            assert!(code == Some(75) || ignored && code == Some(0), "{name}, try {i}: {code:?}");
         }
     }
 }

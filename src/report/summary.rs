@@ -224,7 +224,9 @@ impl Report {
     fn settings(&self, row: &Row) -> String {
         let own = |key: &String| {
             let value = self.value(row, key).filter(|v| self.common.get(key) != Some(v))?;
-            Some(if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
+            // That a link is not there is said by the list of those that are.
+            let link = value == "–" && key.starts_with("federated.way.");
+            (!link).then(|| if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
         };
         self.differing.iter().filter_map(own).collect::<Vec<_>>().join(", ")
     }
