@@ -15,13 +15,15 @@ use crate::fl::LEAF;
 struct Summons {
     /// The resolved config.
     config: String,
+    /// Digest of the training images that rank 0 has; none where a task has none of a benchmark.
+    images: Option<String>,
     /// Whether this machine's benchmark follows.
     shared: bool,
 }
 
 /// Has the other ranks open this run and serve it; rank 0 has read and checked all of it by now. Ranks of its machine
-/// see the benchmark that lies in its memory.
-pub(super) fn summon(config: &Config, library: Option<&Library>, cx: &Context) -> Result<()> {
+/// see the benchmark that lies in its memory; the others' is held against `images`, the digest of the training images.
+pub(super) fn summon(config: &Config, library: Option<&Library>, images: Option<&str>, cx: &Context) -> Result<()> {
     let ranks = &cx.ranks;
     if ranks.size() == 1 {
         return Ok(());
@@ -39,7 +41,8 @@ pub(super) fn summon(config: &Config, library: Option<&Library>, cx: &Context) -
     let (notice, near) = (library.and_then(Library::notice), ranks.neighbours());
     for rank in 1..ranks.size() {
         let shared = notice.is_some() && near.contains(&rank);
-        ranks.send(rank, &json(&Summons { config: text.clone(), shared })?)?;
+        let images = images.map(str::to_string);
+        ranks.send(rank, &json(&Summons { config: text.clone(), images, shared })?)?;
         if let Some(notice) = notice.as_ref().filter(|_| shared) {
             ranks.send(rank, notice.as_bytes())?;
         }
@@ -68,6 +71,7 @@ fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
 pub struct Served {
     /// Its configuration.
     pub config: Config,
+    images: Option<String>,
     shared: bool,
 }
 
@@ -78,10 +82,10 @@ impl Served {
         if bytes.is_empty() {
             return Ok(None);
         }
-        let Summons { config, shared } = read(&bytes)?;
+        let Summons { config, images, shared } = read(&bytes)?;
         cx.ranks.send(0, instruction_set().as_bytes())?;
         let table: toml::Table = toml::from_str(&config).map_err(|e| Error::defect(format!("ranks: config: {e}")))?;
-        Ok(Some(Served { config: Config::from_table(table)?, shared }))
+        Ok(Some(Served { config: Config::from_table(table)?, images, shared }))
     }
 
     /// Opens the run and serves its rounds until they are over.
@@ -91,6 +95,7 @@ impl Served {
             return mllm::serve(config, task, cx);
         }
         let experiment = Experiment::open_with(config.clone(), &self.library(cx)?, cx)?;
+        same_images(self.images.as_deref(), &experiment.benchmark.train.digest)?;
         experiment.federated(None, None, cx, |federation| federation.serve(cx))
     }
 
@@ -109,8 +114,31 @@ impl Served {
         if told.is_empty() {
             return Ok(Library::default());
         }
-        // A rank in a container of its own may not reach the other's files, and reads for itself.
+        // A rank in a container of its own may not reach the other's files, and reads for itself; `serve` compares.
         let seen = read::<Notice>(&told).and_then(Notice::open);
         Ok(seen.map_or_else(|_| Library::default(), |benchmark| Library::of(config, benchmark)))
+    }
+}
+
+/// Refuses training images that are not rank 0's: two machines may have two copies.
+fn same_images(told: Option<&str>, own: &str) -> Result<()> {
+    match told {
+        Some(told) if told != own => {
+            Err(Error::data(format!("the training images here have the digest {own}, those of rank 0 {told}"))
+                .hint("give every machine the same files"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_images_than_rank_0_has_are_refused() {
+        assert!(same_images(Some("ab"), "ab").is_ok() && same_images(None, "ab").is_ok());
+        let e = same_images(Some("ab"), "cd").unwrap_err().to_string();
+        assert!(e.contains("digest cd") && e.contains("rank 0 ab"), "{e}");
     }
 }

@@ -157,7 +157,7 @@ impl Mllm<'_> {
         let begun =
             dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
         let start = if begun { None } else { Some(self.start(cx)?) };
-        let (layout, summon) = (self.school.plan.layout(), || super::ranks::summon(self.config, None, cx));
+        let (layout, summon) = (self.school.plan.layout(), || super::ranks::summon(self.config, None, None, cx));
         let stage = Finetune { dir, federation, layout, evaluate: &judge, validate, summon: &summon };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, exam, &tuned, cx)?;
