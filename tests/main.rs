@@ -3,6 +3,7 @@
 mod cases;
 mod cli;
 mod config;
+mod curves;
 mod cuda_engine;
 mod damage;
 mod demo_clip;

@@ -74,11 +74,12 @@ pub fn config(c: &ConfigCommand) -> Result<()> {
 }
 
 /// The leaves below a section, all where it is empty.
-fn below(section: &str) -> Result<Vec<Leaf<'static>>> {
-    let all = tree::leaves();
+fn below(section: &str) -> Result<Vec<&'static Leaf<'static>>> {
     let inside = format!("{section}.");
-    let found: Vec<Leaf<'static>> =
-        all.into_iter().filter(|l| section.is_empty() || l.path == section || l.path.starts_with(&inside)).collect();
+    let found: Vec<&Leaf<'static>> = tree::leaves()
+        .iter()
+        .filter(|l| section.is_empty() || l.path == section || l.path.starts_with(&inside))
+        .collect();
     if !found.is_empty() {
         return Ok(found);
     }
@@ -93,7 +94,7 @@ fn below(section: &str) -> Result<Vec<Leaf<'static>>> {
 pub fn list(section: &str, json: bool) -> Result<()> {
     let found = below(section)?;
     if json {
-        let rows: Vec<Json> = found.iter().map(row).collect();
+        let rows: Vec<Json> = found.iter().map(|leaf| row(leaf)).collect();
         return put(&json!({ "keys": rows }).to_string());
     }
     for leaf in &found {

@@ -45,7 +45,7 @@ pub fn explain(e: &Explain) -> Result<()> {
         return of_kind.iter().try_for_each(|(leaf, kind)| one_kind(leaf, kind));
     }
     let e = Error::input(format!("no key is called `{key}`"));
-    let near: Vec<String> = near(key, &all).iter().map(|n| format!("`{n}`")).collect();
+    let near: Vec<String> = near(key, all).iter().map(|n| format!("`{n}`")).collect();
     Err(match near.is_empty() {
         true => e.hint("`fedllava config list` names all"),
         false => e.hint(format!("did you mean {}?", near.join(" or "))),

@@ -272,6 +272,7 @@ fn put(text: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::report::keys::list_of;
 
     /// The command lines that the help of a command and of those below it shows.
     fn examples(command: &clap::Command, found: &mut Vec<String>) {
@@ -339,10 +340,8 @@ mod tests {
         let (mut files, mut keys, mut commands) = (Vec::new(), 0, 0);
         sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
         let (leaves, sections) = (crate::config::tree::leaves(), crate::config::tree::sections());
-        // In reports a link's keys stand below its kind.
-        let links = "federated.way.";
         let exists = |key: &str| {
-            key.starts_with(links) || leaves.iter().any(|l| l.path == key || l.path.starts_with(&format!("{key}.")))
+            list_of(key).is_some() || leaves.iter().any(|l| l.path == key || l.path.starts_with(&format!("{key}.")))
         };
         let known = Cli::command();
         // Tensors of published models begin with `model.`.

@@ -192,7 +192,12 @@ fn unknown(path: &str, name: &str, keys: &[Key], of: Of<'_>) -> Fault {
             kinds.iter().filter(|k| k.keys.iter().any(|k| k.name == name)).map(|k| k.name.as_str()).collect();
         if let Some(first) = owners.first() {
             let text = format!("`{here}` belongs to {}, and {path}.kind is {}", owners.join(", "), now.name);
-            return Fault::key(here, text, String::new(), format!("set {path}.kind={first} too"));
+            // An entry of a list has no path of its own.
+            let hint = match path.ends_with(']') {
+                true => format!("an entry {{ kind = \"{first}\", {name} = … }} has it"),
+                false => format!("set {path}.kind={first} too"),
+            };
+            return Fault::key(here, text, String::new(), hint);
         }
     }
     let names = || keys.iter().map(|k| k.name.as_str());
@@ -260,6 +265,9 @@ mod tests {
         let fault = first("algorithm.mu = 0.1");
         assert!(fault.text.contains("belongs to fedprox") && fault.text.contains("kind is fedavg"), "{fault:?}");
         assert!(fault.hint.contains("algorithm.kind=fedprox"), "{fault:?}");
+        let fault = first("federated.way = [{ kind = \"clip\", norm = 1.0, delta = 0.1 }]");
+        assert!(fault.text.contains("belongs to noise"), "{fault:?}");
+        assert_eq!(fault.hint, "an entry { kind = \"noise\", delta = … } has it");
     }
 
     #[test]

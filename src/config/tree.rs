@@ -339,10 +339,13 @@ pub fn at<'a>(table: &'a Value, path: &str) -> Option<&'a Value> {
 }
 
 /// Every value of every kind, in the order of the sections; a key that several kinds share is there once.
-pub fn leaves() -> Vec<Leaf<'static>> {
-    let mut found = Vec::new();
-    walk("", sections(), &[], &mut found);
-    found
+pub fn leaves() -> &'static [Leaf<'static>] {
+    static LEAVES: OnceLock<Vec<Leaf<'static>>> = OnceLock::new();
+    LEAVES.get_or_init(|| {
+        let mut found = Vec::new();
+        walk("", sections(), &[], &mut found);
+        found
+    })
 }
 
 fn walk<'a>(prefix: &str, keys: &'a [Key], chain: &[(String, &'a str)], found: &mut Vec<Leaf<'a>>) {
@@ -406,7 +409,7 @@ mod tests {
 
     #[test]
     fn defaults_in_single_precision_have_the_digits_that_were_written() {
-        let lr = leaves().into_iter().find(|l| l.path == "align.optimiser.lr").unwrap();
+        let lr = leaves().iter().find(|l| l.path == "align.optimiser.lr").unwrap();
         assert_eq!(lr.of[0].key.default.as_ref().unwrap().to_string(), "0.1", "SGD's own");
         let all: Vec<_> = lr.defaults().into_iter().map(|(v, kinds)| (v.unwrap().to_string(), kinds)).collect();
         assert_eq!(all, [("0.01".into(), vec!["sgd"]), ("0.001".into(), vec!["adamw", "adam"])], "alignment's");

@@ -363,18 +363,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::print_stdout, reason = "a skipped test says so")]
-    fn the_whole_cifar_100_in_parquet_is_known_to_have_each_class_in_its_original_order() {
-        let folder = std::env::var_os("FEDLLAVA_DATA").map(|data| PathBuf::from(data).join("cifar100"));
-        let Some(folder) = folder.filter(|f| f.is_dir()) else {
-            return println!("skipped: FEDLLAVA_DATA has no cifar100");
-        };
-        let set = CIFAR100.load(&folder, &Context::cpu(2)).unwrap();
-        assert_eq!((set.train.order, set.test.order), (Order::Classes, Order::Unknown));
-        assert_eq!(CIFAR100_COARSE.load(&folder, &Context::cpu(2)).unwrap().train.order, Order::Unknown);
-    }
-
-    #[test]
     fn batches_dumped_again_in_other_protocols_and_with_arrays_are_the_same() {
         let (cx, plain) =
             (Context::cpu(1), CIFAR10.load(&golden().join("cifar-10-batches-py"), &Context::cpu(1)).unwrap());
@@ -484,10 +472,11 @@ mod tests {
 
     /// Counts of clients × classes as the reference code draws them, and five classes in each superclass.
     #[test]
-    fn the_real_cifar_100_gives_the_published_splits_when_it_is_there() {
+    fn the_real_cifar_100_has_each_class_in_its_original_order_and_gives_the_published_splits_when_it_is_there() {
         use super::super::*;
         let Some(root) = real_data() else { return };
         let set = CIFAR100.load(&root.join("cifar100"), &Context::cpu(2)).unwrap();
+        assert_eq!((set.train.order, set.test.order), (Order::Classes, Order::Unknown));
         assert_eq!((set.train.class_counts(), set.test.class_counts()), (vec![500; 100], vec![100; 100]));
         for (mean, want) in set.train.images.held().unwrap().channel_means().iter().zip([0.50708, 0.48655, 0.44092]) {
             assert!((mean - want).abs() < 1e-4, "{mean}");

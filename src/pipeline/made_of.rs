@@ -21,18 +21,26 @@ const READ: [&str; 5] = ["data.", "server_set.", "partition.", "unlabelled.data"
 const COVERS: &str =
     "labels and pixels; of images in files their names, sizes or places, and every byte of up to 1,000 of them";
 
+/// Names of what a run is made from, with digests.
+pub(super) type Inputs = BTreeMap<String, Made>;
+
 impl Experiment {
+    /// The labelled sets.
+    pub(super) fn sets(&self) -> Inputs {
+        let benchmark = &self.benchmark;
+        let sets = [
+            ("data: train", Some(&benchmark.train)),
+            ("data: val", benchmark.val.as_ref()),
+            ("data: test", Some(&benchmark.test)),
+            ("server_set", self.server.as_ref()),
+        ];
+        let made = |set: &Dataset| Made { digest: set.digest.clone(), covers: COVERS };
+        sets.into_iter().filter_map(|(name, set)| Some((name.to_string(), made(set?)))).collect()
+    }
+
     /// Refuses a run that was made from other files; what is met for the first time is remembered.
     pub(super) fn prove_inputs(&self, dir: &RunDir, cx: &Context) -> Result<()> {
-        let mut found: BTreeMap<String, Made> = BTreeMap::new();
-        let mut add = |key: &str, set: Option<&Dataset>| {
-            let made = set.map(|set| Made { digest: set.digest.clone(), covers: COVERS });
-            found.extend(made.map(|made| (key.to_string(), made)));
-        };
-        add("data: train", Some(&self.benchmark.train));
-        add("data: val", self.benchmark.val.as_ref());
-        add("data: test", Some(&self.benchmark.test));
-        add("server_set", self.server.as_ref());
+        let mut found = self.sets();
         let check = || cx.cancel.check();
         let begun =
             dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
@@ -73,7 +81,7 @@ impl Experiment {
 }
 
 /// Holds digests against those in the manifest, and adds those that it lacks.
-pub(super) fn same(dir: &RunDir, found: &BTreeMap<String, Made>) -> Result<()> {
+pub(super) fn same(dir: &RunDir, found: &Inputs) -> Result<()> {
     let path = dir.file("manifest.json");
     let known = if path.exists() { directory::read_json(&path).unwrap_or_default() } else { Value::Null };
     let mut all = known["inputs"].as_object().cloned().unwrap_or_default();

@@ -394,7 +394,7 @@ impl Experiment {
             move |p: &Params| Judge { data, ..self.judge() }.classifier(&self.net, p, cx).map(Judged::from)
         });
         let validate = validate.as_ref().map(|v| v as Evaluate<'_>);
-        let summon = || super::ranks::summon(&self.config, Some(library), Some(&self.benchmark.train.digest), cx);
+        let summon = || super::ranks::summon(&self.config, Some(library), self.sets(), cx);
         let stage = Finetune { dir, federation, layout: &self.net.layout, evaluate: &judge, validate, summon: &summon };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, &tuned, cx)?;

@@ -25,6 +25,18 @@ const FREE: [&str; 14] = [
     "evaluate.probe",
 ];
 
+/// Lists of tables that have kinds, each with keys of its own: links.
+const LISTS: [&str; 1] = ["federated.way"];
+
+/// What sets how much privacy a run spends.
+pub const NOISE: &str = "federated.way.noise.multiplier";
+
+/// The list that a link's key belongs to: `federated.way` of `federated.way.noise.delta`. That such a key is not there is
+/// said by the list, which names its links.
+pub fn list_of(key: &str) -> Option<&'static str> {
+    LISTS.into_iter().find(|list| key.strip_prefix(list).is_some_and(|rest| rest.starts_with('.')))
+}
+
 /// `section.key` → value of a run's resolved config.
 pub type Keys = BTreeMap<String, toml::Value>;
 
@@ -48,23 +60,21 @@ fn flatten(prefix: &str, value: &toml::Value, out: &mut Keys) {
                 flatten(&path, value, out);
             }
         }
-        toml::Value::Array(links) if !links.is_empty() && links.iter().all(|l| kind(l).is_some()) => {
-            chain(prefix, links, out)
-        }
+        toml::Value::Array(links) if LISTS.contains(&prefix) && !links.is_empty() => chain(prefix, links, out),
         other => {
             out.insert(prefix.into(), other.clone());
         }
     }
 }
 
-fn kind(link: &toml::Value) -> Option<&str> {
-    link.get("kind")?.as_str()
+fn kind(link: &toml::Value) -> &str {
+    link.get("kind").and_then(toml::Value::as_str).unwrap_or("?")
 }
 
-/// A list of tables that have kinds: the list of kinds, and each table's keys below its kind (`federated.way.noise.delta`;
+/// Links: the list of kinds, and each table's keys below its kind (`federated.way.noise.delta`;
 /// the second of a kind is `noise-2`).
 fn chain(prefix: &str, links: &[toml::Value], out: &mut Keys) {
-    let kinds: Vec<&str> = links.iter().filter_map(kind).collect();
+    let kinds: Vec<&str> = links.iter().map(kind).collect();
     for (n, link) in links.iter().enumerate() {
         let place = match kinds[..n].iter().filter(|k| **k == kinds[n]).count() {
             0 => format!("{prefix}.{}", kinds[n]),
@@ -88,20 +98,20 @@ mod tests {
             out
         };
         let two = keys(
-            "[f]\nway = [{ kind = 'clip', norm = 1.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 3.0 }]",
+            "[federated]\nway = [{ kind = 'clip', norm = 1.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 3.0 }]",
         );
         let shown: Vec<String> = two.iter().map(|(k, v)| format!("{k} = {v}")).collect();
         let want = [
-            "f.way = [\"clip\", \"noise\", \"clip\"]",
-            "f.way.clip-2.norm = 3.0",
-            "f.way.clip.norm = 1.0",
-            "f.way.noise.d.m = 2",
+            "federated.way = [\"clip\", \"noise\", \"clip\"]",
+            "federated.way.clip-2.norm = 3.0",
+            "federated.way.clip.norm = 1.0",
+            "federated.way.noise.d.m = 2",
         ];
         assert_eq!(shown, want);
         assert_ne!(
             two,
             keys(
-                "[f]\nway = [{ kind = 'clip', norm = 3.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 1.0 }]"
+                "[federated]\nway = [{ kind = 'clip', norm = 3.0 }, { kind = 'noise', d = { m = 2 } }, { kind = 'clip', norm = 1.0 }]"
             )
         );
         assert_eq!(keys("a = [1, 2]\nb = []").len(), 2);

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::contrast::Contrasts;
 use super::format::{Sheet, View};
 use super::group::{Report, Row};
+use super::keys;
 use super::numbers::ranges;
 use super::runs::Stage;
 use super::table::{Column, Room, Table};
@@ -224,9 +225,8 @@ impl Report {
     fn settings(&self, row: &Row) -> String {
         let own = |key: &String| {
             let value = self.value(row, key).filter(|v| self.common.get(key) != Some(v))?;
-            // That a link is not there is said by the list of those that are.
-            let link = value == "–" && key.starts_with("federated.way.");
-            (!link).then(|| if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
+            let said = value == "–" && keys::list_of(key).is_some();
+            (!said).then(|| if value == "–" { format!("no {key}") } else { format!("{key} = {value}") })
         };
         self.differing.iter().filter_map(own).collect::<Vec<_>>().join(", ")
     }

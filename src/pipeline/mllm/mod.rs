@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::head::carried;
+use super::made_of::{self, Inputs};
 use super::run::{Entries, Stages, extend, left_out, spent};
 use crate::config::Config;
 use crate::data::Ledger;
@@ -75,7 +76,7 @@ pub(super) fn stages_of(
     }
     dir.update_manifest(&[("state", json!("running"))].into())?;
     let dir = &*dir;
-    mllm.prove_inputs(dir)?;
+    made_of::same(dir, &mllm.inputs()?)?;
     mllm.record_split(dir, cx)?;
     dir.update_manifest(&mllm.facts(cx)?)?;
     let exams = mllm.exams(cx)?;
@@ -98,10 +99,17 @@ pub(super) fn stages_of(
     dir.update_manifest(&[("complete", json!(stages == Stages::All)), ("sources", mllm.ledger.to_json())].into())
 }
 
-/// Serves the rounds of such a run on a rank above 0.
-pub(super) fn serve(config: &Config, task: &MllmTaskConfig, cx: &Context) -> Result<()> {
+/// Serves the rounds of such a run on a rank above 0, once `same` has approved of what is here.
+pub(super) fn serve(
+    config: &Config,
+    task: &MllmTaskConfig,
+    same: &dyn Fn(Inputs) -> Result<()>,
+    cx: &Context,
+) -> Result<()> {
     let cx = &Context { dtype: task.precision.into(), ..cx.clone() };
-    Mllm::open(config, task, cx)?.federated(|federation| federation.serve(cx))
+    let mllm = Mllm::open(config, task, cx)?;
+    same(mllm.inputs()?)?;
+    mllm.federated(|federation| federation.serve(cx))
 }
 
 impl Mllm<'_> {
@@ -157,7 +165,8 @@ impl Mllm<'_> {
         let begun =
             dir.file("finetune/done.json").exists() || !checkpoint::rounds(&dir.file("checkpoints"))?.is_empty();
         let start = if begun { None } else { Some(self.start(cx)?) };
-        let (layout, summon) = (self.school.plan.layout(), || super::ranks::summon(self.config, None, None, cx));
+        let (layout, summon) =
+            (self.school.plan.layout(), || super::ranks::summon(self.config, None, self.inputs()?, cx));
         let stage = Finetune { dir, federation, layout, evaluate: &judge, validate, summon: &summon };
         let tuned = stage.run(start, cx)?;
         self.judge_personal(dir, &stage.federation, exam, &tuned, cx)?;

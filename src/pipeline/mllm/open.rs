@@ -22,8 +22,9 @@ use crate::model::hub;
 use crate::model::lora::Plan;
 use crate::model::vlm::Opened;
 use crate::nn::{Batch, Samples, View};
+use crate::pipeline::COMMIT;
 use crate::pipeline::experiment::instruction_set;
-use crate::pipeline::{COMMIT, made_of};
+use crate::pipeline::made_of::Inputs;
 use crate::run::{RunDir, directory, program};
 use crate::task::mllm::MllmTaskConfig;
 use crate::task::mllm::lessons::{Keep, Lessons};
@@ -160,8 +161,8 @@ impl<'a> Mllm<'a> {
         (seen * federated.local_epochs as f64) as u64
     }
 
-    /// Refuses a run that was made from another model or from other samples.
-    pub(super) fn prove_inputs(&self, dir: &RunDir) -> Result<()> {
+    /// The model and the samples.
+    pub(super) fn inputs(&self) -> Result<Inputs> {
         const MODEL: &str = "weights, tokenizer, picture processing and chat template";
         const SAMPLES: &str = "questions, texts and answers; pictures in files by name and size";
         let made = |digest: String, covers| Made { digest, covers };
@@ -169,7 +170,7 @@ impl<'a> Mllm<'a> {
         for part in self.set.tests.iter().chain([&self.set.train, &self.set.val]).filter(|p| !p.samples.is_empty()) {
             found.insert(format!("data: {}", part.name), made(part.digest()?, SAMPLES));
         }
-        made_of::same(dir, &found)
+        Ok(found)
     }
 
     /// Writes `split.json`: what each client holds; another one on resumption is refused.

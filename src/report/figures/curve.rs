@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::super::group::{Report, shown};
-use super::super::keys::Keys;
+use super::super::keys::{Keys, NOISE};
 use super::super::numbers::Spread;
 use super::super::runs::{Run, Stage};
 use super::data::{Chart, Mark, Point, Series, seeds, spread_note, titled};
@@ -12,8 +12,6 @@ use crate::error::{Error, Result, closest};
 
 /// A figure of the runs that is as good as a key: what privacy they had spent in the end.
 const EPSILON: &str = "epsilon";
-/// What the runs of one line differ in then.
-const NOISE: &str = "federated.way.noise.multiplier";
 
 /// A line in the making: a stage of one configuration that varies in the key and the seed alone.
 struct Family<'r> {

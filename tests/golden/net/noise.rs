@@ -21,17 +21,14 @@ pub fn params(net: &Net) -> Vec<f32> {
     let mut data = Vec::with_capacity(net.layout.len());
     for (i, e) in net.layout.entries().iter().enumerate() {
         let inputs: usize = e.shape.iter().skip(1).product();
-        data.extend(noise(e.len(), i as u32 + 1).into_iter().map(|u| {
-            let u = f64::from(u);
-            let v = match e.name.rsplit('.').next() {
-                Some("running_var") => 1.0 + 0.5 * u,
-                Some("running_mean") => 0.1 * u,
-                _ if e.shape.len() > 1 => u * (6.0 / inputs as f64).sqrt(),
-                Some("weight") => 1.0 + 0.25 * u,
-                _ => 0.1 * u,
-            };
-            v as f32
-        }));
+        let own: (f64, f64) = match e.name.rsplit('.').next() {
+            Some("running_var") => (1.0, 0.5),
+            Some("running_mean") => (0.0, 0.1),
+            _ if e.shape.len() > 1 => (0.0, (6.0 / inputs as f64).sqrt()),
+            Some("weight") => (1.0, 0.25),
+            _ => (0.0, 0.1),
+        };
+        data.extend(noise(e.len(), i as u32 + 1).into_iter().map(|u| (own.0 + own.1 * f64::from(u)) as f32));
     }
     data
 }
