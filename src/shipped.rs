@@ -87,13 +87,7 @@ fn unpack_below(cache: &Path, name: &str, files: &[(String, Vec<u8>)]) -> Result
 
 /// `fedllava/shipped` in the person's cache folder: where copies lie.
 pub fn cache() -> Result<PathBuf> {
-    let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || env("HOME").or_else(|| env("USERPROFILE")).map(|home| home.join(".cache"));
-    let cache = env("XDG_CACHE_HOME").or_else(home);
-    let cache = cache.ok_or_else(|| {
-        Error::environment("no folder is known for a copy of the demo's files").hint("set XDG_CACHE_HOME")
-    })?;
-    Ok(cache.join("fedllava").join("shipped"))
+    Ok(fsx::cache_dir()?.join("shipped"))
 }
 
 /// `configs/curves/../demo.toml` as `configs/demo.toml`; nothing where it is absolute or leaves its root.

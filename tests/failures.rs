@@ -55,7 +55,10 @@ fn run(kind: &str, backend: Backend, threads: usize, config: &FederatedConfig) -
 #[test]
 fn a_round_goes_on_without_clients_that_diverge_or_panic_with_the_same_bytes_for_any_threads() {
     let skip = FederatedConfig { on_failure: OnFailure::Skip, ..federated(2, 5) };
-    for (kind, backend) in [("fedavg", Backend::Cpu), ("fedavg", Backend::Candle), ("scaffold", Backend::Cpu)] {
+    let mut cases = vec![("fedavg", Backend::Cpu), ("fedavg", Backend::Candle), ("scaffold", Backend::Cpu)];
+    // Side by side, where each failure must be found to be one client's.
+    cases.extend(super::cuda_engine::card(1).map(|_| ("fedavg", Backend::Emulated)));
+    for (kind, backend) in cases {
         let kind = format!("kind = {kind:?}");
         let (server, failed) = run(&kind, backend, 1, &skip).unwrap();
         let (other, again) = run(&kind, backend, 3, &skip).unwrap();

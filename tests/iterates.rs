@@ -42,7 +42,7 @@ fn outcome(train: Train<'static>) -> Outcome {
         key: Key::from_seed(8),
     };
     let mut session = Backend::Candle.session(&net, &cx, 1, 1).unwrap();
-    local::work(&mut session, &job, &data, &cx).unwrap()
+    local::work(session.as_mut(), &[local::Work { job: &job, data: &data }], &cx).unwrap().remove(0)
 }
 
 /// The iterate after so many steps.
@@ -126,6 +126,6 @@ fn averaging_and_stopping_together_are_refused() {
     let mut session = Backend::Candle.session(&net, &cx, 1, 1).unwrap();
     let slots = [net.init(Key::from_seed(5))];
     let plan = fedllava::fl::fit::Plan { train: &train, slots: &slots, data: &data, key: Key::from_seed(1) };
-    let got = fedllava::fl::fit::fit(&mut session, &[plan], vec![Default::default()], &cx, &mut ());
+    let got = fedllava::fl::fit::fit(session.as_mut(), &[plan], vec![Default::default()], &cx, &mut ());
     assert!(got.err().unwrap().to_string().contains("not both"));
 }

@@ -11,7 +11,7 @@ use fedllava::fl::round::{Federation, Server, Tally};
 use fedllava::fl::trainer::{CompactTrainer, Supplies};
 use fedllava::fl::{AlgorithmConfig, Column, FederatedConfig, Sizes, cohort};
 use fedllava::key::{Key, Purpose};
-use fedllava::nn::{Backend, Params};
+use fedllava::nn::{Backend, Load, Params};
 use fedllava::run::RunDir;
 use fedllava::stage::finetune::{Begin, Finetune, Finetuned};
 use fedllava::stage::metrics::Evaluation;
@@ -28,6 +28,7 @@ struct World {
     server: Vec<u32>,
     pool: Vec<u32>,
     config: FederatedConfig,
+    backend: Backend,
 }
 
 impl World {
@@ -37,7 +38,7 @@ impl World {
         let ids = |from: usize, n: usize| (from as u32..(from + n) as u32).collect();
         let (server, pool) = (ids(held, 6), ids(held + 6, 12));
         let config = FederatedConfig { checkpoint_every: 2, ..federated(rounds, cohort) };
-        World { toy, clients: deal(&SIZES), server, pool, config }
+        World { toy, clients: deal(&SIZES), server, pool, config, backend: Backend::Cpu }
     }
 
     fn supplies(&self) -> Supplies<'_> {
@@ -61,7 +62,7 @@ impl World {
     }
 
     fn with<T>(&self, algorithm: &AlgorithmConfig, f: impl FnOnce(Federation<'_>) -> T) -> T {
-        let trainer = CompactTrainer::new(net(), Backend::Cpu, &self.toy, &self.clients).with(self.supplies());
+        let trainer = CompactTrainer::new(net(), self.backend, &self.toy, &self.clients).with(self.supplies());
         let draw = |round| Ok(cohort::by_key(Key::from_seed(3), round, SIZES.len(), self.config.cohort));
         f(Federation {
             algorithm: algorithm.algorithm(),
@@ -204,5 +205,34 @@ fn every_method_resumes_exactly() {
         assert_eq!(kept(&got), kept(&want), "{kind}: what clients kept");
         let lines = |dir: &Path| std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
         assert_eq!(lines(broken.path()), lines(whole.path()), "{kind}: records");
+    }
+}
+
+/// Clients side by side in every launch, on the card that stands in for a GPU. Rounding
+/// gathers over the steps: the bound is on the length of what the round moved.
+#[test]
+#[allow(clippy::print_stderr, reason = "the differences are worth reading")]
+fn every_methods_round_on_a_card_is_the_cpu_engines() {
+    if super::cuda_engine::card(1).is_none() {
+        return;
+    }
+    let [cpu, card] = [Backend::Cpu, Backend::Emulated].map(|backend| World { backend, ..World::new(1, 4) });
+    let sgd = card.config.optimiser.clone();
+    let load = Load { optimiser: &sgd, pulls: 1, rows: 4 };
+    assert_eq!(Backend::Emulated.lanes(&net(), &Context::cpu(1), load, 4).unwrap(), 4, "side by side");
+    let start = net().init(Key::from_seed(5));
+    let norm = |of: &mut dyn Iterator<Item = f32>| of.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    for (kind, algorithm) in small() {
+        let ((want, told, _), (got, tallies, _)) = (cpu.run(&algorithm, 1), card.run(&algorithm, 2));
+        assert_eq!(
+            (tallies[0].bytes_up, tallies[0].multiply_adds),
+            (told[0].bytes_up, told[0].multiply_adds),
+            "{kind}"
+        );
+        let moved = norm(&mut want.model.data().iter().zip(start.data()).map(|(a, b)| a - b));
+        let apart = norm(&mut want.model.data().iter().zip(got.model.data()).map(|(a, b)| a - b));
+        eprintln!("{kind}: {:.1e}", apart / moved);
+        assert!(moved > 0.0 && apart < 1e-4 * moved, "{kind}: {apart} apart, {moved} moved");
+        assert_eq!(want.kept.keys().collect::<Vec<_>>(), got.kept.keys().collect::<Vec<_>>(), "{kind}");
     }
 }

@@ -81,14 +81,15 @@ impl Config {
     }
 
     fn check_machine(&self) -> Result<()> {
-        let engine = self.run.engine;
-        match self.run.device.starts_with("cuda") && matches!(engine, Backend::Cpu | Backend::Winograd) {
-            true => Err(Error::input(format!(
-                "run.engine: this one runs on run.device = \"cpu\", not on {:?}",
-                self.run.device
-            ))
-            .hint("use run.engine = \"auto\" or \"candle\"")),
-            false => Ok(()),
+        let run = &self.run;
+        let other = |where_| {
+            let text = format!("run.engine: this one runs on run.device = {where_}, not on {:?}", run.device);
+            Err(Error::input(text).hint("use run.engine = \"auto\" or \"candle\""))
+        };
+        match run.engine {
+            Backend::Cpu | Backend::Winograd | Backend::Emulated if run.device.starts_with("cuda") => other("\"cpu\""),
+            Backend::Cuda | Backend::CudaStrict if run.device == "cpu" => other("\"cuda\""),
+            _ => Ok(()),
         }
     }
 

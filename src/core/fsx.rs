@@ -89,6 +89,16 @@ pub fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
+/// `fedllava` in the person's cache folder.
+pub fn cache_dir() -> Result<PathBuf> {
+    let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = || env("HOME").or_else(|| env("USERPROFILE")).map(|home| home.join(".cache"));
+    let cache = env("XDG_CACHE_HOME").or_else(home);
+    let cache =
+        cache.ok_or_else(|| Error::environment("no cache folder of yours is known").hint("set XDG_CACHE_HOME"))?;
+    Ok(cache.join("fedllava"))
+}
+
 /// Makes a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io("create the folder", path, e))

@@ -19,7 +19,6 @@ use super::trainer::Supplies;
 use crate::error::{Error, Result};
 use crate::exec::{self, Context};
 use crate::key::{Key, Purpose};
-use crate::nn::session::Plain;
 use crate::nn::weight::{Confidence, Weight};
 use crate::nn::{Backend, Net, OptimiserConfig, Params, Samples, Schedule, loss, optim::SgdConfig};
 
@@ -219,9 +218,9 @@ impl ServerStep for Aligner<'_> {
             1,
             1,
             |_| self.backend.session(&self.net, cx, cx.threads, 1),
-            |session: &mut Plain, _| {
+            |session, _| {
                 let plan = Plan { train: &train, slots: &slots, data: &data, key };
-                fit(session, &[plan], vec![Standing::default()], cx, &mut ())
+                fit(session.as_mut(), &[plan], vec![Standing::default()], cx, &mut ())
             },
             |_, fitted| {
                 aligned = fitted.into_iter().next().map(|f| f.params);

@@ -1,8 +1,8 @@
 //! The training loop, once: steps, schedule, shuffles, gradients, resumption. Clients, alignment and both pretrainings
 //! call [`fit`].
 //!
-//! Plans stand side by side, one a client, in the lanes of a [`Session`]. A lane that has no step left has no rows, and
-//! nothing of it moves: side by side every client gets what it gets alone.
+//! Plans stand side by side, one a client, in the first lanes of a [`Session`]. A lane that has no step left has no rows,
+//! and nothing of it moves: side by side every client gets what it gets alone.
 
 mod lane;
 
@@ -83,7 +83,7 @@ pub fn fit(
     cx: &Context,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Fitted>> {
-    if plans.len() != session.lanes() || standing.len() != plans.len() {
+    if plans.len() > session.lanes() || standing.len() != plans.len() {
         let (plans, lanes) = (plans.len(), session.lanes());
         return Err(Error::defect(format!("fit: {plans} plans in {lanes} lanes from {} states", standing.len())));
     }
@@ -92,14 +92,14 @@ pub fn fit(
     for (k, (plan, from)) in plans.iter().zip(standing).enumerate() {
         lanes.push(Lane::new(k, *plan, from, &net, session)?);
     }
-    let mut work = Work::new(&net, plans)?;
+    let mut work = Work::new(&net, plans, session.lanes())?;
     let left = lanes.iter().map(|lane| lane.total.saturating_sub(lane.at)).max().unwrap_or(0);
     while lanes.iter().any(|lane| lane.at < lane.total) {
         cx.cancel.check()?;
         let (before, batches) = (lanes[0].at, lanes[0].batches.max(1));
         let place = || format!("local epoch {}, step {}", before / batches, before % batches);
         exec::caught(|| work.step(&mut lanes, session)).at(place)?;
-        cx.events.on(Event::Part(1.0 / left as f64));
+        cx.events.on(Event::Part(plans.len() as f64 / left as f64));
         if lanes[0].at > before && lanes[0].at.is_multiple_of(batches) {
             let done = lanes[0].at / batches;
             observer.epoch(done, &mut || lanes[0].standing(done, session))?;
@@ -116,6 +116,8 @@ struct Work {
     sizes: BTreeMap<Tap, usize>,
     seen: Vec<Seen>,
     net: Net,
+    /// The session's lanes, of which the last may be empty.
+    width: usize,
 }
 
 /// The nodes of some taps.
@@ -137,7 +139,7 @@ pub(super) fn nodes(net: &Net, taps: impl IntoIterator<Item = Tap>) -> Result<BT
 }
 
 impl Work {
-    fn new(net: &Net, plans: &[Plan<'_>]) -> Result<Self> {
+    fn new(net: &Net, plans: &[Plan<'_>], width: usize) -> Result<Self> {
         let mut taps = Vec::new();
         for plan in plans {
             match &plan.train.loss {
@@ -148,7 +150,7 @@ impl Work {
         let nodes = nodes(net, taps)?;
         let sizes = nodes.iter().map(|(&tap, &node)| (tap, net.shapes[node].iter().product())).collect();
         let (values, seeds, seen) = Default::default();
-        Ok(Work { nodes, values, seeds, sizes, seen, net: net.clone() })
+        Ok(Work { nodes, values, seeds, sizes, seen, net: net.clone(), width })
     }
 
     fn step(&mut self, lanes: &mut [Lane<'_>], session: &mut dyn Session) -> Result<()> {
@@ -165,7 +167,8 @@ impl Work {
             self.pass(lanes, train.apart.then_some(part), session)?;
         }
         lanes.iter_mut().filter(|lane| lane.at < lane.total).try_for_each(|lane| lane.clip(session))?;
-        let rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.of(lane.at, lane.total)).collect();
+        let mut rates: Vec<f32> = lanes.iter().map(|lane| lane.plan.train.rate.of(lane.at, lane.total)).collect();
+        rates.resize(self.width, 0.0);
         session.step(&rates)?;
         for (lane, &rate) in lanes.iter_mut().zip(&rates).filter(|(lane, _)| lane.at < lane.total) {
             for (beside, optimiser) in lane.beside.iter_mut().zip(&mut lane.optimisers) {
@@ -183,7 +186,8 @@ impl Work {
     /// Forward, losses and backward of the step's batch, or of one feed's part of it.
     fn pass(&mut self, lanes: &mut [Lane<'_>], only: Option<usize>, session: &mut dyn Session) -> Result<()> {
         lanes.iter_mut().try_for_each(|lane| lane.fill(only))?;
-        let rows: Vec<usize> = lanes.iter().map(|lane| lane.batch.rows[0]).collect();
+        let mut rows: Vec<usize> = lanes.iter().map(|lane| lane.batch.rows[0]).collect();
+        rows.resize(self.width, 0);
         self.forward(lanes, &rows, session)?;
         let mut first = 0;
         for (lane, &n) in lanes.iter_mut().zip(&rows).filter(|(_, n)| **n > 0) {
@@ -213,7 +217,8 @@ impl Work {
         if lanes.iter().any(|lane| lane.plan.train.bn != bn) {
             return Err(Error::defect("fit: plans side by side disagree about batch norm"));
         }
-        let keys: Vec<Key> = lanes.iter().map(|lane| lane.key).collect();
+        let mut keys: Vec<Key> = lanes.iter().map(|lane| lane.key).collect();
+        keys.resize(self.width, lanes[0].key);
         let mode = if bn == Bn::Batch { Mode::Train(keys.as_slice()) } else { Mode::Eval };
         let stored = lanes[0].streams.first().is_some_and(Stream::stored);
         let together: Vec<f32>;

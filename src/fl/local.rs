@@ -1,10 +1,10 @@
-//! Local work: a brief's steps, done one after the other in a session of one lane.
+//! Local work: a brief's steps, done one after the other in a session, by one client or by several side by side.
 
 use std::collections::BTreeMap;
 
-use super::brief::{Bn, Job, MODEL, Measure, Step, Train};
+use super::brief::{Bn, Brief, Job, MODEL, Measure, Rows, Step, Train};
 use super::feed::{Data, Stream};
-use super::fit::{self, Plan, Standing, fit};
+use super::fit::{self, Fitted, Plan, Standing, fit};
 use super::objective::{Here, Tap};
 use super::reply::Outcome;
 use crate::error::{Error, Result};
@@ -12,32 +12,73 @@ use crate::exec::{Context, Event};
 use crate::key::{Key, Purpose};
 use crate::nn::{Batch, Mode, Named, Node, Params, Session};
 
-/// Does all steps of a job.
-pub fn work(session: &mut dyn Session, job: &Job, data: &Data<'_>, cx: &Context) -> Result<Outcome> {
-    let classes = session.net().outputs();
-    let mut outcome = Outcome {
-        params: job.model.clone(),
-        found: Named::new(),
-        samples: data.own.ids.len(),
-        counts: data.counts(classes),
-        steps: 0,
-        loss: None,
-        multiply_adds: 0,
-    };
-    // What the steps of one job are to its progress: equal parts.
-    let scaled = (job.brief.steps.len() > 1).then(|| cx.part(1.0 / job.brief.steps.len() as f64));
-    let cx = scaled.as_ref().unwrap_or(cx);
-    for (i, step) in job.brief.steps.iter().enumerate() {
-        let key = job.key.fold(Purpose::Step, i as u64);
-        match step {
-            Step::Train(step) => train(session, job, step, data, key, cx, &mut outcome)?,
-            Step::Measure(step) => measure(session, job, step, data, key, cx, &mut outcome)?,
+/// One client's work with what it works on.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// What to do.
+    pub job: &'a Job,
+    /// On what.
+    pub data: &'a Data<'a>,
+}
+
+impl<'a> Work<'a> {
+    fn step(&self, i: usize) -> Result<&'a Step> {
+        self.job.brief.steps.get(i).ok_or_else(|| Error::defect(format!("brief: no step {i}")))
+    }
+
+    fn key(&self, i: usize) -> Key {
+        self.job.key.fold(Purpose::Step, i as u64)
+    }
+
+    fn begin(&self, classes: usize) -> Outcome {
+        Outcome {
+            params: self.job.model.clone(),
+            found: Named::new(),
+            samples: self.data.own.ids.len(),
+            counts: self.data.counts(classes),
+            steps: 0,
+            loss: None,
+            multiply_adds: 0,
         }
     }
-    if let Some(model) = outcome.found.remove(MODEL) {
-        outcome.params = model;
+}
+
+/// Does all steps of some clients' jobs whose briefs are [`alike`]: they train side by side, in a lane each, and get what
+/// each gets alone.
+pub fn work(session: &mut dyn Session, all: &[Work<'_>], cx: &Context) -> Result<Vec<Outcome>> {
+    let classes = session.net().outputs();
+    let mut outcomes: Vec<Outcome> = all.iter().map(|w| w.begin(classes)).collect();
+    let steps = all.first().map_or(0, |w| w.job.brief.steps.len());
+    // What the steps of one job are to its progress: equal parts.
+    let scaled = (steps > 1).then(|| cx.part(1.0 / steps as f64));
+    let cx = scaled.as_ref().unwrap_or(cx);
+    for i in 0..steps {
+        if let Step::Train(_) = all[0].step(i)? {
+            train(session, all, i, cx, &mut outcomes)?;
+            continue;
+        }
+        for (w, outcome) in all.iter().zip(&mut outcomes) {
+            let Step::Measure(step) = w.step(i)? else { return Err(Error::defect("briefs side by side differ")) };
+            measure(session, w.job, step, w.data, w.key(i), cx, outcome)?;
+        }
     }
-    Ok(outcome)
+    for outcome in &mut outcomes {
+        if let Some(model) = outcome.found.remove(MODEL) {
+            outcome.params = model;
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Whether clients with these briefs can train side by side.
+pub fn alike(a: &Brief, b: &Brief) -> bool {
+    let stored = |t: &Train<'_>| t.feeds.iter().any(|feed| matches!(feed.rows, Rows::Features(_)));
+    let same = |(a, b): (&Step, &Step)| match (a, b) {
+        (Step::Train(a), Step::Train(b)) => !a.apart && !b.apart && a.bn == b.bn && stored(a) == stored(b),
+        (Step::Measure(_), Step::Measure(_)) => true,
+        _ => false,
+    };
+    a.steps.len() == b.steps.len() && a.steps.iter().zip(&b.steps).all(same)
 }
 
 /// All slots that there are by now; one that an earlier step should have found and did not is an error when it is used.
@@ -51,20 +92,24 @@ fn slots(job: &Job, found: &Named) -> Result<Vec<Params>> {
         .collect()
 }
 
-fn train(
-    session: &mut dyn Session,
-    job: &Job,
-    train: &Train<'_>,
-    data: &Data<'_>,
-    key: Key,
-    cx: &Context,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let slots = slots(job, &outcome.found)?;
-    let standing = standing(job, train, &slots)?;
-    let plan = Plan { train, slots: &slots, data, key };
-    let fitted = fit(session, &[plan], vec![standing], cx, &mut ())?.pop();
-    let fitted = fitted.ok_or_else(|| Error::defect("local work: nothing was trained"))?;
+/// Step `i` of all, which is a training.
+fn train(session: &mut dyn Session, all: &[Work<'_>], i: usize, cx: &Context, outcomes: &mut [Outcome]) -> Result<()> {
+    let slots = all.iter().zip(&*outcomes).map(|(w, o)| slots(w.job, &o.found)).collect::<Result<Vec<_>>>()?;
+    let (mut plans, mut from) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
+    for (w, slots) in all.iter().zip(&slots) {
+        let Step::Train(train) = w.step(i)? else { return Err(Error::defect("briefs side by side differ")) };
+        from.push(standing(w.job, train, slots)?);
+        plans.push(Plan { train, slots, data: w.data, key: w.key(i) });
+    }
+    let fitted = fit(session, &plans, from, cx, &mut ())?;
+    for (((w, plan), fitted), outcome) in all.iter().zip(&plans).zip(fitted).zip(outcomes) {
+        keep(w.job, plan.train, fitted, outcome)?;
+    }
+    Ok(())
+}
+
+/// Puts what a training gave under its names.
+fn keep(job: &Job, train: &Train<'_>, fitted: Fitted, outcome: &mut Outcome) -> Result<()> {
     outcome.steps += fitted.steps;
     outcome.multiply_adds += fitted.multiply_adds;
     outcome.loss = fitted.loss.or(outcome.loss);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::exec::{self, Context};
 use crate::key::Key;
-use crate::nn::session::Plain;
 use crate::nn::{Backend, Batch, Mode, Net, Node, Params, Samples, Session, View};
 
 /// Images in one forward pass: few enough for the caches, many enough for the widest layers.
@@ -23,9 +22,10 @@ pub fn predict(
 ) -> Result<(Vec<f32>, Vec<u32>)> {
     let chunks: Vec<&[u32]> = ids.chunks(CHUNK).collect();
     let (mut values, mut labels) = (Vec::new(), Vec::with_capacity(ids.len()));
-    let job = |(session, batch): &mut (Plain, Batch), i: usize| {
+    let workers = backend.workers(cx.threads);
+    let job = |(session, batch): &mut (Box<dyn Session>, Batch), i: usize| {
         cx.cancel.check()?;
-        if let Some(next) = chunks.get(i + cx.threads) {
+        if let Some(next) = chunks.get(i + workers) {
             images.ahead(next, View::Plain, Key::from_seed(0));
         }
         images.fill(chunks[i], View::Plain, Key::from_seed(0), batch)?;
@@ -35,9 +35,9 @@ pub fn predict(
         Ok((value, batch.y.clone()))
     };
     exec::ordered(
-        cx.threads,
+        workers,
         chunks.len(),
-        4 * cx.threads,
+        4 * workers,
         |_| Ok((backend.session(net, cx, 1, 1)?, Batch::default())),
         job,
         |_, (v, y)| {

@@ -1,19 +1,21 @@
-//! Who does the local work of an exchange: compact networks, a client a worker.
+//! Who does the local work of an exchange: compact networks, a client a worker, or several side by side on a card.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::aggregate::LEAF;
-use super::brief::{Brief, Job, Loss, Name, Step, Train};
+use super::brief::{Brief, Job, Loss, Name, Rows, Step, Train};
 use super::feed::{Data, Source};
+use super::local::{Work, alike};
 use super::objective::Column;
 use super::reply::Outcome;
 use super::way::attack::Flipped;
 use super::{Named, Reply, local};
 use crate::error::{Error, Place, Result};
 use crate::exec::{self, Context};
-use crate::nn::session::Plain;
-use crate::nn::{Backend, Classifier, Layout, Net, Params, Samples};
+use crate::nn::engine::cuda::split;
+use crate::nn::{Backend, Classifier, Layout, Load, Net, Params, Samples, Session};
 
 /// What a worker hands to the loop for one job: the reply and what the client keeps.
 pub type Returned = (Reply, Option<Named>);
@@ -42,7 +44,7 @@ pub trait Trainer: Sync {
         &self,
         jobs: &[Job],
         cx: &Context,
-        reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
+        reply: &Replies<'_>,
         fold: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
     ) -> Result<()>;
 }
@@ -65,14 +67,20 @@ impl Supplies<'_> {
     pub const TEACHER: &'static str = "teacher";
 }
 
-/// Makes a worker's place to train in, which may use so many threads of its own.
-type Sessions<'a> = Box<dyn Fn(&Context, usize) -> Result<Plain> + Sync + 'a>;
+/// What makes a reply of an outcome, on the worker.
+type Replies<'a> = dyn Fn(&Job, Outcome) -> Result<Returned> + Sync + 'a;
 
-/// Trains a network, one client a worker; where clients are fewer than threads, the rest works inside them.
+/// Makes a worker's place to train in, which may use so many threads of its own, for so many clients side by side.
+type Sessions<'a> = Box<dyn Fn(&Context, usize, usize) -> Result<Box<dyn Session>> + Sync + 'a>;
+
+/// Trains a network. On CPUs one client a worker; where clients are fewer than threads, the rest works inside them. On a
+/// card as many clients side by side as its memory has room for.
 pub struct CompactTrainer<'a> {
     /// The network.
     pub net: Arc<Net>,
     sessions: Sessions<'a>,
+    /// What runs the network; none for sessions of the caller's making.
+    backend: Option<Backend>,
     /// The training images.
     pub images: &'a dyn Samples,
     /// Who holds which image.
@@ -84,20 +92,21 @@ pub struct CompactTrainer<'a> {
     idle: Mutex<Idle>,
 }
 
-/// Sessions between two exchanges, by their threads: memory stays warm from round to round.
-type Idle = BTreeMap<usize, Vec<Plain>>;
+/// Sessions between two exchanges, by their threads and lanes: memory stays warm from round to round.
+type Idle = BTreeMap<(usize, usize), Vec<Box<dyn Session>>>;
 
 /// A worker's session, given back when it ends.
 struct Lent<'t> {
-    session: Option<Plain>,
-    threads: usize,
+    session: Option<Box<dyn Session>>,
+    /// Threads and lanes.
+    shape: (usize, usize),
     idle: &'t Mutex<Idle>,
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
-            exec::lock(self.idle).entry(self.threads).or_default().push(session);
+            exec::lock(self.idle).entry(self.shape).or_default().push(session);
         }
     }
 }
@@ -106,18 +115,29 @@ impl<'a> CompactTrainer<'a> {
     /// For clients that hold these images.
     pub fn new(net: Arc<Net>, backend: Backend, images: &'a dyn Samples, clients: &'a [Vec<u32>]) -> Self {
         let own = net.clone();
-        Self::within(net, move |cx, threads| backend.session(&own, cx, threads, 1), images, clients)
+        let sessions = move |cx: &Context, threads, lanes| backend.session(&own, cx, threads, lanes);
+        Self::made(net, Box::new(sessions), Some(backend), images, clients)
     }
 
-    /// For clients that hold these samples, in sessions of the caller's making.
+    /// For clients that hold these samples, in sessions of the caller's making, of one client each.
     pub fn within(
         net: Arc<Net>,
-        sessions: impl Fn(&Context, usize) -> Result<Plain> + Sync + 'a,
+        sessions: impl Fn(&Context, usize) -> Result<Box<dyn Session>> + Sync + 'a,
         images: &'a dyn Samples,
         clients: &'a [Vec<u32>],
     ) -> Self {
-        let (sessions, supplies, idle) = (Box::new(sessions), Supplies::default(), Mutex::default());
-        CompactTrainer { net, sessions, images, clients, supplies, flipped: OnceLock::new(), idle }
+        Self::made(net, Box::new(move |cx, threads, _| sessions(cx, threads)), None, images, clients)
+    }
+
+    fn made(
+        net: Arc<Net>,
+        sessions: Sessions<'a>,
+        backend: Option<Backend>,
+        images: &'a dyn Samples,
+        clients: &'a [Vec<u32>],
+    ) -> Self {
+        let (supplies, flipped, idle) = (Supplies::default(), OnceLock::new(), Mutex::default());
+        CompactTrainer { net, sessions, backend, images, clients, supplies, flipped, idle }
     }
 
     /// With these supplies.
@@ -126,10 +146,72 @@ impl<'a> CompactTrainer<'a> {
         self
     }
 
-    fn lend(&self, threads: usize, cx: &Context) -> Result<Lent<'_>> {
-        let known = exec::lock(&self.idle).get_mut(&threads).and_then(Vec::pop);
-        let session = known.map_or_else(|| (self.sessions)(cx, threads), Ok)?;
-        Ok(Lent { session: Some(session), threads, idle: &self.idle })
+    fn lend(&self, shape: (usize, usize), cx: &Context) -> Result<Lent<'_>> {
+        let known = exec::lock(&self.idle).get_mut(&shape).and_then(Vec::pop);
+        let session = known.map_or_else(|| (self.sessions)(cx, shape.0, shape.1), Ok)?;
+        Ok(Lent { session: Some(session), shape, idle: &self.idle })
+    }
+
+    /// Clients side by side in one session.
+    fn lanes(&self, jobs: &[Job], cx: &Context) -> Result<usize> {
+        let Some(backend) = self.backend.filter(|b| b.on_card()) else { return Ok(1) };
+        let steps = jobs.iter().flat_map(|job| job.brief.steps.iter().map(move |step| (job, step)));
+        let trains = steps.filter_map(|(job, step)| match step {
+            Step::Train(train) => Some((train, self.rows(job, train))),
+            Step::Measure(_) => None,
+        });
+        let trains: Vec<(&Train<'_>, usize)> = trains.collect();
+        let Some((first, _)) = trains.first() else { return Ok(1) };
+        let pulls = trains.iter().map(|(train, _)| train.pulls.len()).max().unwrap_or(0);
+        let rows = trains.iter().map(|(_, rows)| *rows).max().unwrap_or(0);
+        backend.lanes(&self.net, cx, Load { optimiser: &first.optimiser, pulls, rows }, jobs.len().min(LEAF))
+    }
+
+    /// Rows of a training's batches at most.
+    fn rows(&self, job: &Job, train: &Train<'_>) -> usize {
+        let data = self.data(job);
+        let held = |source: Option<Source<'_>>| source.map_or(0, |s| s.ids.len());
+        let of = |rows: Rows| match rows {
+            Rows::Own => data.own.ids.len(),
+            Rows::Server => held(data.server),
+            Rows::Unlabelled => held(data.unlabelled),
+            // Stored features go through the classifier alone.
+            Rows::Features(_) => 1,
+        };
+        train.feeds.iter().map(|feed| if feed.batch_size == 0 { of(feed.rows) } else { feed.batch_size }).sum()
+    }
+
+    /// Does the jobs of a group. Where one of several fails by itself, each is done alone, which shows whose fault it is.
+    fn together(
+        &self,
+        lent: &mut Lent<'_>,
+        jobs: &[Job],
+        reply: &Replies<'_>,
+        cx: &Context,
+    ) -> Result<Vec<Result<Returned>>> {
+        if lent.session.is_none() {
+            lent.session = self.lend(lent.shape, cx)?.session.take();
+        }
+        let Some(session) = &mut lent.session else { return Err(Error::defect("no session")) };
+        let data: Vec<Data<'_>> = jobs.iter().map(|job| self.data(job)).collect();
+        let work: Vec<Work<'_>> = jobs.iter().zip(&data).map(|(job, data)| Work { job, data }).collect();
+        let replies = || {
+            let outcomes = local::work(session.as_mut(), &work, cx)?;
+            jobs.iter().zip(outcomes).map(|(job, outcome)| reply(job, outcome)).collect::<Result<Vec<_>>>()
+        };
+        let place = || jobs.iter().map(Job::place).collect::<Vec<_>>().join("; ");
+        match exec::caught(replies).at(place) {
+            // Nobody else works in a session that was left in the middle of a step.
+            Err(e) if e.is_isolated() => {
+                lent.session = None;
+                if jobs.len() == 1 {
+                    return Ok(vec![Err(e)]);
+                }
+                let alone = jobs.iter().map(|job| self.together(lent, std::slice::from_ref(job), reply, cx));
+                Ok(alone.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+            }
+            done => Ok(done?.into_iter().map(Ok).collect()),
+        }
     }
 
     fn data(&self, job: &Job) -> Data<'_> {
@@ -169,28 +251,34 @@ impl Trainer for CompactTrainer<'_> {
         &self,
         jobs: &[Job],
         cx: &Context,
-        reply: &(dyn Fn(&Job, Outcome) -> Result<Returned> + Sync),
+        reply: &Replies<'_>,
         fold: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
     ) -> Result<()> {
-        let session = |worker| self.lend(share(cx.threads, jobs.len(), worker), cx);
-        let job = |lent: &mut Lent<'_>, i: usize| {
-            let job = &jobs[i];
-            if lent.session.is_none() {
-                lent.session = self.lend(lent.threads, cx)?.session.take();
-            }
-            let Some(session) = &mut lent.session else { return Err(Error::defect("no session")) };
-            let work = || local::work(session, job, &self.data(job), cx).and_then(|outcome| reply(job, outcome));
-            match exec::caught(work).at(|| job.place()) {
-                // Nobody else works in a session that was left in the middle of a step.
-                Err(e) if e.is_isolated() => {
-                    lent.session = None;
-                    Ok(Err(e))
-                }
-                done => done.map(Ok),
-            }
-        };
-        exec::ordered(cx.threads, jobs.len(), LEAF, session, job, fold)
+        let lanes = self.lanes(jobs, cx)?;
+        let groups = groups(jobs, lanes);
+        let workers = self.backend.map_or(cx.threads, |b| b.workers(cx.threads));
+        exec::ordered(
+            workers,
+            groups.len(),
+            LEAF / lanes,
+            |worker| self.lend((share(workers, groups.len(), worker), lanes), cx),
+            |lent: &mut Lent<'_>, g| self.together(lent, &jobs[groups[g].clone()], reply, cx),
+            |g, all| groups[g].clone().zip(all).try_for_each(|(i, returned)| fold(i, returned)),
+        )
     }
+}
+
+/// Jobs that are done side by side: neighbours with like briefs, at most `lanes`, as equally many as can be.
+fn groups(jobs: &[Job], lanes: usize) -> Vec<Range<usize>> {
+    let (mut all, mut first) = (Vec::new(), 0);
+    while lanes > 1 && first < jobs.len() {
+        let same = jobs[first + 1..].iter().take_while(|job| alike(&jobs[first].brief, &job.brief)).count();
+        for n in split(1 + same, lanes) {
+            all.push(first..first + n);
+            first += n;
+        }
+    }
+    if lanes <= 1 { (0..jobs.len()).map(|i| i..i + 1).collect() } else { all }
 }
 
 /// Threads for a worker's own kernels: where clients are fewer than cores, the rest is dealt out.

@@ -187,10 +187,10 @@ impl Pretrain<'_> {
         let mut session = self.backend.session(self.net, cx, cx.threads, 1)?;
         let params = {
             let mut log = Log { folder, records, times, began: Instant::now(), means: means.clone(), cx };
-            self.fit(&mut session, standing, means, &mut log, &cx.part((total - done) as f64))?
+            self.fit(session.as_mut(), standing, means, &mut log, &cx.part((total - done) as f64))?
         };
         cx.events.on(Event::End);
-        let norm = self.norm(&params, &mut session)?;
+        let norm = self.norm(&params, session.as_mut())?;
         let facts = json!({ "epochs": self.config.epochs, "images": self.pool.len, "norm": norm });
         self.dir.finish("pretrain", &params, facts)?;
         Ok(params)

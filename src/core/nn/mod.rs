@@ -32,7 +32,7 @@ pub mod sum;
 pub mod tap;
 pub mod weight;
 
-pub use backend::Backend;
+pub use backend::{Backend, Load};
 pub use batch::Batch;
 pub use classifier::Classifier;
 pub use interpreter::{Interpreter, Mode};

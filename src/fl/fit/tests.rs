@@ -70,7 +70,7 @@ impl Case {
         observer: &mut dyn Observer,
     ) -> Vec<Fitted> {
         let mut session = Backend::Cpu.session(net, &Context::cpu(1), 1, which.len()).unwrap();
-        self.fit_in(&mut session, which, standing, observer)
+        self.fit_in(session.as_mut(), which, standing, observer)
     }
 
     /// The same in some session.
@@ -198,7 +198,7 @@ fn feeds_apart_add_their_gradients_and_move_running_statistics_one_after_the_oth
         let mut session = Backend::Cpu.session(net, &cx, 1, 1).unwrap();
         let slots = [start.clone()];
         let plan = Plan { train: &train, slots: &slots, data: &data, key: Key::from_seed(6) };
-        fit(&mut session, &[plan], vec![Standing::default()], &cx, &mut ()).unwrap().pop().unwrap()
+        fit(session.as_mut(), &[plan], vec![Standing::default()], &cx, &mut ()).unwrap().pop().unwrap()
     };
     let (twice, once) = (fitted(2, 0.01), fitted(1, 0.02));
     assert_eq!((twice.steps, twice.multiply_adds), (1, 2 * once.multiply_adds));

@@ -192,7 +192,7 @@ impl LlmPretrain<'_> {
         let slots = [self.net.init(self.key.fold(Purpose::Init, 0)), projections];
         let plan = Plan { train: &train, slots: &slots, data: &data, key: self.key };
         let mut session = self.backend.session(self.net, cx, cx.threads, 1)?;
-        let fitted = fit(&mut session, &[plan], vec![standing], cx, log)?.pop();
+        let fitted = fit(session.as_mut(), &[plan], vec![standing], cx, log)?.pop();
         Ok(fitted.ok_or_else(|| Error::defect("pretrain: nothing was trained"))?.params)
     }
 

@@ -13,7 +13,7 @@ use crate::model::lora::Plan;
 use crate::model::vlm::{Learner, Opened, Sample};
 use crate::nn::net::Start;
 use crate::nn::session::Plain;
-use crate::nn::{Interpreter, Mode, Net, Node, Params};
+use crate::nn::{Interpreter, Mode, Net, Node, Params, Session};
 
 /// What every worker's model is made of.
 pub struct School {
@@ -36,9 +36,9 @@ impl School {
     }
 
     /// A worker's place to train in.
-    pub fn session(self: &Arc<Self>, net: &Net) -> Plain {
+    pub fn session(self: &Arc<Self>, net: &Net) -> Box<dyn Session> {
         let speaker = || Box::new(Speaker::new(self.clone()));
-        Plain::new(net.clone(), speaker(), speaker(), 1)
+        Box::new(Plain::new(net.clone(), speaker(), speaker(), 1))
     }
 }
 

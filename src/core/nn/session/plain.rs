@@ -4,27 +4,12 @@ use std::ops::Range;
 
 use super::{Input, Pull, Session, Training};
 use crate::error::{Error, Result};
-use crate::exec::Context;
 use crate::key::Key;
-use crate::nn::Backend;
 use crate::nn::classifier::Classifier;
-use crate::nn::engine::cohort::Cohort;
 use crate::nn::interpreter::{Interpreter, Mode};
 use crate::nn::net::{Net, Node};
 use crate::nn::optim::Optimiser;
 use crate::nn::params::{Named, Params, Ranges, Role};
-
-impl Backend {
-    /// A session of `lanes` clients for one worker, which may use `threads` threads of its own.
-    pub fn session(self, net: &std::sync::Arc<Net>, cx: &Context, threads: usize, lanes: usize) -> Result<Plain> {
-        let one = || self.workspace(net, cx, threads);
-        let interpreter: Box<dyn Interpreter> = match lanes {
-            1 => one()?,
-            _ => Box::new(Cohort::new(net, (0..lanes).map(|_| one()).collect::<Result<Vec<_>>>()?)),
-        };
-        Ok(Plain::new(net.as_ref().clone(), interpreter, one()?, lanes))
-    }
-}
 
 impl Plain {
     /// A session of `lanes` clients in which `interpreter` runs what is trained, and `frozen` what is only looked at.
@@ -345,6 +330,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::exec::Context;
+    use crate::nn::Backend;
     use crate::nn::net::{NetBuilder, Start};
     use crate::nn::optim::{OptimiserConfig, SgdConfig};
 

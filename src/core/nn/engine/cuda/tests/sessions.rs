@@ -89,7 +89,7 @@ fn both(net: &Arc<Net>, lanes: usize, mut work: impl FnMut(&mut dyn Session, &mu
     let mut ours = Resident::new(net, card, lanes).unwrap();
     work(&mut ours, &mut |what, values| said[0].push((what.to_string(), values)));
     let mut plain = Backend::Cpu.session(net, &Context::cpu(1), 1, lanes).unwrap();
-    work(&mut plain, &mut |what, values| said[1].push((what.to_string(), values)));
+    work(plain.as_mut(), &mut |what, values| said[1].push((what.to_string(), values)));
     let [got, want] = said;
     assert_eq!(got.len(), want.len());
     for ((what, got), (other, want)) in got.iter().zip(&want) {
