@@ -6,7 +6,8 @@
 //!
 //! What runs them is a [`Card`]: `Cuda` with the feature `cuda`, or [`Emulated`], a process in which the C++ compiler's
 //! version of the very same files runs thread by thread; [`Counted`] runs nothing and counts. All that can be wrong without a GPU is so proven without one;
-//! on a GPU **the engine has never run**: no configuration asks for it yet.
+//! on a GPU **the engine has never run**. `run.engine = "cuda"` asks for it, `"cuda-strict"` for products in f32, and
+//! `"emulated"` for the emulated card.
 //!
 //! Sums have one order, so the same seed gives the same bytes on the same card; beside the CPU engine results differ by
 //! rounding alone.
