@@ -10,7 +10,8 @@ use std::borrow::Cow;
 
 pub use array::Array;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::fsx;
 
 /// A pickle, read.
 pub struct Pickle {
@@ -54,6 +55,9 @@ struct Object {
 impl Pickle {
     /// Reads the pickle at the beginning of `bytes`, and says how long it is.
     pub fn read(bytes: &[u8]) -> Result<(Pickle, usize)> {
+        if let Some(what) = fsx::stand_in(&bytes[..bytes.len().min(64)]) {
+            return Err(Error::data(format!("{what}, expected a pickle")).hint("fetch it again"));
+        }
         let (nodes, root, length) = machine::run(bytes)?;
         Ok((Pickle { nodes, root }, length))
     }
@@ -229,6 +233,13 @@ mod tests {
                 assert!(Pickle::read(&bytes[..cut]).is_err(), "cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn bytes_of_protocol_0_are_unescaped() {
+        // pickle.dumps(numpy.array([10, 92, 200, 32, 0], numpy.uint8), protocol=0)
+        let bytes = b"cnumpy._core.multiarray\n_reconstruct\np0\n(cnumpy\nndarray\np1\n(I0\ntp2\nc_codecs\nencode\np3\n(Vb\np4\nVlatin1\np5\ntp6\nRp7\ntp8\nRp9\n(I1\n(I5\ntp10\ncnumpy\ndtype\np11\n(Vu1\np12\nI00\nI01\ntp13\nRp14\n(I3\nV|\np15\nNNNI-1\nI-1\nI0\ntp16\nbI00\ng3\n(V\\u000a\\u005c\xc8 \\u0000\np17\ng5\ntp18\nRp19\ntp20\nb.";
+        assert_eq!(read(bytes).root().integers().unwrap(), [10, 92, 200, 32, 0]);
     }
 
     #[test]

@@ -48,15 +48,42 @@ pub fn read_written(path: &Path) -> Result<String> {
     text(read_most(path, bound::WRITTEN)?).at(|| path.display().to_string())
 }
 
-/// The text that a file's bytes are: UTF-8, a byte order mark taken off. What is none is named by its line.
+/// What a file that begins with these bytes is, where it only stands in for another one.
+pub fn stand_in(first: &[u8]) -> Option<&'static str> {
+    let page: Vec<u8> = first.trim_ascii_start().iter().take(9).map(u8::to_ascii_lowercase).collect();
+    match first {
+        [] => Some("an empty file"),
+        _ if first.starts_with(b"version https://git-lfs") => Some("a Git LFS pointer, not the file itself"),
+        _ if page == b"<!doctype" || page.starts_with(b"<html") => Some("a web page, not the file itself"),
+        _ => None,
+    }
+}
+
+/// What a file that begins with these bytes is, where it is surely no text.
+fn no_text(first: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 4] = [
+        (b"\x1f\x8b", "a gzipped file"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x93NUMPY", "a numpy array"),
+        (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    ];
+    known.into_iter().find(|(mark, _)| first.starts_with(mark)).map(|(_, what)| what)
+}
+
+/// The text that a file's bytes are: UTF-8, byte order marks taken off, also where files were put together. What is none
+/// is named by its line.
 pub fn text(mut bytes: Vec<u8>) -> Result<String> {
+    if let Some(what) = no_text(&bytes) {
+        return Err(Error::data(format!("{what}, expected a text")));
+    }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(Error::data("UTF-16, expected UTF-8").hint("save it as UTF-8: iconv -f UTF-16 -t UTF-8"));
     }
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
     }
-    String::from_utf8(bytes).map_err(|e| {
+    let marked = |text: String| if text.contains("\n\u{feff}") { text.replace("\n\u{feff}", "\n") } else { text };
+    String::from_utf8(bytes).map(marked).map_err(|e| {
         let (at, bytes) = (e.utf8_error().valid_up_to(), e.as_bytes());
         let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
         Error::data(format!("line {line}: byte {:#04x} is not UTF-8", bytes[at]))

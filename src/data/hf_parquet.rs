@@ -4,6 +4,8 @@
 //! `bytes` (PNG, JPEG or WebP) and `path`; integer labels; class names in the `huggingface` entry of the file's
 //! metadata where they are known.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::Compression;
@@ -52,7 +54,7 @@ pub fn read(
     let (mut files, mut labels, mut classes) = (Vec::new(), Vec::new(), None);
     for shard in shards {
         let place = || shard.display().to_string();
-        let reader = SerializedFileReader::new(fsx::open(shard)?).map_err(damaged).at(place)?;
+        let reader = open(shard).at(place)?;
         read_shard(&reader, label, &mut files, &mut labels).at(place)?;
         if classes.is_none() {
             classes = class_names(&reader, label);
@@ -65,6 +67,17 @@ pub fn read(
     let mut census = Census::new(format!("{name} ({} Parquet files in {folder})", shards.len()), "images");
     census.read = files.len();
     Ok(Dataset::new(name, images, labels, classes, Order::Unknown)?.counted(census))
+}
+
+/// Opens a file for its footer.
+pub(super) fn open(path: &Path) -> Result<SerializedFileReader<File>> {
+    let (mut file, mut first) = (fsx::open(path)?, Vec::new());
+    let read = file.by_ref().take(64).read_to_end(&mut first).and_then(|_| file.rewind());
+    read.map_err(|e| Error::io("read", path, e))?;
+    match fsx::stand_in(&first) {
+        Some(what) => Err(Error::data(format!("{what}, expected Parquet")).hint("fetch it again")),
+        None => SerializedFileReader::new(file).map_err(damaged),
+    }
 }
 
 pub(super) fn damaged(_: parquet::errors::ParquetError) -> Error {

@@ -141,9 +141,12 @@ impl Weights {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let mut file = fsx::open(path)?;
-        let mut first = [0; 4];
-        let known = file.read(&mut first).and_then(|n| file.rewind().map(|()| n));
+        let mut first = Vec::new();
+        let known = file.by_ref().take(64).read_to_end(&mut first).and_then(|n| file.rewind().map(|()| n));
         let known = known.map_err(|e| Error::io("read", path, e))?;
+        if let Some(what) = fsx::stand_in(&first) {
+            return Err(Error::data(format!("{}: {what}, expected weights", path.display())).hint("fetch it again"));
+        }
         let found = match torch::is_torch(path, &first[..known]) {
             true => torch::tensors(path)?,
             false => safe(&mut file, path)?,
@@ -277,6 +280,21 @@ fn instead(folder: &Path) -> String {
         );
     }
     format!("expected {}, or an index with its shards", WHOLE.join(" or "))
+}
+
+/// What to do about a folder without `config.json`, by what is there instead.
+pub fn without_config(folder: &Path) -> &'static str {
+    let has = |name: &str| folder.join(name).is_file();
+    match () {
+        () if has("adapter_config.json") => {
+            "a LoRA adapter lies there: give its base model's folder, merged with it first (peft's merge_and_unload)"
+        }
+        () if has("open_clip_config.json") => {
+            "open_clip's layout lies there: take the model as transformers has it, with config.json and model.safetensors"
+        }
+        () if has("params.json") => "Meta's layout lies there: take the model as transformers has it",
+        () => "a model's folder has config.json, a tokenizer and weights, as the Hub has them",
+    }
 }
 
 /// Refuses a `config.json` whose weights are quantised.

@@ -298,16 +298,37 @@ impl<'b> Machine<'b> {
 
     /// Protocol 0's values, written as text.
     fn written(&mut self, code: u8) -> Result<()> {
+        if code == b'V' {
+            let text = self.raw_unicode()?;
+            return self.push(Kind::Text(text));
+        }
         let line = self.line()?.trim();
         let kind = match code {
             b'I' if line == "00" => Kind::Bool(false),
             b'I' if line == "01" => Kind::Bool(true),
             b'I' | b'L' => line.trim_end_matches('L').parse().map_or(Kind::Wide, Kind::Int),
             b'F' => Kind::Float,
-            b'S' => Kind::Bytes(unquoted(line)),
-            _ => Kind::Text(line.to_string()),
+            _ => Kind::Bytes(unquoted(line)),
         };
         self.push(kind)
+    }
+
+    /// A text to the end of its line in Python's raw-unicode-escape: Latin-1, other characters as `\u0a0a` or `\U0001f600`.
+    fn raw_unicode(&mut self) -> Result<String> {
+        let rest = &self.bytes[self.at.min(self.bytes.len())..];
+        let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| damaged("it is cut off"))?;
+        let line: String = self.take(end as u64 + 1)?[..end].iter().map(|b| char::from(*b)).collect();
+        let mut parts = line.split('\\');
+        let mut text = parts.next().unwrap_or_default().to_string();
+        for part in parts {
+            let digits = if part.starts_with('u') { 5 } else { 9 };
+            let code = part.get(1..digits).filter(|_| part.starts_with(['u', 'U']));
+            match code.and_then(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?)) {
+                Some(character) => text.extend([character.to_string().as_str(), &part[digits..]]),
+                None => text.extend(["\\", part]),
+            }
+        }
+        Ok(text)
     }
 
     fn instance(&mut self, code: u8) -> Result<()> {

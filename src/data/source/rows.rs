@@ -7,11 +7,11 @@ use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::ReaderProperties;
-use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::file::reader::{FileReader, RowGroupReader};
 use parquet::file::serialized_reader::SerializedRowGroupReader;
 
 use super::{Names, Place};
-use crate::data::hf_parquet::{column, damaged, whole};
+use crate::data::hf_parquet::{column, damaged, open, whole};
 use crate::error::{Error, Place as _, Result};
 use crate::fsx;
 
@@ -40,7 +40,7 @@ impl Rows {
     }
 
     fn add(&mut self, path: PathBuf, names: &mut Names<'_>) -> Result<()> {
-        let reader = SerializedFileReader::new(fsx::open(&path)?).map_err(damaged)?;
+        let reader = open(&path)?;
         let (bytes, paths) =
             (column(&reader, &["img.bytes", "image.bytes"])?, column(&reader, &["img.path", "image.path"])?);
         for g in 0..reader.num_row_groups() {

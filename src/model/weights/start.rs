@@ -63,6 +63,10 @@ impl Start {
                 continue;
             };
             let values = file.values(&name, &entry.shape).at(|| place)?;
+            if !values.iter().all(|v| v.is_finite()) {
+                return Err(Error::data(format!("{place}: {name} holds numbers that are not finite"))
+                    .hint("its training diverged: take an earlier checkpoint"));
+            }
             out.params.data_mut()[entry.range()].copy_from_slice(&values);
             used.insert(name);
         }
@@ -189,6 +193,12 @@ fn arrays(path: &Path) -> Result<Arrays> {
         let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
             "f4" => array.into_vec().map_err(|_| broken())?,
             "f8" => array.into_vec::<f64>().map_err(|_| broken())?.into_iter().map(|v| v as f32).collect(),
+            other if other.starts_with('f') => {
+                return Err(Error::data(format!(
+                    "{}: {name}: numbers of type {other}, f4 and f8 are read",
+                    path.display()
+                )));
+            }
             _ => continue,
         };
         arrays.insert(name, (shape, values));
@@ -267,6 +277,27 @@ mod tests {
         let (_dir, path) = file("b.safetensors", &[("conv.weight", vec![3, 2]), ("bn.weight", vec![2])]);
         let e = Start::read(&path, &start).err().unwrap().to_string();
         assert!(e.contains("conv.weight: expected shape [2, 3], found [3, 2]"), "{e}");
+    }
+
+    #[test]
+    fn numbers_that_are_none_and_files_that_stand_in_for_weights_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let bytes = f32::NAN.to_le_bytes();
+        let names = ["conv.weight", "bn.weight", "head.weight", "head.bias"];
+        let data: Vec<Vec<u8>> = [6, 2, 2, 1].map(|n| bytes.repeat(n)).into();
+        let shapes = [vec![2, 3], vec![2], vec![2], vec![1]];
+        let views =
+            names.iter().zip(shapes).zip(&data).map(|((n, s), d)| (*n, TensorView::new(Dtype::F32, s, d).unwrap()));
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let refused = || Start::whole(&path, &layout()).unwrap_err().to_string();
+        assert!(refused().contains("conv.weight holds numbers that are not finite"), "{}", refused());
+        for (text, what) in
+            [("", "an empty file"), ("version https://git-lfs.github.com/spec/v1\n", "Git LFS"), ("<html>", "web page")]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert!(refused().contains(what), "{}", refused());
+        }
     }
 
     /// An archive as numpy's `savez` (stored) or `savez_compressed` writes it.
