@@ -10,7 +10,7 @@
 //!
 //! LLaVA's training files are read too, as one JSON list or one record a line: each answer in `conversations` is a
 //! caption of the image. So are tables with a header, separated by commas or tabs: a column `image` (or `file_name`,
-//! `filename`, `filepath`) and a column `caption` (or `text`, `title`).
+//! `filename`, `filepath`) and a column `caption` (or `text`, `title`). A gzipped file is unpacked.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ use serde_json::Value;
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use super::census::{Census, Why};
+use super::gzip::unpacked;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 
@@ -67,17 +68,20 @@ pub struct Captions {
 }
 
 impl Captions {
-    /// Reads a caption file. A line that is no record is an error that names it; a record whose text holds half a
-    /// character, or that is about no image, is passed over and counted.
+    /// Reads a caption file. A line that is no record is an error that names it; a record without a caption, whose text
+    /// holds half a character, or that is about no image or several, is passed over and counted.
     pub fn read(path: &Path) -> Result<Captions> {
         let bytes = fsx::read_most(path, fsx::bound::TEXT)?;
         let digest = fsx::sha256(&bytes);
-        let text = fsx::text(bytes).at(|| path.display().to_string())?;
+        let text = fsx::text(unpacked(path, bytes)?).at(|| path.display().to_string())?;
         let mut captions =
             Captions { digest, census: Census::new(path.display().to_string(), "records"), ..Default::default() };
         captions.take_all(&text).at(|| path.display().to_string())?;
         captions.census.read = captions.records.len();
-        Ok(captions)
+        match captions.records.is_empty() && captions.census.passed.is_empty() {
+            true => Err(Error::data(format!("{}: no record in it", path.display())).hint(FORMS)),
+            false => Ok(captions),
+        }
     }
 
     fn take_all(&mut self, text: &str) -> Result<()> {
@@ -103,7 +107,7 @@ impl Captions {
             match fsx::json_line(line, n + 1) {
                 Ok(value) => self.take(value, &format!("line {}", n + 1))?,
                 Err(e) if e.message().contains("half a character") => self.census.pass(Why::NoText, e.message()),
-                Err(e) => return Err(e.hint("expected one JSON object a line, or one JSON list of them")),
+                Err(e) => return Err(e.hint(FORMS)),
             }
         }
         Ok(())
@@ -131,8 +135,8 @@ impl Captions {
         rename(&mut value, "file_name", &["image"]);
         rename(&mut value, "text", &["caption", "captions", "conversations"]);
         let talk = value.get("conversations").map(answers).transpose().at(|| place)?;
-        if talk.is_some() && value.get("image").is_none() {
-            self.census.pass(Why::TextAlone, place);
+        if let Some(why) = lacking(&mut value, talk.is_some()) {
+            self.census.pass(why, place);
             return Ok(());
         }
         // By way of its text, so that an error speaks of JSON.
@@ -148,12 +152,13 @@ impl Captions {
             self.census.pass(Why::NoText, format!("{place}: {}", e.message()));
             return Ok(());
         }
-        if record.captions.is_empty() {
-            return Err(Error::data(format!("image {} has no caption", record.image)).context(place));
+        match record.captions.is_empty() {
+            true => self.census.pass(Why::NoText, format!("{place}: {} has no caption", record.image)),
+            false => self.records.push(record),
         }
-        self.records.push(record);
         Ok(())
     }
+
     /// Writes the records, whole or not at all.
     pub fn save(records: &[Caption], path: &Path) -> Result<()> {
         let mut text = String::new();
@@ -176,6 +181,26 @@ fn table(text: &str) -> Option<(u8, usize, usize)> {
     })
 }
 
+const FORMS: &str = "expected one JSON object a line, {\"image\": \"a.png\", \"caption\": \"…\"}, one JSON list of them, or a \
+    table whose header names image and caption, separated by commas or tabs";
+
+/// Why a record is passed over for what it says of its image. A list of one image is that image; a caption that is null
+/// is none.
+fn lacking(record: &mut Value, talk: bool) -> Option<Why> {
+    let fields = record.as_object_mut()?;
+    if fields.get("caption").is_some_and(Value::is_null) {
+        fields.remove("caption");
+    }
+    match fields.get_mut("image") {
+        None | Some(Value::Null) if talk => return Some(Why::TextAlone),
+        Some(Value::Array(list)) if list.is_empty() => return Some(Why::TextAlone),
+        Some(Value::Array(list)) if list.len() > 1 => return Some(Why::Several),
+        Some(list @ Value::Array(_)) => *list = list[0].take(),
+        _ => {}
+    }
+    None
+}
+
 /// Gives a field the first of `names` where the record has none of them.
 fn rename(record: &mut Value, field: &str, names: &[&str]) {
     if let Some(fields) = record.as_object_mut()
@@ -189,8 +214,9 @@ fn rename(record: &mut Value, field: &str, names: &[&str]) {
 /// What the assistant says in LLaVA's `conversations`.
 fn answers(talk: &Value) -> Result<Vec<String>> {
     let turns = talk.as_array().ok_or_else(|| Error::data("conversations is no list of turns"))?;
-    let says = |turn: &&Value| matches!(turn["from"].as_str(), Some("gpt" | "assistant"));
-    Ok(turns.iter().filter(says).filter_map(|turn| turn["value"].as_str()).map(|v| v.trim().to_string()).collect())
+    let says = |turn: &&Value| matches!(turn["from"].as_str().or(turn["role"].as_str()), Some("gpt" | "assistant"));
+    let said = |turn: &Value| Some(turn["value"].as_str().or(turn["content"].as_str())?.trim().to_string());
+    Ok(turns.iter().filter(says).filter_map(said).collect())
 }
 
 /// A name as it is compared: composed characters (macOS takes them apart), slashes, no `./` in front.
@@ -229,8 +255,8 @@ mod tests {
 
     #[test]
     fn a_broken_or_empty_record_is_named_by_its_line() {
-        let e = read("{\"image\": \"a\", \"caption\": \"x\"}\n{\"image\": \"b\"}\n").unwrap_err().to_string();
-        assert!(e.contains("line 2: image b has no caption"), "{e}");
+        let got = read("{\"image\": \"a\", \"caption\": \"x\"}\n{\"image\": \"b\"}\n").unwrap();
+        assert!(got.census.line().contains("1 whose text is none (line 2: b has no caption)"), "{}", got.census.line());
         let e = read("{\"image\": 3, \"caption\": \"x\"}").unwrap_err().to_string();
         assert!(e.contains("line 1: the number 3, expected a text"), "{e}");
         assert!(read("{\"a.png\": \"x\"}").unwrap_err().to_string().contains("expected a record a line"));
@@ -273,6 +299,25 @@ mod tests {
                 .unwrap();
         assert_eq!((got.records.len(), got.census.passed(Why::NoText)), (1, 1));
         assert!(got.census.line().contains("line 2: half a character"), "{}", got.census.line());
+    }
+
+    #[test]
+    fn a_record_that_says_nothing_or_shows_several_images_costs_itself_alone() {
+        let talk = r#""conversations": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]"#;
+        let lines = [
+            r#"{"image": "a", "caption": "x"}"#.to_string(),
+            r#"{"image": "b", "caption": null}"#.into(),
+            r#"{"image": "c", "caption": " "}"#.into(),
+            format!("{{\"image\": [\"d\"], {talk}}}"),
+            format!("{{\"image\": [\"e\", \"f\"], {talk}}}"),
+            format!("{{\"image\": null, {talk}}}"),
+        ];
+        let got = read(&lines.join("\n\u{feff}")).unwrap();
+        let kept: Vec<(&str, &str)> = got.records.iter().map(|r| (r.image.as_str(), r.captions[0].as_str())).collect();
+        assert_eq!(kept, [("a", "x"), ("d", "yes")]);
+        let passed = [Why::NoText, Why::Several, Why::TextAlone].map(|why| got.census.passed(why));
+        assert_eq!(passed, [2, 1, 1], "{}", got.census.line());
+        assert!(read("").unwrap_err().to_string().contains("no record in it"));
     }
 
     #[test]

@@ -282,7 +282,8 @@ impl Benchmark {
                 train.classes.join(", "),
                 test.name,
                 test.classes.join(", ")
-            )));
+            ))
+            .hint("both need the same classes; one may have no image in the test set: an empty folder of its name"));
         }
         Ok(Benchmark { train, test, val: None, sources: Vec::new() })
     }

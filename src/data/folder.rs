@@ -32,8 +32,11 @@ impl Default for FolderConfig {
 /// Reads both parts. Classes are the sorted names of the subfolders, the same in both; a class may be empty in `test`.
 pub fn load(config: &FolderConfig, cx: &Context) -> Result<Benchmark> {
     let root = resolve(&config.path)?;
-    let part =
-        |part: &str, gaps: bool| labelled(&format!("{} {part}", config.path), &root.join(part), config.size, gaps, cx);
+    let part = |part: &str, gaps: bool| match root.join(part) {
+        folder if folder.is_dir() => labelled(&format!("{} {part}", config.path), &folder, config.size, gaps, cx),
+        folder => Err(Error::data(format!("no folder {}", folder.display()))
+            .hint("expected train/<class>/<image> and test/<class>/<image>")),
+    };
     Benchmark::new(part("train", false)?, part("test", true)?)
 }
 
@@ -163,6 +166,9 @@ pub(super) fn hidden(name: &str) -> bool {
 /// Why a file is not read, if it is not.
 fn sort_out(path: &Path) -> Option<Why> {
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    if path.metadata().is_ok_and(|facts| !facts.is_file()) {
+        return Some(Why::Other); // a pipe would never end
+    }
     if decode::is_read(&ending) {
         return None;
     }
@@ -240,6 +246,18 @@ mod tests {
         assert_eq!((set.classes.join(" "), set.labels.as_slice()), ("a b e e2".into(), [0, 1, 2].as_slice()));
         let line = set.census.line();
         assert!(line.contains("4 folders met before (a/more, b/more, d, …)"), "{line}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_in_a_class_folder_is_no_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let (class, pipe) = (dir.path().join("a"), dir.path().join("a/p.png"));
+        std::fs::create_dir(&class).unwrap();
+        std::fs::write(class.join("1.png"), png(1, 1, |_, _| [0; 3])).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let set = labelled("set", dir.path(), 0, true, &Context::cpu(1)).unwrap();
+        assert_eq!((set.len(), set.census.passed(Why::Other)), (1, 1));
     }
 
     #[test]

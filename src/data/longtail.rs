@@ -126,7 +126,8 @@ fn by_class(labels: &[u32], classes: usize) -> Result<Vec<Vec<u32>>> {
     }
     match lists.iter().position(Vec::is_empty) {
         None => Ok(lists),
-        Some(c) => Err(Error::data(format!("class {c} of {classes} has no image in the training set"))),
+        Some(c) => Err(Error::data(format!("class {c} of {classes} has no image in the training set"))
+            .hint("labels count from 0, without gaps")),
     }
 }
 

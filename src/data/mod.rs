@@ -8,7 +8,7 @@
 //! | [`list`], [`source`] | published lists, and where their images lie |
 //! | [`decode`], [`jpeg`] | image files to pixels; of a JPEG only a part |
 //! | [`encoded`], [`stream`], [`crop`] | pictures of many sizes, decoded when they are needed, cut to squares |
-//! | [`census`] | what each reader saw and passed over |
+//! | [`census`], `gzip` | what each reader saw and passed over; texts that may be gzipped |
 //! | [`longtail`], [`partition`], [`creff`], [`numpy_rng`], [`python_rng`] | which images stay, and at whom |
 //! | [`reserve`] | the server's and the validation set |
 //! | [`split`], [`split_file`], [`pfllib`] | who holds what, its digests, its file, other tools' files |
@@ -45,6 +45,7 @@ pub mod dsa;
 pub mod encoded;
 pub mod features;
 pub mod folder;
+mod gzip;
 pub mod hf_parquet;
 pub mod jpeg;
 pub mod list;

@@ -173,8 +173,9 @@ pub fn captioned(mut pool: Pool, captions: &str, cx: &Context) -> Result<Pool> {
         let (first, own) = (census.passed.get(&Why::NoImage), pool.items.first());
         let first = first.and_then(|p| p.first.first()).cloned().unwrap_or_default();
         let own = own.map(|i| i.id.clone()).unwrap_or_default();
+        let advice = if census.advice.is_empty() { String::new() } else { format!("{}; ", census.advice) };
         return Err(Error::data(format!("{}: no caption is about an image of {name}", path.display())).hint(format!(
-            "`image` is an item's id: its path below the pool's folder, or its WebDataset key; the file has {first}, the pool {own}"
+            "{advice}`image` is an item's id: its path below the pool's folder, or its WebDataset key; the file has {first}, the pool {own}"
         )));
     }
     pool.census.push(census);

@@ -1,11 +1,11 @@
 //! A list file: `path label` a line, as ImageNet-LT, Places-LT and iNaturalist publish theirs.
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::path::Path;
 
 use crate::data::captions::spelled;
 use crate::data::census::{Census, Why};
+use crate::data::gzip::unpacked;
 use crate::error::{Error, Place, Result};
 use crate::fsx::{self, bound};
 
@@ -75,17 +75,7 @@ pub(super) fn tidy(path: &str) -> String {
 
 /// The bytes of a text, unpacked where the file is gzipped.
 pub(super) fn bytes(path: &Path) -> Result<Vec<u8>> {
-    let packed = fsx::read_most(path, bound::TEXT)?;
-    if !packed.starts_with(&[0x1f, 0x8b]) {
-        return Ok(packed);
-    }
-    let mut text = Vec::new();
-    let read = flate2::read::MultiGzDecoder::new(packed.as_slice()).take(bound::TEXT + 1).read_to_end(&mut text);
-    read.map_err(|_| Error::data(format!("{}: a gzipped file that is cut off or damaged", path.display())))?;
-    match text.len() as u64 > bound::TEXT {
-        true => Err(bound::too_long(path.display(), format!("unpacked more than {}", bound::TEXT), bound::TEXT)),
-        false => Ok(text),
-    }
+    unpacked(path, fsx::read_most(path, bound::TEXT)?)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub fn load(config: &FlashcardsConfig) -> Result<Multimodal> {
     let name = stem(&list);
     let (mut reading, mut met) = (Reading::new(&list), BTreeSet::new());
     for (n, (place, value)) in reading::records(&list)?.into_iter().enumerate() {
+        let Some(value) = reading.kept(value) else { continue };
         let row: Row = reading::record(&place, &value).at(|| list.display().to_string())?;
         let (Some(question), Some(target)) = (row.input, row.output) else {
             reading.pass(Why::NoAnswer, place);

@@ -87,6 +87,7 @@ pub fn load(config: &HatefulMemesConfig) -> Result<Multimodal> {
 fn rows(list: &Path, root: &Path, part: &str, choice: &Arc<Choice>) -> Result<(Subset, Census)> {
     let mut reading = Reading::new(list);
     for (place, value) in reading::records(list)? {
+        let Some(value) = reading.kept(value) else { continue };
         let row: Row = reading::record(&place, &value).at(|| list.display().to_string())?;
         let id = row.id.text().unwrap_or(place);
         let picture = row.img.as_deref().map(|name| (name, reading.picture(root, name)));

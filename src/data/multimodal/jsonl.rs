@@ -137,6 +137,7 @@ struct File<'a> {
 impl File<'_> {
     fn read(mut self, list: &Path, part: &str) -> Result<(Subset, Census)> {
         for (n, (place, value)) in reading::records(list)?.into_iter().enumerate() {
+            let Some(value) = self.reading.kept(value) else { continue };
             let row: Row = reading::record(&place, &value).at(|| list.display().to_string())?;
             let id = row.id.text().unwrap_or_else(|| format!("{part}-{n:06}"));
             self.row(row, id).at(|| place).at(|| list.display().to_string())?;

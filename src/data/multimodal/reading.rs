@@ -2,43 +2,45 @@
 //! counted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use unicode_normalization::UnicodeNormalization;
 
 use super::{Sample, Subset};
 use crate::data::captions::spelled;
 use crate::data::census::{Census, Why};
 use crate::data::decode;
+use crate::data::gzip::unpacked;
 use crate::data::pool::Source;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 
 /// A UTF-8 text, unpacked where it is gzipped.
 pub fn text(path: &Path) -> Result<String> {
-    let mut bytes = fsx::read(path)?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut whole = Vec::new();
-        let read = flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut whole);
-        read.map_err(|_| Error::data(format!("{}: a gzipped file that is cut off or damaged", path.display())))?;
-        bytes = whole;
-    }
+    let bytes = unpacked(path, fsx::read_most(path, fsx::bound::TEXT)?)?;
     fsx::text(bytes).at(|| path.display().to_string())
 }
 
-/// The records of a JSON list, or of a file with one a line; each with the place that errors name.
-pub fn records(path: &Path) -> Result<Vec<(String, Value)>> {
+/// A record, or why its text is none; with the place that errors name.
+type Placed = (String, Result<Value>);
+
+/// The records of a JSON list, or of a file with one a line. A line that is no JSON is an error; one that holds half a
+/// character is none by itself.
+pub fn records(path: &Path) -> Result<Vec<Placed>> {
     let text = text(path)?;
     if text.trim_start().starts_with('[') {
         let list: Vec<Value> = fsx::json(&text).at(|| path.display().to_string())?;
-        return Ok(list.into_iter().enumerate().map(|(n, v)| (format!("record {}", n + 1), v)).collect());
+        return Ok(list.into_iter().enumerate().map(|(n, v)| (format!("record {}", n + 1), Ok(v))).collect());
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
-        .map(|(n, line)| Ok((format!("line {}", n + 1), fsx::json_line(line, n + 1)?)))
+        .map(|(n, line)| match fsx::json_line(line, n + 1) {
+            Err(e) if !e.message().contains("half a character") => Err(e),
+            read => Ok((format!("line {}", n + 1), read)),
+        })
         .collect::<Result<_>>()
         .at(|| path.display().to_string())
 }
@@ -112,6 +114,11 @@ impl Reading {
         }
     }
 
+    /// A record's value; one whose text is none is passed over.
+    pub fn kept(&mut self, value: Result<Value>) -> Option<Value> {
+        value.map_err(|e| self.pass(Why::NoText, e.message())).ok()
+    }
+
     /// Counts a record that is passed over.
     pub fn pass(&mut self, why: Why, name: impl Into<String>) {
         self.census.pass(why, name);
@@ -130,12 +137,15 @@ impl Reading {
         text.trim().to_string()
     }
 
-    /// The picture `name` below `folder`; none where it is not there, or would lie outside.
+    /// The picture `name` below `folder`, its characters composed or, as macOS stores them, taken apart; none where it is
+    /// not there, or would lie outside.
     pub fn picture(&self, folder: &Path, name: &str) -> Option<Source> {
         let name = spelled(name);
         let inside = Path::new(name.as_ref()).components().all(|part| matches!(part, Component::Normal(_)));
-        let path = folder.join(name.as_ref());
-        (inside && path.is_file()).then_some(Source::File(path))
+        let apart = || folder.join(name.nfd().collect::<String>());
+        let path =
+            Some(folder.join(name.as_ref())).filter(|p| p.is_file()).or_else(|| Some(apart()).filter(|p| p.is_file()));
+        path.filter(|_| inside).map(Source::File)
     }
 
     /// Takes a sample; a second one under its id is passed over.

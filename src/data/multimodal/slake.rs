@@ -86,6 +86,7 @@ pub fn load(config: &SlakeConfig) -> Result<Multimodal> {
 fn rows(list: &Path, folder: &Path, languages: Languages, part: &str) -> Result<(Subset, Census)> {
     let mut reading = Reading::new(list);
     for (place, value) in reading::records(list)? {
+        let Some(value) = reading.kept(value) else { continue };
         let row = Row::read(list, &place, &value)?;
         match languages.has(&row.q_lang.text().unwrap_or_default()) {
             true => row.take(folder, &mut reading),

@@ -183,6 +183,12 @@ fn ones_own_records_are_choices_open_questions_or_conversations() {
         [("8", "A.", Modalities::IMAGE), ("8#2", "Yes.", Modalities::IMAGE), ("test-000001", "3", Modalities::TEXT)]
     );
     assert_eq!(set.tests[0].samples[2].facets.answer_type, Some(AnswerType::Open));
+    // A name composed here, taken apart on the disk; and half a character.
+    std::fs::rename(root.join("pics/a.png"), root.join("pics/cafe\u{301}.png")).unwrap();
+    let record = r#"{"id": "1", "image": "café.png", "question": "Is it?", "options": ["no", "yes"], "label": 1}"#;
+    write(root, "train.jsonl", &format!("{record}\n{{\"id\": \"2\", \"question\": \"x \\ud83d\"}}"));
+    let seen = read(&MultimodalConfig::Jsonl(config.clone())).unwrap().sources[0].clone();
+    assert_eq!((seen.read, seen.passed(Why::NoText)), (1, 1), "{}", seen.line());
     write(root, "train.jsonl", "{\"id\": \"1\"\n");
     let e = read(&MultimodalConfig::Jsonl(config)).unwrap_err().to_string();
     assert!(e.contains("train.jsonl: line 1: not JSON"), "{e}");

@@ -124,6 +124,7 @@ pub fn load(config: &VqaRadConfig) -> Result<Multimodal> {
     let folder = root.join(&config.images);
     let (mut train, mut test) = (Reading::new(&list), Reading::new(&list));
     for (place, value) in reading::records(&list)? {
+        let Some(value) = train.kept(value) else { continue };
         let row = Row::read(&list, &place, &value)?;
         match row.phrase_type.trim() {
             "freeform" | "para" => row.take(&folder, &mut train),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::census::{Census, Why};
 use super::encoded::Encoded;
-use super::{decode, folder};
+use super::{decode, folder, webdataset};
 use crate::error::{Error, Result};
 use crate::exec::Cancel;
 use crate::fsx;
@@ -185,6 +185,7 @@ impl Listing {
             let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
             match (why, ending.as_str()) {
                 (Some(_), "tar") => there.shards.push(path),
+                (Some(_), _) if webdataset::is_packed(&path) => census.pass(Why::Ending, folder::below(&path, root)),
                 (Some(_), "parquet") => there.tables.push(path),
                 (Some(why), _) => census.pass(why, folder::below(&path, root)),
                 (None, _) if matches!(form, Form::Auto | Form::Files) => {

@@ -37,7 +37,10 @@ pub(super) struct Sample {
 /// What a sample says.
 pub(super) enum Said {
     Texts(Vec<String>),
+    /// What is no text, by its member.
     Nonsense(String),
+    /// It has no such text; what it has.
+    Nothing(Error),
 }
 
 impl Sample {
@@ -80,29 +83,34 @@ impl Sample {
         self.texts.get(&own).or_else(|| self.texts.get(ending)).or_else(only)
     }
 
-    /// The text that the config asks for, in its sentence, for the image of a field.
-    pub fn text(&self, config: &WebDatasetConfig, field: &str) -> Result<Said> {
+    /// The text that the config asks for, in its sentence, for the image of a field; a list in its JSON is several.
+    pub fn text(&self, config: &WebDatasetConfig, key: &str, field: &str) -> Said {
         let wanted = config.text.as_str();
         if wanted.is_empty() {
-            return Ok(Said::Texts(Vec::new()));
+            return Said::Texts(Vec::new());
         }
         let plain = wanted == "txt" || wanted.ends_with(".txt");
         let found = match plain {
             true => self.member(wanted, if wanted == "txt" { field } else { "" }),
             false => self.member("json", field),
         };
-        let text = match found {
-            Some(Err(e)) => return Ok(Said::Nonsense(e.message().to_string())),
-            Some(Ok(text)) if plain => Some(text.clone()),
+        let mut texts = match found {
+            Some(Err(e)) => return Said::Nonsense(e.message().to_string()),
+            Some(Ok(text)) if plain => vec![text.clone()],
             Some(Ok(text)) => match fsx::json::<serde_json::Value>(text) {
-                Ok(json) => json.get(wanted).and_then(|v| v.as_str()).map(str::to_string),
-                Err(e) => return Ok(Said::Nonsense(format!("its JSON: {}", e.message()))),
+                Ok(json) => json.get(wanted).map(texts).unwrap_or_default(),
+                Err(e) => return Said::Nonsense(format!("{key}.json: {}", e.message())),
             },
-            None => None,
+            None => Vec::new(),
         };
-        let text = text.ok_or_else(|| self.silent(wanted))?;
-        let name = if config.template == "{}" { text.trim() } else { text.split(',').next().unwrap_or("").trim() };
-        Ok(Said::Texts(vec![config.template.replace("{}", name)]))
+        texts.retain(|text| !text.trim().is_empty());
+        if texts.is_empty() {
+            return Said::Nothing(self.silent(wanted));
+        }
+        let whole = config.template == "{}";
+        let name =
+            |text: &str| if whole { text.trim() } else { text.split(',').next().unwrap_or("").trim() }.to_string();
+        Said::Texts(texts.iter().map(|text| config.template.replace("{}", &name(text))).collect())
     }
 
     fn silent(&self, wanted: &str) -> Error {
@@ -111,12 +119,18 @@ impl Sample {
         let fields: Vec<&str> =
             json.iter().filter_map(|j| j.as_object()).flat_map(|o| o.keys()).map(String::as_str).collect();
         let members: Vec<&str> = self.texts.keys().map(String::as_str).collect();
-        Error::data(format!(
-            "no text `{wanted}`; its JSON has {}, its texts are {}",
-            fields.join(", "),
-            members.join(", ")
-        ))
-        .hint("set pool.text to a field that is there, or to \"\"")
+        let said = |names: Vec<&str>| if names.is_empty() { "nothing".into() } else { names.join(", ") };
+        Error::data(format!("no text `{wanted}`; its JSON has {}, its texts are {}", said(fields), said(members)))
+            .hint("set pool.text to a field that is there, or to \"\"")
+    }
+}
+
+/// A text, or each of a list.
+fn texts(value: &serde_json::Value) -> Vec<String> {
+    match value {
+        serde_json::Value::String(text) => vec![text.clone()],
+        serde_json::Value::Array(list) => list.iter().filter_map(|v| v.as_str()).map(str::to_string).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -139,7 +153,14 @@ pub(in crate::data) fn each_member(
     shard: &Path,
     mut meet: impl FnMut(Placed, &mut dyn Read) -> Result<()>,
 ) -> Result<()> {
-    let length = fsx::open(shard)?.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
+    let (mut file, mut first) = (fsx::open(shard)?, Vec::new());
+    let length = file.metadata().map_err(|e| Error::io("look at", shard, e))?.len();
+    file.by_ref().take(64).read_to_end(&mut first).map_err(|e| Error::io("read", shard, e))?;
+    match fsx::stand_in(&first) {
+        Some(what) => return Err(Error::data(format!("{what}, expected a tar file")).hint("fetch it again")),
+        None if first.starts_with(&[0x1f, 0x8b]) => return Err(super::packed(&"gzipped")),
+        None => {}
+    }
     let mut archive = tar::Archive::new(fsx::open(shard)?);
     for entry in archive.entries_with_seek().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;

@@ -98,11 +98,12 @@ impl Lessons {
                 // A text that no model of this context could read is not shown to it.
                 let most = max_length.min(all.vlm.llm().config().max_position_embeddings);
                 if all.words(lesson)? > most {
-                    return Ok(None);
+                    return Ok(Err(None));
                 }
                 match all.make(lesson) {
-                    Err(e) if e.is_isolated() => Ok(None), // Its picture or its end mark made it too long.
-                    made => made.map(Some),
+                    Err(e) if e.is_isolated() => Ok(Err(None)), // Its picture or its end mark made it too long.
+                    Err(e) if e.message().starts_with("not a readable image") => Ok(Err(Some(e.message().to_string()))),
+                    made => made.map(Ok),
                 }
             };
             let threads = if cx.device.is_cpu() { cx.threads } else { 1 };
@@ -112,11 +113,13 @@ impl Lessons {
                 WINDOW,
                 |_| Ok(()),
                 job,
-                |i, sample: Option<Sample>| {
+                |i, sample: Result<Sample, Option<String>>| {
+                    let unreadable = sample.as_ref().err().cloned().flatten();
+                    let sample = sample.ok();
                     let length = sample.as_ref().map_or(usize::MAX, |s| s.prompt.ids.len());
                     let kept = sample.filter(|s| length <= max_length && bytes(&s.prompt) <= left);
                     left -= kept.as_ref().map_or(0, |s| bytes(&s.prompt));
-                    made.push((length, kept.map(Arc::new)));
+                    made.push((length, kept.map(Arc::new), unreadable));
                     cx.events.on(Event::Advance { done: i as u64 + 1, figures: &[] });
                     Ok(())
                 },
@@ -124,8 +127,12 @@ impl Lessons {
             cx.events.on(Event::End);
             made
         };
-        for ((client, lesson), (length, whole)) in held.into_iter().zip(made) {
+        for ((client, lesson), (length, whole, unreadable)) in held.into_iter().zip(made) {
             let example = &all.examples[lesson.sample];
+            if let Some(why) = unreadable {
+                all.census.pass(Why::Unreadable, format!("{}: {why}", example.id));
+                continue;
+            }
             if length > max_length {
                 all.census.pass(Why::TooLong, example.id.clone());
                 continue;
@@ -138,8 +145,11 @@ impl Lessons {
             tokens += length;
         }
         if all.lessons.is_empty() {
-            return Err(Error::input(format!("no client has a sample of {max_length} tokens and less"))
-                .hint("raise task.max_length"));
+            return Err(Error::input(format!(
+                "no client has a sample of {max_length} tokens and less; {}",
+                all.census.line()
+            ))
+            .hint("raise task.max_length"));
         }
         all.multiply_adds = per_token(&*all.vlm) * (tokens / all.lessons.len()) as u64;
         Ok(all)
