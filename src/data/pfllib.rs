@@ -46,6 +46,9 @@ pub fn import(folder: &Path, benchmark: &Benchmark) -> Result<(Split, Census)> {
         census.read += own.len();
         lists.push(own);
     }
+    if census.passed(Why::Test) > 0 {
+        census.advice = "PFLlib deals test images to clients too, and none of those may train".into();
+    }
     let split = Split::from_lists(&train.labels, train.classes.len(), lists, Vec::new(), Vec::new());
     Ok((split.at(|| folder.display().to_string())?, census))
 }

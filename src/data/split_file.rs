@@ -11,20 +11,18 @@
 //! null. Only `clients` must be there to import; whatever else is there is checked. `labels_digest` is the SHA-256 of
 //! the labels as Python's `json.dumps` writes the list: it tells another order of the same images apart.
 //!
-//! Other tools' partitions are imported too: a list of lists, an object or a pickle of one list a client
-//! (`{"0": […], "1": […]}`), and FL-bench's `partition.pkl`, whose training clients and their `train` images are taken.
-//! Indices beyond the training set mean the test set there (FL-bench puts the two together): they are left out.
+//! Other tools' partitions are imported too (`foreign`).
+
+mod foreign;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::census::{Census, Why};
+use super::census::Census;
 use super::split::Split;
 use crate::error::{Error, Place, Result};
 use crate::fsx;
-use crate::pickle::{Item, Pickle};
 
 /// The file as written.
 #[derive(Default, Serialize, Deserialize)]
@@ -75,10 +73,7 @@ impl Split {
         let place = || format!("split {}", path.display());
         let bytes = fsx::read(path)?;
         let mut census = Census::new(path.display().to_string(), "indices");
-        let file = match bytes.first() {
-            Some(0x80) => pickled(&bytes, labels.len(), &mut census).at(place)?,
-            _ => written(&fsx::text(bytes).at(place)?).at(place)?,
-        };
+        let file = foreign::file(bytes, labels.len(), &mut census).at(place)?;
         if file.schema > schema() {
             return Err(Error::data(format!("schema {} is newer than this program's {}", file.schema, schema())))
                 .at(place);
@@ -92,84 +87,6 @@ impl Split {
         census.read = split.clients.iter().map(Vec::len).sum::<usize>() + split.server.len() + split.validation.len();
         Ok((split, census))
     }
-}
-
-/// A split from JSON: this module's form, a list of lists, or an object of one list a client.
-fn written(text: &str) -> Result<File> {
-    let of = |clients: Value| -> Result<File> { Ok(File { clients: whole(clients)?, ..File::default() }) };
-    match fsx::json(text)? {
-        Value::Object(map) if map.contains_key("clients") => fsx::json(text),
-        Value::Object(map) if !map.is_empty() && map.keys().all(|k| k.parse::<u32>().is_ok()) => {
-            let mut lists: Vec<(u32, Value)> = map.into_iter().map(|(k, v)| (k.parse().unwrap_or(0), v)).collect();
-            lists.sort_by_key(|(k, _)| *k);
-            of(lists.into_iter().map(|(_, v)| v).collect())
-        }
-        list @ Value::Array(_) => of(list),
-        _ => Err(Error::data("no `clients` in it").hint(FORMS)),
-    }
-}
-
-const FORMS: &str = "expected {\"clients\": [[17, 4, …], …]}, a list of lists, {\"0\": [17, 4, …], …}, or FL-bench's partition.pkl; \
-    `fedllava split export` writes one";
-
-fn whole(clients: Value) -> Result<Vec<Vec<u32>>> {
-    let text = clients.to_string();
-    fsx::json(&text).map_err(|e| {
-        let said = e.message().split_once(": ").map_or(e.message(), |(_, m)| m).to_string();
-        Error::data(format!("the clients' lists: {said}")).hint(FORMS)
-    })
-}
-
-/// A split from a pickle: a list or a dictionary of lists or arrays, or FL-bench's.
-fn pickled(bytes: &[u8], images: usize, census: &mut Census) -> Result<File> {
-    let (pickle, _) = Pickle::read(bytes)?;
-    let root = pickle.root();
-    let clients = match (root.get("data_indices"), root.list(), root.pairs()) {
-        (Some(clients), ..) => fl_bench(root, clients, census)?,
-        (_, Some(list), _) => list.into_iter().map(Item::integers).collect::<Result<_>>()?,
-        (.., Some(pairs)) => {
-            let number = |k: Item| k.int().or_else(|| k.text()?.parse().ok());
-            let mut lists = pairs.into_iter().map(|(k, v)| Some((number(k)?, v))).collect::<Option<Vec<_>>>();
-            let lists = lists.as_mut().ok_or_else(|| Error::data("its keys are not clients' numbers").hint(FORMS))?;
-            lists.sort_by_key(|(k, _)| *k);
-            lists.iter().map(|(_, v)| v.integers()).collect::<Result<_>>()?
-        }
-        _ => return Err(Error::data(format!("holds {}", root.what())).hint(FORMS)),
-    };
-    let mut file = File::default();
-    for list in clients {
-        let mut own = Vec::new();
-        for i in list {
-            match u32::try_from(i) {
-                Ok(i) if (i as usize) < images => own.push(i),
-                Ok(i) => census.pass(Why::Test, i.to_string()),
-                Err(_) => return Err(Error::data(format!("{i} is no image's index"))),
-            }
-        }
-        file.clients.push(own);
-    }
-    Ok(file)
-}
-
-/// The training images of FL-bench's training clients.
-fn fl_bench(root: Item, clients: Item, census: &mut Census) -> Result<Vec<Vec<i64>>> {
-    let clients = clients.list().ok_or_else(|| Error::data("data_indices is no list"))?;
-    let train = root.get("separation").and_then(|s| s.get("train")).map(Item::integers).transpose()?;
-    let mut lists = Vec::new();
-    for (k, client) in clients.into_iter().enumerate() {
-        let part =
-            |name: &str| client.get(name).map_or(Ok(Vec::new()), Item::integers).at(|| format!("client {k}, {name}"));
-        let own = part("train")?;
-        let trains = train.as_ref().is_none_or(|t| t.contains(&(k as i64)));
-        let rest = if trains { Vec::new() } else { own.clone() };
-        for i in [part("val")?, part("test")?, rest].concat() {
-            census.pass(Why::OwnTest, i.to_string());
-        }
-        if trains {
-            lists.push(own);
-        }
-    }
-    Ok(lists)
 }
 
 impl File {
@@ -187,8 +104,12 @@ impl File {
     }
 
     fn check_clients(&self) -> Result<()> {
+        if self.clients.is_empty() {
+            return Err(Error::data("no client in it").hint(foreign::FORMS));
+        }
         if let Some(k) = self.clients.iter().position(Vec::is_empty) {
-            return Err(Error::data(format!("client {k} holds no image")));
+            return Err(Error::data(format!("client {k} holds no image"))
+                .hint("every client trains: take the empty ones out of the file"));
         }
         for (r, cohort) in self.cohorts.iter().flatten().enumerate() {
             let mut seen = vec![false; self.clients.len()];
@@ -226,9 +147,9 @@ fn same(name: &str, written: Option<String>, found: String) -> Result<()> {
 mod tests {
     use super::*;
 
-    const LABELS: [u32; 6] = [0, 1, 0, 1, 2, 2];
+    pub(super) const LABELS: [u32; 6] = [0, 1, 0, 1, 2, 2];
 
-    fn import(text: &str) -> Result<Split> {
+    pub(super) fn import(text: &str) -> Result<Split> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("split.json");
         std::fs::write(&path, text).unwrap();
@@ -255,28 +176,6 @@ mod tests {
     }
 
     #[test]
-    fn other_tools_lists_are_imported() {
-        let want = import(r#"{"clients": [[0, 1], [4]]}"#).unwrap();
-        for text in ["[[0, 1], [4]]", "\u{feff}{\"1\": [4], \"0\": [0, 1]}"] {
-            assert_eq!(import(text).unwrap(), want);
-        }
-        let e = import(r#"[[0.5], [1]]"#).unwrap_err().to_string();
-        assert!(e.contains("the number 0.5, expected a whole number") && !e.contains("u32"), "{e}");
-    }
-
-    #[test]
-    fn fl_benchs_pickle_gives_its_training_clients_their_training_images() {
-        // {"separation": {"train": [0, 1]}, "data_indices": [{"train": [0, 1], "test": [2]}, {"train": [4, 7]}, {"train": [5]}]}
-        let pickle = b"\x80\x04}(\x8c\x0aseparation}\x8c\x05train](K\x00K\x01es\x8c\x0cdata_indices](}(\x8c\x05train](K\x00K\x01e\x8c\x04test]K\x02au}\x8c\x05train](K\x04K\x07es}\x8c\x05train]K\x05aseu.";
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("partition.pkl");
-        std::fs::write(&path, pickle).unwrap();
-        let (split, census) = Split::import(&path, &LABELS, 3).unwrap();
-        assert_eq!(split.clients, [vec![0, 1], vec![4]]);
-        assert_eq!((census.read, census.passed(Why::Test), census.passed(Why::OwnTest)), (3, 1, 2));
-    }
-
-    #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let cases = [
             (r#"{"clients": [[0, 6]]}"#, "client 0 holds image 6"),
@@ -290,6 +189,8 @@ mod tests {
             (r#"{"clients": [[0]], "images": 7}"#, "made for 7 images"),
             (r#"{"clients": [[0]], "schema": 2}"#, "newer"),
             (r#"{"server": [0]}"#, "clients"),
+            (r#"[]"#, "no client in it"),
+            (r#"{"0": [0], "2": [1]}"#, "no client 1 between 0 and 2"),
         ];
         for (text, want) in cases {
             let e = import(text).unwrap_err().to_string();
