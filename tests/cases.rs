@@ -7,6 +7,7 @@ use fedllava::fsx;
 use fedllava::mllm::ask::Question;
 use fedllava::model::clip::Picture;
 use fedllava::model::llava::{Llava, revision_of};
+use fedllava::model::vlm::Opened;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -391,6 +392,14 @@ fn llavas_of_another_kind_are_named_for_what_they_are() {
         *c = json!({ "model_type": "llava", "mm_vision_tower": "clip", "mm_projector_type": "mlp2x_gelu" })
     });
     assert!(e.contains("LLaVA's own repository") && e.contains("config.json"), "{e}");
+    // Its tensors have other names too, and are not what is spoken of.
+    let dir = llava();
+    edit(&dir.path().join("config.json"), |c| *c = json!({ "model_type": "llava", "mm_vision_tower": "clip" }));
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+    let weights = safetensors::serialize([("model.mm_projector.0.bias", view)], None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), weights).unwrap();
+    let e = Opened::open(dir.path(), &fedllava::exec::Context::cpu(1)).err().expect("refused").to_string();
+    assert!(e.contains("LLaVA's own repository"), "{e}");
     let e = refused("config.json", &|c| c["quantization_config"] = json!({ "quant_method": "gptq", "bits": 4 }));
     assert!(e.contains("quantised weights (gptq 4bit)"), "{e}");
     let e = refused("tokenizer.json", &|t| {

@@ -209,12 +209,15 @@ fn check_heads(section: &str, hidden: usize, heads: usize) -> Result<()> {
 impl Config {
     /// Reads a `config.json`; older files keep the towers' true values in `text_config_dict` and `vision_config_dict`.
     pub fn read(path: &Path) -> Result<Config> {
-        let mut json: serde_json::Value = fsx::read_json(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let missing = |e: Error| if path.exists() { e } else { e.hint(weights::without_config(folder)) };
+        let mut json: serde_json::Value = fsx::read_json(path).map_err(missing)?;
         weights::refuse_quantised(&json).at(|| path.display().to_string())?;
         for (old, new) in [("text_config_dict", "text_config"), ("vision_config_dict", "vision_config")] {
             let Some(serde_json::Value::Object(overrides)) = json.get(old).cloned() else { continue };
-            if let Some(serde_json::Value::Object(section)) = json.get_mut(new) {
-                section.extend(overrides);
+            match json.get_mut(new) {
+                Some(serde_json::Value::Object(section)) => section.extend(overrides),
+                _ => json[new] = overrides.into(),
             }
         }
         let config: Config = fsx::json(&json.to_string())

@@ -139,6 +139,7 @@ impl Preprocess {
             (None, false) => &json,
         };
         understood(section).at(|| path.display().to_string())?;
+        sized(section).at(|| path.display().to_string())?;
         let read: Preprocess = fsx::json(&section.to_string()).map_err(|e| {
             let said = e.message().split_once(": ").map_or(e.message(), |(_, m)| m).to_string();
             Error::data(format!("{}: {said}", path.display()))
@@ -155,9 +156,17 @@ impl Preprocess {
                 return Err(Error::data(format!("{key} = {height} × {width} pixels, expected 1 to {SIDE}")));
             }
         }
-        match self.image_std.iter().all(|s| s.is_finite() && *s > 0.0) {
+        if !self.image_std.iter().all(|s| s.is_finite() && *s > 0.0) {
+            return Err(Error::data(format!("image_std = {:?}, expected numbers above 0", self.image_std)));
+        }
+        if self.do_rescale && !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
+            return Err(Error::data(format!("rescale_factor = {}, expected a number above 0", self.rescale_factor)));
+        }
+        let exact = matches!(self.size, Size::Exact { .. });
+        match self.do_center_crop || self.do_resize && (exact || self.do_pad) {
             true => Ok(()),
-            false => Err(Error::data(format!("image_std = {:?}, expected numbers above 0", self.image_std))),
+            false => Err(Error::data("do_center_crop = false: pictures come out in sizes of their own")
+                .hint("a CLIP sees one size: size with height and width, or a centre crop")),
         }
     }
 
@@ -312,6 +321,17 @@ fn understood(section: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Refuses sizes of another form by their keys.
+fn sized(section: &Value) -> Result<()> {
+    for key in ["size", "crop_size"] {
+        if let Some(value) = section.get(key).filter(|v| fsx::json::<Size>(&v.to_string()).is_err()) {
+            return Err(Error::data(format!("{key} = {value} is not understood"))
+                .hint("height and width, shortest_edge, or one number are"));
+        }
+    }
+    Ok(())
+}
+
 /// A square of this side with the image in its middle.
 fn pad(image: &[u8], (height, width): (usize, usize), side: usize, colour: [u8; 3]) -> Vec<u8> {
     let (top, left) = ((side - height) / 2, (side - width) / 2);
@@ -391,9 +411,13 @@ mod tests {
             (r#"{"do_flip_channel_order": true}"#, "do_flip_channel_order"),
             (r#"{"size_divisor": 32}"#, "size_divisor"),
             (r#"{"do_resize": "yes"}"#, "expected true or false"),
+            (r#"{"size": {"longest_edge": 40}}"#, "size = {\"longest_edge\":40} is not understood"),
+            (r#"{"do_center_crop": false}"#, "do_center_crop = false"),
+            (r#"{"rescale_factor": 0}"#, "rescale_factor = 0"),
         ] {
             let e = open(text).unwrap_err().to_string();
             assert!(e.contains(key) && e.contains("preprocessor_config.json"), "{e}");
         }
+        assert!(open(r#"{"do_center_crop": false, "size": {"height": 8, "width": 8}}"#).is_ok());
     }
 }

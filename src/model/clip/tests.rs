@@ -230,6 +230,19 @@ fn a_saved_model_is_read_back_the_same() {
 }
 
 #[test]
+fn towers_are_described_under_their_old_names_alone_too_and_other_layouts_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let text =
+        r#"{"model_type": "clip", "vision_config_dict": {"image_size": 48}, "text_config_dict": {"vocab_size": 9}}"#;
+    std::fs::write(&path, text).unwrap();
+    let config = Config::read(&path).unwrap();
+    assert_eq!((config.vision_config.image_size, config.text_config.vocab_size), (48, 9));
+    std::fs::rename(&path, dir.path().join("open_clip_config.json")).unwrap();
+    assert!(Config::read(&path).unwrap_err().to_string().contains("open_clip's layout"));
+}
+
+#[test]
 fn a_model_of_another_shape_is_refused_with_names_and_shapes() {
     let dir = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "config.json"] {

@@ -28,7 +28,8 @@ pub(super) struct Kit {
 
 impl Kit {
     pub fn open(folder: &Path, names: &[&str]) -> Result<Self> {
-        let parts = Parts::find(names)?;
+        // A folder of another kind is known by its config before its tensors are looked for.
+        let (config, parts) = (LlavaConfig::read(folder)?, Parts::find(names)?);
         let body = "model.language_model".to_string();
         let renamed = vec![
             (parts.text.body.clone(), body.clone()),
@@ -38,7 +39,7 @@ impl Kit {
         ];
         Ok(Kit {
             folder: folder.to_path_buf(),
-            config: LlavaConfig::read(folder)?,
+            config,
             parts,
             tokenizer: Tokenizer::open(folder)?,
             preprocess: Preprocess::open(folder)?,

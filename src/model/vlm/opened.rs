@@ -17,7 +17,7 @@ use crate::key::Key;
 use crate::model::llama::LlamaConfig;
 use crate::model::llava::{Need, revision_of};
 use crate::model::lora::{Adapted, Dropout, LoraConfig, Modules, Plan, Slots, read, write};
-use crate::model::weights::{Init, Source, Weights};
+use crate::model::weights::{Init, Source, Weights, without_config};
 use crate::nn::params::Params;
 
 /// The kinds of model that are served, by `model_type`.
@@ -109,7 +109,9 @@ impl Opened {
     /// As [`open`](Self::open), with pictures read otherwise than the folder says.
     pub fn open_with(folder: &Path, how: &PictureConfig, cx: &Context) -> Result<Self> {
         let place = || folder.display().to_string();
-        let family = Family::of(&fsx::read_json(&folder.join("config.json"))?).at(place)?;
+        let described = folder.join("config.json");
+        let missing = |e: Error| if described.exists() { e } else { e.hint(without_config(folder)) };
+        let family = Family::of(&fsx::read_json(&described).map_err(missing)?).at(place)?;
         let weights = Weights::open(folder)?;
         let names = weights.names();
         let maker: Box<dyn Maker> = match family {
