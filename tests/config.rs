@@ -133,7 +133,7 @@ fn a_value_of_the_wrong_kind_is_answered_in_words_of_a_config_whatever_the_key()
 }
 
 /// A mistake, and what its answer holds.
-const MISTAKES: [(&str, &[&str]); 17] = [
+const MISTAKES: [(&str, &[&str]); 18] = [
     ("rounds = 3", &["c.toml:1", "1 | rounds = 3", "^^^^^^", "federated.rounds"]),
     ("[federated]\nround = 3", &["c.toml:2", "^^^^^", "valid: ", "did you mean `rounds`?"]),
     ("[federated]\nrounds = \"many\"", &["needs a whole number", "2 | rounds = \"many\"", "         ^^^^^^"]),
@@ -144,6 +144,7 @@ const MISTAKES: [(&str, &[&str]); 17] = [
     ("[federated.optimiser]\nlr = 0", &["federated.optimiser.lr = 0", "c.toml:2"]),
     ("[align]\noptimiser.lr = -0.1", &["align.optimiser.lr = -0.1", "c.toml:2"]),
     ("[federated]\nrounds = 99999999999", &["federated.rounds = 99999999999", "the most is"]),
+    ("[run]\ntolerate = -0.5", &["run.tolerate = -0.5", "from 0 to 1"]),
     ("[run]\nthreads = 4294967295", &["run.threads = 4294967295", "c.toml:2", "0 takes every core"]),
     ("[algorithm]\nkind = \"FedAvg\"", &["unknown name `FedAvg`", "2 | kind = \"FedAvg\"", "`fedavg`? Case matters"]),
     ("[algorithm]\nmu = 0.1", &["belongs to fedprox", "c.toml:2", "set algorithm.kind=fedprox"]),

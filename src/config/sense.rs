@@ -114,6 +114,12 @@ impl Config {
             let text = format!("run.threads = {}: the most is {THREADS}", self.run.threads);
             return refused(text, "0 takes every core");
         }
+        if !(0.0..=1.0).contains(&self.run.tolerate) {
+            return refused(
+                format!("run.tolerate = {}: a share is from 0 to 1", self.run.tolerate),
+                "0.01 is one in a hundred",
+            );
+        }
         if self.federated.rounds > ROUNDS {
             let text = format!("federated.rounds = {}: the most is {ROUNDS}", self.federated.rounds);
             return refused(text, "a finished run goes on with more rounds: begin with fewer");
