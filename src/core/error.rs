@@ -92,7 +92,19 @@ impl Error {
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof => Class::Data,
             _ => Class::Environment,
         };
-        Self::new(class, format!("cannot {doing} {}: {cause}", path.display()))
+        let error = Self::new(class, format!("cannot {doing} {}: {cause}", path.display()));
+        match cause.kind() {
+            std::io::ErrorKind::IsADirectory => error.hint("a folder lies there, and a file is expected"),
+            _ => error,
+        }
+    }
+
+    /// The same about a file that was written before: that it is missing is damage, and no mistyped name.
+    pub fn of_kept(mut self) -> Self {
+        if self.0.class == Class::Input {
+            self.0.class = Class::Data;
+        }
+        self
     }
 
     /// Adds what to do next.
@@ -206,6 +218,13 @@ mod tests {
         let e = Error::data("4 bytes missing").context("shard 2").context("pool").hint("fetch it again");
         assert_eq!(e.to_string(), "pool: shard 2: 4 bytes missing\nhint: fetch it again");
         assert_eq!(e.class().exit_code(), 3);
+    }
+
+    #[test]
+    fn a_missing_file_is_a_wrong_name_but_for_one_that_was_kept() {
+        let e = Error::io("open", Path::new("x"), std::io::ErrorKind::NotFound.into());
+        assert_eq!((e.class(), e.of_kept().class()), (Class::Input, Class::Data));
+        assert!(Error::io("read", Path::new("x"), std::io::ErrorKind::IsADirectory.into()).advice().is_some());
     }
 
     #[test]

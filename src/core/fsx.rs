@@ -97,9 +97,33 @@ pub fn append(path: &Path) -> Result<File> {
     no_follow(options.create(true).append(true)).open(path).map_err(|e| Error::io("open", path, e))
 }
 
-/// Opens a file for reading.
+/// How long a pipe is waited for that nobody writes to.
+const WRITER: Duration = Duration::from_secs(2);
+
+/// Opens a file for reading. A pipe whose other end nobody opens is an error, not waited for without end.
 pub fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| Error::io("open", path, e))
+    let failed = |e| Error::io("open", path, e);
+    if !is_pipe(path) {
+        return File::open(path).map_err(failed);
+    }
+    // Opening one blocks, and nothing but a writer ends that.
+    let ((done, opened), own) = (std::sync::mpsc::channel(), path.to_path_buf());
+    std::thread::Builder::new().spawn(move || done.send(File::open(own))).map_err(failed)?;
+    match opened.recv_timeout(WRITER) {
+        Ok(file) => file.map_err(failed),
+        Err(_) => Err(Error::data(format!("{}: a pipe that nobody writes to", path.display()))),
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|facts| facts.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Path) -> bool {
+    false
 }
 
 /// Whether an open file is what its path names: moved, removed or replaced it is not.
@@ -356,6 +380,23 @@ mod tests {
         assert!(failed.unwrap_err().to_string().contains("disk full"));
         assert_eq!(read(&path).unwrap(), b"old");
         assert_eq!(list(dir.path()).unwrap(), vec![path]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_read_where_somebody_writes_and_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        if !std::process::Command::new("mkfifo").arg(&path).status().is_ok_and(|status| status.success()) {
+            return;
+        }
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || fs::write(path, b"said").unwrap()
+        });
+        assert_eq!(read(&path).unwrap(), b"said");
+        writer.join().unwrap();
+        assert!(open(&path).unwrap_err().to_string().contains("nobody writes"));
     }
 
     #[test]

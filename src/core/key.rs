@@ -211,22 +211,24 @@ impl Rng {
             let x = self.normal();
             let v = (1.0 + c * x).powi(3);
             if v > 0.0 && (1.0 - self.f64()).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-                return (d * v, (d * v).ln());
+                return (d * v, d.ln() + v.ln());
             }
         }
     }
 
-    /// A symmetric Dirichlet draw of dimension `n`; sums to 1. For any `alpha` above 0: towards 0 one entry has all.
+    /// A symmetric Dirichlet draw of dimension `n`; sums to 1. For any `alpha` above 0: towards 0 one entry has all,
+    /// towards infinity each has the same.
     pub fn dirichlet(&mut self, alpha: f64, n: usize) -> Vec<f64> {
         let draws: Vec<(f64, f64)> = (0..n).map(|_| self.gamma_with_log(alpha)).collect();
         let shares = |weights: Vec<f64>| {
             let total: f64 = weights.iter().sum();
             weights.into_iter().map(|w| w / total).collect()
         };
-        if draws.iter().all(|(g, _)| *g >= f64::MIN_POSITIVE) {
+        let sum: f64 = draws.iter().map(|(g, _)| g).sum();
+        if sum.is_finite() && draws.iter().all(|(g, _)| *g >= f64::MIN_POSITIVE) {
             return shares(draws.into_iter().map(|(g, _)| g).collect());
         }
-        // Some are too small for a number: all over the largest, by their logarithms.
+        // Some are too small for a number, or their sum is too large: all over the largest, by their logarithms.
         let largest = draws.iter().map(|(_, log)| *log).fold(f64::NEG_INFINITY, f64::max);
         shares(draws.into_iter().map(|(_, log)| (log - largest).exp()).collect())
     }
@@ -254,6 +256,16 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_huge_alpha_shares_evenly_and_a_tiny_one_gives_all_to_one() {
+        for alpha in [1e300, 1e308, f64::MAX] {
+            let shares = Key::from_seed(3).rng().dirichlet(alpha, 10);
+            assert!(shares.iter().all(|s| (s - 0.1).abs() < 1e-6), "{alpha}: {shares:?}");
+        }
+        let shares = Key::from_seed(3).rng().dirichlet(f64::MIN_POSITIVE, 10);
+        assert_eq!(shares.iter().filter(|s| **s == 1.0).count(), 1, "{shares:?}");
+    }
 
     /// Known-answer vectors of the Random123 distribution (kat_vectors, philox4x32-10).
     #[test]

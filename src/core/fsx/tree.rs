@@ -83,8 +83,13 @@ pub fn made(path: &Path, check: Check<'_>) -> Result<Made> {
     Ok(Made { digest: hex(all.finalize()), covers })
 }
 
+/// Of a file; a pipe or a device, which may have no end, has no digest.
 fn length(path: &Path) -> Result<u64> {
-    Ok(fs::metadata(path).map_err(|e| Error::io("look at", path, e))?.len())
+    let facts = fs::metadata(path).map_err(|e| Error::io("look at", path, e))?;
+    match facts.is_file() {
+        true => Ok(facts.len()),
+        false => Err(Error::data(format!("{} is neither a file nor a folder", path.display()))),
+    }
 }
 
 fn collect(
@@ -105,7 +110,11 @@ fn collect(
             () if own.starts_with('.') => {}
             () if path.is_dir() => collect(&path, below, met, files, check)?,
             // A link to nothing is nothing.
-            () => files.extend(length(&path).ok().map(|n| (below, path, n))),
+            () if !path.exists() => {}
+            () => {
+                let n = length(&path)?;
+                files.push((below, path, n));
+            }
         }
     }
     Ok(())
@@ -145,6 +154,16 @@ mod tests {
         fs::rename(at("y"), at("z")).unwrap();
         assert_ne!(digest(), first);
         assert!(made(dir.path(), &|| Err(Error::stopped())).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_has_no_end_has_no_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("x")).unwrap();
+        for path in [dir.path(), Path::new("/dev/zero")] {
+            assert!(made(path, &|| Ok(())).unwrap_err().to_string().contains("neither a file nor a folder"));
+        }
     }
 
     #[cfg(unix)]
