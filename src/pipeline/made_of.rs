@@ -107,6 +107,40 @@ pub(super) fn same(dir: &RunDir, found: &Inputs) -> Result<()> {
     }
 }
 
+/// Refuses to go on with what another device began: its sums round otherwise. `auto`, and `cpu` on a machine without
+/// another, are one.
+pub(super) fn same_device(dir: &RunDir, cx: &Context) -> Result<()> {
+    let manifest = directory::read_json(&dir.file("manifest.json")).unwrap_or_default();
+    let begun = ["finetune", "checkpoints", "pretrain"].iter().any(|name| dir.file(name).exists());
+    let now = format!("{:?}", cx.device.location());
+    match manifest["device"].as_str() {
+        Some(was) if begun && was != now => {
+            let at = dir.path().display();
+            Err(Error::input(format!(
+                "run.device: {at} was begun on {was}, and this is {now}, whose sums round otherwise"
+            ))
+            .hint("go on with the device that it had, or begin anew with --set run.dir=runs/another"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_has_begun_stays_on_its_device() {
+        let at = tempfile::tempdir().unwrap();
+        let dir = RunDir::open(at.path(), &toml::Table::from_iter([("schema".to_string(), 1.into())])).unwrap();
+        dir.update_manifest(&[("device", json!("Cuda { gpu_id: 0 }"))].into()).unwrap();
+        same_device(&dir, &Context::cpu(1)).unwrap();
+        std::fs::create_dir(dir.file("checkpoints")).unwrap();
+        let e = same_device(&dir, &Context::cpu(1)).unwrap_err().to_string();
+        assert!(e.contains("was begun on Cuda { gpu_id: 0 }, and this is Cpu"), "{e}");
+    }
 }

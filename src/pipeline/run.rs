@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::made_of::same_device;
 use super::pretraining::Pretrained;
 use super::{Experiment, Library};
 use crate::config::Config;
@@ -52,7 +53,7 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     if stages == Stages::All && RunDir::rests(path, &table, &whole)? && finished(path)? {
         return Ok(());
     }
-    let mut dir = RunDir::open_with(path, &table, &whole)?;
+    let mut dir = RunDir::open_with(path, &table, &whole, &|old| idle(old, config, path))?;
     fsx::sweep_stale(Path::new(&config.run.cache))?;
     if stages == Stages::All && !dir.longer() && finished(dir.path())? {
         // A process killed in its last instant has left another word.
@@ -82,6 +83,20 @@ pub fn run(config: &Config, stages: Stages, library: &Library, cx: &Context) -> 
     outcome
 }
 
+/// Keys with another value in `old` with which all that is done in a run's directory would be the same:
+/// `federated.eval_every`, where every round up to the newest checkpoint is judged by both, or by neither.
+fn idle(old: &toml::Table, config: &Config, path: &Path) -> Vec<&'static str> {
+    let Ok(old) = Config::from_table(old.clone()) else { return Vec::new() };
+    let (was, is) = (&old.federated, &config.federated);
+    let done = match path.join("finetune/done.json").exists() {
+        true => was.rounds,
+        // One that is damaged counts: the one before it may be too.
+        false => checkpoint::rounds(&path.join("checkpoints")).map_or(was.rounds, |all| all.last().map_or(0, |l| l.0)),
+    };
+    let same = was.rounds == is.rounds && (1..=done).all(|round| was.judged(round) == is.judged(round));
+    if same { vec!["federated.eval_every"] } else { Vec::new() }
+}
+
 /// A run's folder was moved or removed while it went on, whatever failed for that.
 fn moved(path: &Path, e: Error) -> Error {
     if e.class() == crate::error::Class::Stopped {
@@ -95,9 +110,10 @@ fn moved(path: &Path, e: Error) -> Error {
 /// records or models are not there any more as they were, is an error.
 pub fn finished(dir: &Path) -> Result<bool> {
     let manifest = dir.join("manifest.json");
-    // One that cannot be read is made again by judging again.
-    let complete = manifest.exists() && directory::read_json(&manifest).is_ok_and(|m| m["complete"] == true);
-    if !complete || !dir.join("eval.json").exists() {
+    // One that cannot be read, or has lost what its run began with, is made again by judging again.
+    let whole = |m: Value| m["complete"] == true && !m["version"].is_null();
+    let complete = manifest.exists() && directory::read_json(&manifest).is_ok_and(whole);
+    if !complete || ["eval.json", "split.json"].iter().any(|name| !dir.join(name).exists()) {
         return Ok(false);
     }
     directory::prove(dir)?;
@@ -110,20 +126,20 @@ pub(super) fn extend(config: &Config, dir: &mut RunDir) -> Result<()> {
     let sparse = rounds.eval_every > 1 || rounds.mode == Mode::Local;
     let reader = match rounds.export {
         _ if rounds.lr_schedule == RateSchedule::Cosine && rounds.lr_rounds == 0 => {
-            Some("federated.lr_schedule = \"cosine\" went by the number of rounds")
+            Some("federated.lr_schedule = \"cosine\" went by the number of rounds, as federated.lr_rounds = 0 says")
         }
-        Export::Best if sparse => Some("federated.export = \"best\" may have chosen one of its last ten rounds"),
+        Export::Best if sparse => Some(
+            "federated.export = \"best\" may have chosen one of its last ten rounds, which a longer run judges less often",
+        ),
         _ if config.algorithm.algorithm().needs().judged && sparse => {
-            Some("algorithm.kind works more in its last ten rounds")
+            Some("algorithm.kind works more in its last ten rounds, which a longer run judges less often")
         }
         _ => None,
     };
     if let Some(reader) = reader {
         let at = dir.path().display();
-        return Err(Error::input(format!(
-            "{at}: federated.rounds cannot grow: {reader}, which a longer run judges less often"
-        ))
-        .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
+        return Err(Error::input(format!("{at}: federated.rounds cannot grow: {reader}"))
+            .hint("begin the longer run in another directory, as in --set run.dir=runs/longer"));
     }
     // The last ten rounds were judged; of a longer run they are not the last. Alignment at the end is done again.
     let keep = |record: &Value| match record["stage"].as_str() {
@@ -158,6 +174,7 @@ fn stages_of(config: &Config, stages: Stages, dir: &mut RunDir, library: &Librar
     experiment.record_split(dir, cx)?;
     experiment.prove_inputs(dir, cx)?;
     cx.events.on(Event::Note(&format!("memory: about {}", estimate.sum_in_words())));
+    same_device(dir, cx)?;
     dir.update_manifest(&experiment.facts(cx)?)?;
     let mut entries = Entries::new();
     let pretrained = experiment.stage_one(stages, dir, cx)?;
@@ -430,5 +447,29 @@ impl Experiment {
             "held": { "clients": self.split.counts(), "server": self.reserved()[0] },
             "split": self.split.digest(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_often_is_judged_may_change_while_no_round_that_is_done_tells_the_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |every: usize, rounds: usize| {
+            let text = format!("federated = {{ rounds = {rounds}, eval_every = {every} }}");
+            Config::from_table(toml::from_str(&text).unwrap()).unwrap()
+        };
+        let may = |(was, is): (usize, usize), rounds: (usize, usize)| {
+            !idle(&config(was, rounds.0).to_table().unwrap(), &config(is, rounds.1), dir.path()).is_empty()
+        };
+        assert!(may((2, 3), (40, 40)), "nothing is done");
+        assert!(!may((4, 4), (40, 50)), "more rounds are another matter");
+        std::fs::create_dir_all(dir.path().join("checkpoints/round-000002")).unwrap();
+        assert!(may((4, 8), (40, 40)) && !may((2, 3), (40, 40)) && !may((3, 1), (40, 40)));
+        fsx::write_atomic(&dir.path().join("finetune/done.json"), b"{}").unwrap();
+        assert!(!may((4, 8), (40, 40)));
+        assert!(may((1, 5), (10, 10)), "each of the last ten rounds is judged");
     }
 }

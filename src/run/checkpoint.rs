@@ -87,7 +87,7 @@ pub fn latest_with(folder: &Path, clients: &Clients, events: &dyn Events) -> Res
                 }
                 return Ok(Some(found));
             }
-            Err(e) => _ = damage.get_or_insert(e),
+            Err(e) => _ = damage.get_or_insert(e.of_kept()),
         }
     }
     damage.map_or(Ok(None), |e| {

@@ -7,27 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use toml::Table;
 
+use super::difference::{Difference, refuse_difference};
 use super::{Records, SCHEMA, records, seal};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::nn::{Layout, Params};
 
-/// Keys that may differ between a run and its resumption: they do not reach a number.
-const FREE_KEYS: [&str; 8] = [
-    "run.dir",
-    "run.threads",
-    "run.cache",
-    "run.share",
-    "run.tensorboard",
-    "run.tolerate",
-    "federated.checkpoint_every",
-    "federated.keep_checkpoints",
-];
-/// The key that may grow: a run goes on with more rounds.
-const ROUNDS: &str = "federated.rounds";
-/// Keys that may change before the rounds are over, where no client could be left out so far: every round that is done is
-/// the same with them.
-const FAILURES: [&str; 2] = ["federated.on_failure", "federated.max_failures"];
 /// What a run writes before it computes anything.
 const FIRST: [&str; 8] = [
     "config.toml",
@@ -71,28 +56,34 @@ impl RunDir {
     /// Creates the directory, or opens it to go on. Another configuration in it is refused with the difference shown;
     /// more rounds alone are none ([`RunDir::longer`]).
     pub fn open(path: &Path, config: &Table) -> Result<Self> {
-        Self::open_with(path, config, &Ok)
+        Self::open_with(path, config, &Ok, &|_| Vec::new())
     }
 
     /// As [`RunDir::open`]; `whole` writes out the defaults of the config that is there: an earlier version may have
-    /// known fewer keys.
-    pub fn open_with(path: &Path, config: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Self> {
+    /// known fewer keys. `idle` names keys of that config with which all that is done so far would be the same as with
+    /// those asked.
+    pub fn open_with(
+        path: &Path,
+        config: &Table,
+        whole: &dyn Fn(Table) -> Result<Table>,
+        idle: &dyn Fn(&Table) -> Vec<&'static str>,
+    ) -> Result<Self> {
         refuse_inside(path)?;
+        refuse_links(path)?;
         let made =
             path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).last().map(Path::to_path_buf);
         let lock = fsx::Lock::take(path)?;
-        for folder in ["", "checkpoints", "pretrain", "pretrain/checkpoints", "finetune", "align"] {
-            fsx::sweep(&path.join(folder))?;
-        }
+        sweep(path)?;
         let file = path.join("config.toml");
         let fresh = !file.exists();
         let mut longer = false;
         if fresh {
             write_config(&file, config)?;
         } else {
-            let difference = refuse_difference(&written(&file, whole)?, config, path)?;
+            let old = written(&file, whole)?;
+            let difference = refuse_difference(&old, config, &idle(&old), path)?;
             longer = difference == Difference::Longer;
-            if difference == Difference::Lenient {
+            if difference == Difference::Idle {
                 write_config(&file, config)?;
             }
         }
@@ -105,7 +96,7 @@ impl RunDir {
         if !file.exists() || fsx::Lock::possible(path) {
             return Ok(false);
         }
-        Ok(refuse_difference(&written(&file, whole)?, config, path)? == Difference::None)
+        Ok(refuse_difference(&written(&file, whole)?, config, &[], path)? == Difference::None)
     }
 
     /// Whether more rounds are asked than the directory's config has, and nothing else differs.
@@ -178,8 +169,10 @@ impl RunDir {
             Some(Err(e)) => new(Some(e.message().to_string())),
             _ => json!({ "schema": SCHEMA }),
         };
+        let sources = facts.get(SOURCES).map(|new| joined(&manifest[SOURCES], new));
         if let Some(map) = manifest.as_object_mut() {
             map.extend(facts.iter().map(|(k, v)| ((*k).to_string(), v.clone())));
+            map.extend(sources.map(|all| (SOURCES.to_string(), all)));
         }
         self.write_json("manifest.json", &manifest)
     }
@@ -201,17 +194,39 @@ impl RunDir {
         if !path.exists() {
             return Ok(None);
         }
+        let hint = format!("delete the folder {} to do the stage again", self.file(stage).display());
         let done: Done =
             serde_json::from_value(read_json(&path)?).map_err(|e| Error::data(format!("{}: {e}", path.display())))?;
         refuse_newer(Some(i64::from(done.schema)), &path)?;
         let model = self.file(&format!("{stage}/model.safetensors"));
-        let params = Params::load(&model, layout)?;
+        let params = Params::load(&model, layout).map_err(|e| e.of_kept().hint(hint.clone()))?;
         if params.digest() != done.digest {
-            return Err(Error::data(format!("{} is not the model that {} names", model.display(), path.display()))
-                .hint(format!("delete the folder {stage} to do the stage again")));
+            let text = format!("{} is not the model that {} names", model.display(), path.display());
+            return Err(Error::data(text).hint(hint));
         }
         Ok(Some((params, done)))
     }
+}
+
+/// Folders that a run writes to, below its own.
+const FOLDERS: [&str; 6] = ["checkpoints", "pretrain", "pretrain/checkpoints", "finetune", "align", "adapter"];
+
+/// Removes what a killed process left unfinished.
+fn sweep(run: &Path) -> Result<()> {
+    fsx::sweep(run)?;
+    FOLDERS.iter().try_for_each(|folder| fsx::sweep(&run.join(folder)))?;
+    let clients = run.join("clients");
+    let of_each = if clients.is_dir() { fsx::list(&clients)? } else { Vec::new() };
+    of_each.iter().try_for_each(|folder| fsx::sweep(folder))
+}
+
+/// The manifest's list of what was read, by source: what an earlier process read stays, where a later one found it kept.
+const SOURCES: &str = "sources";
+
+fn joined(old: &Value, new: &Value) -> Value {
+    let all = [old, new].into_iter().flat_map(|list| list.as_array().into_iter().flatten());
+    let by_name: BTreeMap<&str, &Value> = all.map(|s| (s["source"].as_str().unwrap_or_default(), s)).collect();
+    json!(by_name.values().collect::<Vec<_>>())
 }
 
 /// Reads a JSON file; one that has a seal must fit it.
@@ -235,7 +250,7 @@ pub fn prove(dir: &Path) -> Result<()> {
         }
         let model = folder.join("model.safetensors");
         let again = format!("delete {} and eval.json: the same command does the stage again", folder.display());
-        let done = read_json(&folder.join("done.json")).map_err(|e| e.hint(again.clone()))?;
+        let done = read_json(&folder.join("done.json")).map_err(|e| e.of_kept().hint(again.clone()))?;
         if !entry.is_null() && entry["digest"] != done["digest"] {
             let text = format!("{}: eval.json has figures of another model of {stage}", dir.display());
             return Err(Error::data(text).hint("delete eval.json, and the run's command writes it again"));
@@ -272,10 +287,27 @@ fn refuse_inside(path: &Path) -> Result<()> {
     }
 }
 
+/// Refuses a link among what a run appends to and the folders that it writes to: it could lead anywhere. Files that are
+/// written whole take a link's place.
+fn refuse_links(path: &Path) -> Result<()> {
+    let written = FOLDERS.iter().chain(&["clients", ".lock", "metrics.jsonl", "times.jsonl"]);
+    match written.map(|name| path.join(name)).find(|own| own.is_symlink()) {
+        None => Ok(()),
+        Some(own) => Err(Error::environment(format!("{} is a link, and a run writes through none", own.display()))
+            .hint("lay what it leads to in its place; run.dir itself may be a link")),
+    }
+}
+
 /// The config that a directory was begun with, whole.
 fn written(file: &Path, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Table> {
-    let old: Table = toml::from_str(&fsx::read_text(file)?)
-        .map_err(|e| Error::data(format!("{}: {}", file.display(), e.message())))?;
+    let damaged = |what: &str| {
+        Error::data(format!("{}: {what}", file.display()))
+            .hint("bring it back from a copy, or delete the run's directory to begin it anew")
+    };
+    let old: Table = toml::from_str(&fsx::read_text(file)?).map_err(|e| damaged(e.message()))?;
+    if old.is_empty() {
+        return Err(damaged("it is empty, and a run writes its whole config there"));
+    }
     refuse_newer(old.get("schema").and_then(toml::Value::as_integer), file)?;
     whole(old).at(|| file.display().to_string())
 }
@@ -291,65 +323,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
         _ => Ok(()),
     }
-}
-
-/// How an asked config differs from the one of a directory, where a run goes on all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Difference {
-    /// In nothing that reaches a number.
-    None,
-    /// In more rounds alone.
-    Longer,
-    /// In what becomes of clients that fail, before one could be left out.
-    Lenient,
-}
-
-/// Refuses another configuration.
-fn refuse_difference(old: &Table, new: &Table, path: &Path) -> Result<Difference> {
-    let (old, new) = (flat(old), flat(new));
-    let mut lines = Vec::new();
-    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    for key in keys.into_iter().filter(|k| !FREE_KEYS.contains(&k.as_str())) {
-        let (was, is) = (old.get(key), new.get(key));
-        if was != is {
-            let show = |v: Option<&String>| v.cloned().unwrap_or_else(|| "absent".to_string());
-            lines.push((key, format!("  {key}: {} there, {} asked", show(was), show(is))));
-        }
-    }
-    let number = |all: &BTreeMap<String, String>| all.get(ROUNDS).and_then(|n| n.parse::<u64>().ok());
-    if lines.is_empty() {
-        return Ok(Difference::None);
-    }
-    if lines.iter().all(|(key, _)| *key == ROUNDS) && number(&new) > number(&old) {
-        return Ok(Difference::Longer);
-    }
-    let stopped = old.get(FAILURES[0]).is_some_and(|on| on.contains("stop"));
-    if stopped && lines.iter().all(|(key, _)| FAILURES.contains(&key.as_str())) && !path.join(LAST[0]).exists() {
-        return Ok(Difference::Lenient);
-    }
-    let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
-    Err(Error::input(format!("{} holds a run of another configuration:\n{}", path.display(), lines.join("\n")))
-        .hint("choose another directory, as in --set run.dir=runs/another, or delete this one"))
-}
-
-/// `section.key` → value as text.
-fn flat(table: &Table) -> BTreeMap<String, String> {
-    fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
-        match value {
-            toml::Value::Table(table) => {
-                for (key, value) in table {
-                    let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                    walk(&path, value, out);
-                }
-            }
-            other => {
-                out.insert(prefix.to_string(), other.to_string());
-            }
-        }
-    }
-    let mut out = BTreeMap::new();
-    walk("", &toml::Value::Table(table.clone()), &mut out);
-    out
 }
 
 #[cfg(test)]
@@ -412,6 +385,58 @@ mod tests {
     }
 
     #[test]
+    fn what_is_idle_may_change_and_is_written_and_a_reason_is_given_where_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |every: usize| format!("[federated]\neval_every = {every}");
+        drop(open(dir.path(), &text(1)).unwrap());
+        let e = open(dir.path(), &text(5)).err().unwrap().to_string();
+        assert!(e.contains("eval_every: 1 there, 5 asked (rounds are done"), "{e}");
+        let idle = |_: &Table| vec!["federated.eval_every"];
+        drop(RunDir::open_with(dir.path(), &table(&text(5)), &Ok, &idle).unwrap());
+        assert!(std::fs::read_to_string(dir.path().join("config.toml")).unwrap().contains("eval_every = 5"));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_clients_folders_included_and_an_empty_config_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), "schema = 1").unwrap());
+        let left = ["clients/000003/.part-a", "adapter/.part-b", "checkpoints/.part-round-000002/meta.json"];
+        left.iter().for_each(|name| fsx::write_atomic(&dir.path().join(name), b"x").unwrap());
+        drop(open(dir.path(), "schema = 1").unwrap());
+        assert!(left.iter().all(|name| !dir.path().join(name).exists()));
+        std::fs::write(dir.path().join("config.toml"), "").unwrap();
+        let e = open(dir.path(), "schema = 1").err().unwrap();
+        assert!(e.class() == crate::error::Class::Data && e.advice().is_some(), "{e}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_among_its_folders_is_refused_and_its_own_folder_may_be_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, other) = (dir.path().join("run"), dir.path().join("other"));
+        [&run, &other].into_iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        std::os::unix::fs::symlink(&run, dir.path().join("link")).unwrap();
+        drop(open(&dir.path().join("link"), "schema = 1").unwrap());
+        for name in ["checkpoints", "clients", "finetune"] {
+            std::os::unix::fs::symlink(&other, run.join(name)).unwrap();
+            let e = open(&run, "schema = 1").err().unwrap().to_string();
+            assert!(e.contains(name) && e.contains("is a link"), "{e}");
+            std::fs::remove_file(run.join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_process_read_stays_in_the_manifest() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(dir.path(), "schema = 1").unwrap();
+        let add = |sources: Value| run.update_manifest(&[("sources", sources)].into()).unwrap();
+        add(json!([{ "source": "b", "read": 8 }, { "source": "a", "read": 1 }]));
+        add(json!([{ "source": "a", "read": 2 }]));
+        let all = read_json(&run.file("manifest.json")).unwrap()["sources"].clone();
+        assert_eq!(all, json!([{ "source": "a", "read": 2 }, { "source": "b", "read": 8 }]));
+    }
+
+    #[test]
     fn a_failed_start_leaves_nothing_and_a_begun_run_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("runs/a/seed-7");
@@ -448,6 +473,10 @@ mod tests {
         run.finish("pretrain", &model, json!({})).unwrap();
         assert_eq!(run.finished("pretrain", &layout).unwrap().unwrap().0.data(), model.data());
         Params::zeros(layout.clone()).save(&run.file("pretrain/model.safetensors"), &BTreeMap::new()).unwrap();
-        assert!(run.finished("pretrain", &layout).is_err());
+        let refused = || run.finished("pretrain", &layout).unwrap_err();
+        assert!(refused().to_string().contains("pretrain to do the stage again"));
+        std::fs::remove_file(run.file("pretrain/model.safetensors")).unwrap();
+        let e = refused();
+        assert!(e.class() == crate::error::Class::Data && e.to_string().contains("do the stage again"), "{e}");
     }
 }

@@ -25,6 +25,7 @@ pub mod archive;
 pub mod checkpoint;
 pub mod clients;
 pub mod csv;
+mod difference;
 pub mod directory;
 pub mod origin;
 pub mod records;

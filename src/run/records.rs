@@ -13,6 +13,9 @@ use super::tensorboard::Board;
 use crate::error::{Error, Result};
 use crate::fsx::{self, bound};
 
+/// What to do about records that are not whole.
+const BACK: &str = "bring it back from a copy, or delete the run's directory to begin it anew";
+
 /// The open record file.
 pub struct Records {
     path: PathBuf,
@@ -63,7 +66,7 @@ impl Records {
         let named =
             if n > 1 { format!("rounds {first} to {} ({n})", missing[n - 1]) } else { format!("round {first}") };
         Err(Error::data(format!("{path} has no record of {stage} {named}, and a checkpoint of round {last} is there"))
-            .hint("bring the file back from a copy, or delete the run's directory to begin it anew"))
+            .hint(BACK))
     }
 
     /// Drops the records of `stage` from round `from` on: what a stopped run wrote past its last checkpoint.
@@ -130,7 +133,7 @@ impl Records {
             match serde_json::from_slice(&line) {
                 Ok(record) => take(record)?,
                 Err(_) if !line.ends_with(b"\n") => break,
-                Err(e) => return Err(Error::data(format!("{}:{n}: {e}", path.display()))),
+                Err(e) => return Err(Error::data(format!("{}:{n}: no record: {e}", path.display())).hint(BACK)),
             }
         }
         Ok(())
@@ -163,8 +166,7 @@ pub fn prove(path: &Path) -> Result<()> {
         false => "is shorter than it was",
         true => "is not what was written",
     };
-    Err(Error::data(format!("{} {state}: {} knows it with {bytes} bytes", path.display(), seal.display()))
-        .hint("bring it back from a copy, or delete the run's directory to begin it anew"))
+    Err(Error::data(format!("{} {state}: {} knows it with {bytes} bytes", path.display(), seal.display())).hint(BACK))
 }
 
 /// Keeps the lines that `keep` wants; a torn last one goes.
@@ -172,10 +174,8 @@ fn rewrite(path: &Path, keep: impl Fn(&Value) -> bool) -> Result<()> {
     let text = fsx::read_text(path)?;
     let mut kept = String::new();
     for (i, line) in text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate() {
-        let record: Value = serde_json::from_str(line).map_err(|e| {
-            Error::data(format!("{}:{}: no record: {e}", path.display(), i + 1))
-                .hint("bring the file back from a copy, or delete the run's directory to begin it anew")
-        })?;
+        let record: Value = serde_json::from_str(line)
+            .map_err(|e| Error::data(format!("{}:{}: no record: {e}", path.display(), i + 1)).hint(BACK))?;
         if keep(&record) {
             kept.push_str(line);
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::head::carried;
-use super::made_of::{self, Inputs};
+use super::made_of::{self, Inputs, same_device};
 use super::run::{Entries, Stages, extend, left_out, spent};
 use crate::config::Config;
 use crate::data::Ledger;
@@ -78,6 +78,7 @@ pub(super) fn stages_of(
     let dir = &*dir;
     made_of::same(dir, &mllm.inputs()?)?;
     mllm.record_split(dir, cx)?;
+    same_device(dir, cx)?;
     dir.update_manifest(&mllm.facts(cx)?)?;
     let exams = mllm.exams(cx)?;
     let tuned = mllm.rounds(dir, &exams, cx)?;
