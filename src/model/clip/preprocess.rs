@@ -159,8 +159,9 @@ impl Preprocess {
         if !self.image_std.iter().all(|s| s.is_finite() && *s > 0.0) {
             return Err(Error::data(format!("image_std = {:?}, expected numbers above 0", self.image_std)));
         }
-        if self.do_rescale && !(self.rescale_factor.is_finite() && self.rescale_factor > 0.0) {
-            return Err(Error::data(format!("rescale_factor = {}, expected a number above 0", self.rescale_factor)));
+        if self.do_rescale && !(self.rescale_factor > 0.0 && self.rescale_factor <= 1.0) {
+            let text = format!("rescale_factor = {}, expected a number above 0, at most 1", self.rescale_factor);
+            return Err(Error::data(text));
         }
         let exact = matches!(self.size, Size::Exact { .. });
         match self.do_center_crop || self.do_resize && (exact || self.do_pad) {

@@ -78,8 +78,9 @@ impl LoraConfig {
         if self.rank == 0 {
             return Err(Error::input(format!("{section}.rank = 0: expected at least 1")));
         }
-        if !self.alpha.is_finite() {
-            return Err(Error::input(format!("{section}.alpha = {}: expected a number", self.alpha)));
+        // As training has it, in f32: an adapter that is multiplied by nothing has no gradient.
+        if !(self.alpha.is_finite() && self.scale() as f32 > 0.0) {
+            return Err(Error::input(format!("{section}.alpha = {}: expected a number above 0", self.alpha)));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::input(format!("{section}.dropout = {}: expected a number in [0, 1)", self.dropout)));

@@ -56,6 +56,9 @@ impl MiniCpmConfig {
     }
 }
 
+/// Longest side of a slice, in pixels.
+const SIDE: usize = 4096;
+
 /// Reads `preprocessor_config.json`.
 pub(super) fn slicing(folder: &Path, how: &PictureConfig) -> Result<Slicing> {
     let path = folder.join("preprocessor_config.json");
@@ -71,9 +74,12 @@ pub(super) fn slicing(folder: &Path, how: &PictureConfig) -> Result<Slicing> {
             numbered: flag(&json, "use_image_id", true)?,
             tables: Box::new(tables(1.0 / 255.0, three("norm_mean")?, three("norm_std")?)),
         };
-        match slicing.scale == 0 || slicing.patch == 0 {
-            true => Err(Error::data("scale_resolution or patch_size is 0")),
-            false => Ok(slicing),
+        match (1..=SIDE).contains(&slicing.scale) && slicing.patch > 0 {
+            true => Ok(slicing),
+            false => Err(Error::data(format!(
+                "scale_resolution = {}, patch_size = {}: expected 1 to {SIDE} pixels, and more than 0",
+                slicing.scale, slicing.patch
+            ))),
         }
     };
     read().at(|| path.display().to_string())

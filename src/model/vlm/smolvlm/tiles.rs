@@ -70,8 +70,12 @@ impl Tiling {
             }
         };
         let factor = json.get("rescale_factor").and_then(Value::as_f64).unwrap_or(1.0 / 255.0);
+        let tile = edge("max_image_size", 364)?;
+        if tile > MOST {
+            return Err(Error::data(format!("max_image_size: a side of {tile} pixels, expected 1 to {MOST}")));
+        }
         Ok(Tiling {
-            tile: edge("max_image_size", 364)?,
+            tile,
             longest: edge("size", 4 * 364)?,
             split: on("do_image_splitting"),
             filter,
@@ -146,6 +150,14 @@ mod tests {
         let json =
             serde_json::json!({ "size": { "longest_edge": longest }, "max_image_size": { "longest_edge": tile } });
         Tiling::from_json(&json).unwrap()
+    }
+
+    #[test]
+    fn a_tile_that_no_memory_holds_is_refused() {
+        for tile in [MOST as u64 + 1, 1 << 31, u64::MAX] {
+            let json = serde_json::json!({ "max_image_size": { "longest_edge": tile } });
+            assert!(Tiling::from_json(&json).unwrap_err().to_string().contains("max_image_size"));
+        }
     }
 
     /// By hand: 77 × 45 at 2048 / 512.
