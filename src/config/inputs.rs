@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Config, Resolved};
 use crate::data::{self, DataConfig, Origin, PartitionConfig, PoolConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fl::Mode;
 use crate::model::clip::zeroshot::Prompts;
 use crate::model::hub;
@@ -35,8 +35,20 @@ impl Input {
         }
         match data::resolve(&self.path) {
             Err(e) if !(self.id && hub::is_id(&self.path)) => Err(e),
-            _ => Ok(()),
+            Ok(path) => refuse_stream(&path),
+            Err(_) => Ok(()),
         }
+    }
+}
+
+/// What can be read once, or has no end, is nothing that a run can be made from again.
+fn refuse_stream(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(facts) if !facts.is_file() && !facts.is_dir() => {
+            Err(Error::input(format!("{} is neither a file nor a folder", path.display()))
+                .hint("a run reads it again when it goes on: write it to a file first"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -213,5 +225,12 @@ mod tests {
     fn an_id_of_the_hub_is_no_missing_file() {
         assert!(Input::new("clip.path", "openai/clip-vit-base-patch32", true).check().is_ok());
         assert!(Input::new("data.path", "no/such-folder", false).check().is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_is_nothing_that_a_run_is_made_from() {
+        let e = Input::new("pool.captions", "/dev/null", false).check().unwrap_err().to_string();
+        assert!(e.contains("/dev/null is neither a file nor a folder"), "{e}");
     }
 }

@@ -15,6 +15,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::check_server;
 use super::distillation::{self, Average, EXCHANGES, Ensemble};
 use crate::error::{Error, Result};
 use crate::fl::align::BatchNorm;
@@ -99,6 +100,7 @@ impl Algorithm for FedDf {
     }
 
     fn check(&self) -> Result<()> {
+        check_server(&self.optimiser)?;
         if self.stop_after > 0 && self.look_every == 0 {
             return Err(Error::input("algorithm.look_every = 0: the smallest is 1").hint("stop_after = 0 never looks"));
         }

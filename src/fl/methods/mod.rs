@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Algorithm;
+use crate::error::{Error, Result};
+use crate::nn::OptimiserConfig;
 
 mod adaptive;
 pub mod distillation;
@@ -97,8 +99,41 @@ methods! {
     "fedic" => fedic::Fedic,
 }
 
+/// Refuses a server's optimiser that learns nothing, or that has values out of range.
+fn check_server(optimiser: &OptimiserConfig) -> Result<()> {
+    optimiser.check("algorithm.optimiser")?;
+    match optimiser.lr() {
+        lr if lr.is_finite() && lr > 0.0 => Ok(()),
+        lr => Err(Error::input(format!("algorithm.optimiser.lr = {lr}: choose a rate above 0"))),
+    }
+}
+
 impl Default for AlgorithmConfig {
     fn default() -> Self {
         AlgorithmConfig::FedAvg(fedavg::FedAvg::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_optimiser_that_learns_nothing_is_refused_and_so_is_a_step_backwards() {
+        let says = |text: &str| {
+            let config: AlgorithmConfig = toml::from_str(text).unwrap();
+            config.algorithm().check().map_err(|e| e.to_string())
+        };
+        for kind in ["feddf", "fedbe", "ccvr"] {
+            for (key, value) in [("lr", "0.0"), ("lr", "-1.0"), ("momentum", "-1.0"), ("weight_decay", "-1.0")] {
+                let rate = if key == "lr" { "" } else { "lr = 0.1, " };
+                let said = says(&format!("kind = {kind:?}\noptimiser = {{ kind = \"sgd\", {rate}{key} = {value} }}"));
+                assert!(said.as_ref().is_err_and(|e| e.contains(&format!("algorithm.optimiser.{key}"))), "{said:?}");
+            }
+            assert_eq!(says(&format!("kind = {kind:?}")), Ok(()));
+        }
+        for rate in ["0.0", "-1.0"] {
+            assert!(says(&format!("kind = \"scaffold\"\nserver_lr = {rate}")).unwrap_err().contains("server_lr"));
+        }
     }
 }

@@ -44,6 +44,13 @@ impl Algorithm for Scaffold {
         Needs { kept: true, plain_sgd: true, ..Needs::default() }
     }
 
+    fn check(&self) -> Result<()> {
+        match self.server_lr.is_finite() && self.server_lr > 0.0 {
+            true => Ok(()),
+            false => Err(Error::input(format!("algorithm.server_lr = {}: choose a rate above 0", self.server_lr))),
+        }
+    }
+
     fn cost(&self, sizes: &Sizes) -> Cost {
         Cost { down: 2 * sizes.model, up: 2 * sizes.model, extra: 0 }
     }

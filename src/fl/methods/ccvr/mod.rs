@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::moments::{Gaussian, pooled};
 use self::moments::{Moments, numbers};
+use super::check_server;
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::fl::{
@@ -131,6 +132,7 @@ impl Algorithm for Ccvr {
     }
 
     fn check(&self) -> Result<()> {
+        check_server(&self.optimiser)?;
         if !(1..=SAMPLES).contains(&self.samples) {
             return Err(Error::input(format!("algorithm.samples = {}: 1 to {SAMPLES}", self.samples)));
         }

@@ -26,6 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::posterior::{deviation, gaussian, mixture, shares};
+use super::check_server;
 use super::distillation::{self, Average, EXCHANGES, Ensemble};
 use crate::error::{Error, Result};
 use crate::fl::align::BatchNorm;
@@ -173,6 +174,7 @@ impl Algorithm for FedBe {
 
     fn check(&self) -> Result<()> {
         let FedBe { scale, concentration, temperature, cycle_low, .. } = *self;
+        check_server(&self.optimiser)?;
         let bad = |name: &str, value: f32, range: &str| Error::input(format!("algorithm.{name} = {value}: {range}"));
         if self.samples > SAMPLES {
             return Err(Error::input(format!("algorithm.samples = {}: the most is {SAMPLES}", self.samples)));
