@@ -73,6 +73,7 @@ impl Experiment {
         benchmark.sources.iter().try_for_each(enter)?;
         sets.into_iter().flatten().try_for_each(|set| enter(&set.census))?;
         say_absent(&benchmark, cx);
+        refuse_absent(&config, &benchmark)?;
         let drawn = split_key.fold(Purpose::Partition, 0);
         let (split, census) = draw(&config, &benchmark, drawn)?;
         enter(&census)?;
@@ -311,6 +312,21 @@ fn say_absent(benchmark: &Benchmark, cx: &Context) {
         );
         cx.events.on(Event::Warning(&note));
     }
+}
+
+/// Refuses a training set that lacks classes, where a split is drawn from it, and names its place.
+fn refuse_absent(config: &Config, benchmark: &Benchmark) -> Result<()> {
+    let train = &benchmark.train;
+    let counts = train.class_counts();
+    let absent: Vec<&str> =
+        train.classes.iter().zip(&counts).filter(|(_, n)| **n == 0).map(|(c, _)| c.as_str()).collect();
+    if absent.is_empty() || matches!(config.partition, PartitionConfig::File(_)) {
+        return Ok(());
+    }
+    let place = config.inputs().into_iter().find(|input| input.key == "data.path");
+    let place = place.map_or(String::new(), |input| format!("{}: ", input.path));
+    let (n, all, names) = (absent.len(), counts.len(), absent[..absent.len().min(10)].join(", "));
+    Err(Error::data(format!("{place}{} has no image of {n} of {all} classes ({names})", train.name)))
 }
 
 /// Draws the split from its own key, or reads the one that `partition.kind = "file"` names.

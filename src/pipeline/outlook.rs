@@ -41,7 +41,7 @@ pub struct Outlook {
 pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, threads: usize) -> Estimate {
     let parameters = 4u64.saturating_mul(net.layout.len() as u64);
     let activations: u64 = net.shapes.iter().map(|s| 4 * s.iter().product::<usize>() as u64).sum();
-    let pretrain = if config.pretrain.enabled { config.pretrain.batch_size } else { 1 };
+    let pretrain = if config.pretrain.enabled { config.pretrain.batch_size.min(pool_images(config)) } else { 1 };
     let own = if config.federated.batch_size == 0 { largest } else { config.federated.batch_size.min(largest) };
     let batch = own.max(pretrain) as u64;
     let mut estimate = Estimate::default();
@@ -64,6 +64,14 @@ pub(super) fn memory(config: &Config, net: &Net, pixels: u64, largest: usize, th
         estimate.add("what clients keep", kept);
     }
     estimate
+}
+
+/// How many images the pool has, where the config says it.
+fn pool_images(config: &Config) -> usize {
+    match (&config.pool, &config.data) {
+        (PoolConfig::World(_), DataConfig::World(world)) => world.pool_images,
+        _ => usize::MAX,
+    }
 }
 
 /// Networks whose speed was looked at, with images a second, so that arms of one network look once.
