@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether a run's memory stays where it is over thousands of rounds.
 
-    scripts/memory_rounds.py BINARY [ROUNDS]     # 4000; minutes
+    scripts/memory_rounds.py BINARY [ROUNDS [CASE]]     # 4000, all; minutes
 
 For FedAvg, SCAFFOLD and FedAvg with alignment every round: resident memory (Linux) every 20 ms, the medians of eighths of the
 run, and the last over the second (what is allocated once is there by then). Ends with 1 where that is more than 1 %.
@@ -85,8 +85,8 @@ def eighths(binary, folder, items):
 
 def main():
     binary, rounds = str(Path(sys.argv[1]).resolve()), int(sys.argv[2]) if len(sys.argv) > 2 else 4000
-    worst = 0.0
-    for name, items in CASES.items():
+    chosen, worst = {k: v for k, v in CASES.items() if k in sys.argv[3:]} or CASES, 0.0
+    for name, items in chosen.items():
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "c.toml").write_text(CONFIG.format(rounds=rounds))
             began = time.time()

@@ -1,7 +1,8 @@
 //! Damaged files before every reader: seeded mutations of whole ones. A reader gives what it understands or an error of
 //! the data; it never panics, never calls the file our mistake, and never takes long.
 //!
-//! A thousand of each here; `scripts/fuzz.sh` sets `FEDLLAVA_FUZZ` to more, and keeps a log.
+//! A thousand of each here; `scripts/fuzz.sh` sets `FEDLLAVA_FUZZ` to more, or to a part of them (`1000..2000`), and keeps
+//! a log.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,9 +28,11 @@ use fedllava::nn::{Layout, Params, Role};
 use fedllava::pickle::Pickle;
 use fedllava::run::{Records, archive, directory, state};
 
-/// Mutations of each file.
-fn rounds() -> usize {
-    std::env::var("FEDLLAVA_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(1000)
+/// Mutations of each file, by number: each has its own seed.
+fn rounds() -> std::ops::Range<usize> {
+    let Ok(said) = std::env::var("FEDLLAVA_FUZZ") else { return 0..1000 };
+    let (from, to) = said.split_once("..").unwrap_or(("0", &said));
+    from.parse().unwrap()..to.parse().unwrap()
 }
 
 /// The longest that one file may take.
@@ -90,12 +93,13 @@ fn mutated(whole: &[u8], rng: &mut Rng) -> Vec<u8> {
 }
 
 /// Puts mutations of `file` in the place of the file that `read` reads; gives how many were refused.
+#[allow(clippy::print_stdout, reason = "the log of a long search")]
 fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
     let whole = std::fs::read(file).unwrap();
     read().unwrap_or_else(|e| panic!("{name}: the whole file is refused: {e}"));
     let (mut refused, key) = (0, Key::from_seed(2026).fold(Purpose::Test, name.len() as u64));
     let own = name.bytes().fold(0u64, |all, b| all.wrapping_mul(31).wrapping_add(u64::from(b)));
-    for round in 0..rounds() {
+    for round in rounds() {
         let mut rng = key.fold(Purpose::Test, own).fold(Purpose::Test, round as u64).rng();
         let bytes = mutated(&whole, &mut rng);
         std::fs::write(file, &bytes).unwrap();
@@ -117,6 +121,9 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
         }
     }
     std::fs::write(file, whole).unwrap();
+    if std::env::var_os("FEDLLAVA_FUZZ").is_some() {
+        println!("{name}: changes {:?}, {refused} refused", rounds());
+    }
     refused
 }
 
@@ -182,7 +189,7 @@ fn damaged_images_are_refused_or_decoded() {
             decode::rgb(&bytes).map(|image| drop(decode::square(&image, 8)))
         };
         let refused = assail(&format!("image {name}"), &file, &read);
-        assert!(refused > rounds() / 20, "{name}: {refused}");
+        assert!(refused > rounds().len() / 20, "{name}: {refused}");
     }
 }
 
@@ -351,7 +358,7 @@ fn damaged_files_of_runs_are_refused_or_read() {
         serde_json::json!({ "stages": { "finetune": { "overall": 0.5, "digest": "ab" } }, "facts": { "seed": 7 } }),
     );
     let refused = assail("sealed json", &file, &|| directory::read_json(&file).map(drop));
-    assert!(refused > rounds() / 2, "{refused}");
+    assert!(refused > rounds().len() / 2, "{refused}");
     let path = bench.0.path().join("metrics.jsonl");
     let mut records = Records::open(&path).unwrap();
     for round in 1..4 {
@@ -359,6 +366,6 @@ fn damaged_files_of_runs_are_refused_or_read() {
     }
     records.seal().unwrap();
     let refused = assail("records", &path, &|| Records::read(&path).map(drop));
-    assert!(refused > rounds() * 9 / 10, "what was sealed is known: {refused}");
+    assert!(refused > rounds().len() * 9 / 10, "what was sealed is known: {refused}");
     let _ = archive::Archive::read(&path).err().expect("no archive");
 }
