@@ -165,6 +165,10 @@ pub(super) fn hidden(name: &str) -> bool {
 
 /// Why a file is not read, if it is not.
 fn sort_out(path: &Path) -> Option<Why> {
+    // Reading a pipe or a device may never end, whatever its name.
+    if std::fs::metadata(path).is_ok_and(|facts| !facts.is_file()) {
+        return Some(Why::Other);
+    }
     let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     if path.metadata().is_ok_and(|facts| !facts.is_file()) {
         return Some(Why::Other); // a pipe would never end
@@ -194,6 +198,8 @@ mod tests {
             std::fs::write(path, png(2, 2, |_, _| [v; 3])).unwrap();
         }
         std::fs::write(dir.path().join("train/b/notes.txt"), "no image").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("train/a/endless.png")).unwrap();
         let config = FolderConfig { path: dir.path().display().to_string(), size: 0 };
         let set = load(&config, &Context::cpu(2)).unwrap();
         assert_eq!(set.train.classes, ["a", "b"]);

@@ -170,9 +170,14 @@ impl Tensors {
 
 /// The arrays of an `.npz`, but for counters and other integers.
 fn arrays(path: &Path) -> Result<Arrays> {
+    arrays_of(path, NUMBERS)
+}
+
+/// The same, with at most so many numbers: all headers are read before any of them.
+fn arrays_of(path: &Path, most: usize) -> Result<Arrays> {
     let broken = || Error::data(format!("{}: not a whole .npz file", path.display()));
     let mut archive = zip::ZipArchive::new(BufReader::new(fsx::open(path)?)).map_err(|_| broken())?;
-    let mut arrays = BTreeMap::new();
+    let (mut found, mut left) = (Vec::new(), most);
     for i in 0..archive.len() {
         let file = archive.by_index(i).map_err(|_| broken())?;
         let full = file.name().map_err(|_| broken())?.into_owned();
@@ -183,12 +188,19 @@ fn arrays(path: &Path) -> Result<Arrays> {
             return Err(Error::data(format!("{}: {name}: in Fortran order", path.display()))
                 .hint("save it from np.ascontiguousarray"));
         }
-        if fsx::bound::volume(&shape).is_none_or(|n| n > NUMBERS) {
+        let Some(rest) = fsx::bound::volume(&shape).and_then(|n| left.checked_sub(n)) else {
             return Err(Error::data(format!(
-                "{}: {name} of shape {shape:?}: the most numbers read are {NUMBERS}",
+                "{}: {name} of shape {shape:?}: the most numbers read, of all arrays together, are {most}",
                 path.display()
             )));
-        }
+        };
+        left = rest;
+        found.push((i, name, shape));
+    }
+    let mut arrays = BTreeMap::new();
+    for (i, name, shape) in found {
+        let file = archive.by_index(i).map_err(|_| broken())?;
+        let array = npyz::NpyFile::new(file).map_err(|_| broken())?;
         let kind = array.dtype().descr();
         let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
             "f4" => array.into_vec().map_err(|_| broken())?,
@@ -338,5 +350,20 @@ mod tests {
         assert!(Start::whole(&path, &layout).unwrap_err().to_string().contains("fc.weight"));
         std::fs::write(&path, b"junk").unwrap();
         assert!(Start::whole(&path, &layout).is_err());
+    }
+
+    /// Rows of no numbers take nothing, whatever their shape says.
+    #[test]
+    fn arrays_that_are_small_enough_alone_are_refused_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.npz");
+        npz(
+            &path,
+            &[("a", &[2], &[1.0, 2.0]), ("b", &[0, 1 << 40], &[]), ("c", &[2], &[3.0, 4.0])],
+            zip::CompressionMethod::Stored,
+        );
+        assert_eq!(arrays_of(&path, 4).unwrap().len(), 3);
+        let e = arrays_of(&path, 3).err().unwrap().to_string();
+        assert!(e.contains("c of shape [2]") && e.contains("are 3"), "{e}");
     }
 }
