@@ -90,6 +90,8 @@ fn attackers_are_a_key_of_their_link_and_a_link_that_is_not_there_is_not_named()
         run(dir.path(), &format!("median-{n}"), 1, &robust, json!({}), 0.5);
     }
     let chart = curve::curve(&report(dir.path()), "federated.way.attack.attackers", false).unwrap();
+    let plain = chart.series.iter().find(|s| !s.name.contains("robust")).unwrap();
+    assert!(!plain.name.contains('–'), "{}", plain.name);
     let mut lines: Vec<_> = chart.series.iter().map(points).collect();
     lines.sort_by(|a, b| a[0].1.total_cmp(&b[0].1));
     assert_eq!(lines[0], [(0.0, 50.0, 1), (2.0, 50.0, 1), (6.0, 50.0, 1)]);

@@ -103,14 +103,21 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
         let mut rng = key.fold(Purpose::Test, own).fold(Purpose::Test, round as u64).rng();
         let bytes = mutated(&whole, &mut rng);
         std::fs::write(file, &bytes).unwrap();
-        let began = Instant::now();
-        let done = catch_unwind(AssertUnwindSafe(read));
+        let timed = || {
+            let began = Instant::now();
+            (catch_unwind(AssertUnwindSafe(read)), began.elapsed())
+        };
+        let (mut done, mut took) = timed();
+        if took > PATIENCE {
+            // On a crowded machine somebody else had the processor.
+            (done, took) = timed();
+        }
         let keep = || {
             let kept = std::env::temp_dir().join(format!("fedllava-fuzz-{}-{round}", name.replace(['/', ' '], "-")));
             std::fs::write(&kept, &bytes).unwrap();
             kept.display().to_string()
         };
-        assert!(began.elapsed() < PATIENCE, "{name}, round {round}: {:?}; kept as {}", began.elapsed(), keep());
+        assert!(took < PATIENCE, "{name}, round {round}: {took:?}; kept as {}", keep());
         match done {
             Err(_) => panic!("{name}, round {round}: a panic; kept as {}", keep()),
             Ok(Ok(())) => {}

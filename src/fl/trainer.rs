@@ -255,7 +255,8 @@ impl Trainer for CompactTrainer<'_> {
         fold: &mut (dyn FnMut(usize, Result<Returned>) -> Result<()> + Send),
     ) -> Result<()> {
         let lanes = self.lanes(jobs, cx)?;
-        let groups = groups(jobs, lanes);
+        let briefs: Vec<&Brief> = jobs.iter().map(|job| &job.brief).collect();
+        let groups = groups(&briefs, lanes);
         let workers = self.backend.map_or(cx.threads, |b| b.workers(cx.threads));
         exec::ordered(
             workers,
@@ -269,16 +270,19 @@ impl Trainer for CompactTrainer<'_> {
 }
 
 /// Jobs that are done side by side: neighbours with like briefs, at most `lanes`, as equally many as can be.
-fn groups(jobs: &[Job], lanes: usize) -> Vec<Range<usize>> {
+fn groups(briefs: &[&Brief], lanes: usize) -> Vec<Range<usize>> {
+    if lanes <= 1 {
+        return (0..briefs.len()).map(|i| i..i + 1).collect();
+    }
     let (mut all, mut first) = (Vec::new(), 0);
-    while lanes > 1 && first < jobs.len() {
-        let same = jobs[first + 1..].iter().take_while(|job| alike(&jobs[first].brief, &job.brief)).count();
+    while first < briefs.len() {
+        let same = briefs[first + 1..].iter().take_while(|brief| alike(briefs[first], brief)).count();
         for n in split(1 + same, lanes) {
             all.push(first..first + n);
             first += n;
         }
     }
-    if lanes <= 1 { (0..jobs.len()).map(|i| i..i + 1).collect() } else { all }
+    all
 }
 
 /// Threads for a worker's own kernels: where clients are fewer than cores, the rest is dealt out.
@@ -289,7 +293,25 @@ fn share(threads: usize, jobs: usize, worker: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::share;
+    use super::*;
+    use crate::fl::brief::Bn;
+
+    #[test]
+    fn side_by_side_are_neighbours_whose_steps_are_alike() {
+        let brief =
+            |bn, apart| Brief { slots: Vec::new(), steps: vec![Step::Train(Train { bn, apart, ..Train::default() })] };
+        let (plain, running, apart) = (brief(Bn::Batch, false), brief(Bn::Running, false), brief(Bn::Batch, true));
+        let sizes = |briefs: &[&Brief], lanes| {
+            let all = groups(briefs, lanes);
+            assert_eq!(all.iter().cloned().flatten().collect::<Vec<_>>(), (0..briefs.len()).collect::<Vec<_>>());
+            all.iter().map(Range::len).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&[&plain; 5], 1), [1; 5]);
+        assert_eq!(sizes(&[&plain; 5], 3), [3, 2]);
+        assert_eq!(sizes(&[&plain, &plain, &running, &plain], 8), [2, 1, 1]);
+        assert_eq!(sizes(&[&apart, &apart], 8), [1, 1]);
+        assert!(sizes(&[], 8).is_empty());
+    }
 
     #[test]
     fn every_core_is_used_when_clients_are_few() {

@@ -80,7 +80,7 @@ impl RunDir {
         if fresh {
             write_config(&file, config)?;
         } else {
-            let old = written(&file, whole)?;
+            let old = written(&file, config, whole)?;
             let difference = refuse_difference(&old, config, &idle(&old), path)?;
             longer = difference == Difference::Longer;
             if difference == Difference::Idle {
@@ -96,7 +96,7 @@ impl RunDir {
         if !file.exists() || fsx::Lock::possible(path) {
             return Ok(false);
         }
-        Ok(refuse_difference(&written(&file, whole)?, config, &[], path)? == Difference::None)
+        Ok(refuse_difference(&written(&file, config, whole)?, config, &[], path)? == Difference::None)
     }
 
     /// Whether more rounds are asked than the directory's config has, and nothing else differs.
@@ -298,14 +298,14 @@ fn refuse_links(path: &Path) -> Result<()> {
     }
 }
 
-/// The config that a directory was begun with, whole.
-fn written(file: &Path, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Table> {
+/// The config that a directory was begun with, whole; an empty one only where that is what is `asked`.
+fn written(file: &Path, asked: &Table, whole: &dyn Fn(Table) -> Result<Table>) -> Result<Table> {
     let damaged = |what: &str| {
         Error::data(format!("{}: {what}", file.display()))
             .hint("bring it back from a copy, or delete the run's directory to begin it anew")
     };
     let old: Table = toml::from_str(&fsx::read_text(file)?).map_err(|e| damaged(e.message()))?;
-    if old.is_empty() {
+    if old.is_empty() && !asked.is_empty() {
         return Err(damaged("it is empty, and a run writes its whole config there"));
     }
     refuse_newer(old.get("schema").and_then(toml::Value::as_integer), file)?;

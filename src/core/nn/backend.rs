@@ -85,10 +85,7 @@ impl Backend {
     pub fn session(self, net: &Arc<Net>, cx: &Context, threads: usize, lanes: usize) -> Result<Box<dyn Session>> {
         match self {
             Backend::Emulated => return Ok(Box::new(Resident::new(net, emulated()?, lanes)?)),
-            #[cfg(feature = "cuda")]
             Backend::Cuda | Backend::CudaStrict => return Ok(Box::new(Resident::new(net, self.gpu(cx)?, lanes)?)),
-            #[cfg(not(feature = "cuda"))]
-            Backend::Cuda | Backend::CudaStrict => return Err(without()),
             _ => {}
         }
         let one = || self.workspace(net, cx, threads);
@@ -104,14 +101,8 @@ impl Backend {
     pub fn lanes(self, net: &Net, cx: &Context, load: Load<'_>, cohort: usize) -> Result<usize> {
         match self {
             Backend::Emulated => fitting(net, &emulated()?, load, cohort),
-            #[cfg(feature = "cuda")]
             Backend::Cuda | Backend::CudaStrict => fitting(net, &self.gpu(cx)?, load, cohort),
-            #[cfg(not(feature = "cuda"))]
-            Backend::Cuda | Backend::CudaStrict => Err(without()),
-            _ => {
-                let _ = cx;
-                Ok(1)
-            }
+            _ => Ok(1),
         }
     }
 
@@ -123,6 +114,12 @@ impl Backend {
         };
         cuda::Cuda::new(gpu_id, if self == Backend::Cuda { Precision::Tf32 } else { Precision::Strict })
     }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpu(self, _: &Context) -> Result<Emulated> {
+        Err(Error::input("run.engine = \"cuda\": this binary was built without CUDA")
+            .hint("build it with cargo build --release --features cuda"))
+    }
 }
 
 fn fitting<C: Card>(net: &Net, card: &C, load: Load<'_>, cohort: usize) -> Result<usize> {
@@ -133,10 +130,4 @@ fn fitting<C: Card>(net: &Net, card: &C, load: Load<'_>, cohort: usize) -> Resul
 fn emulated() -> Result<Emulated> {
     let none = || Error::environment("run.engine = \"emulated\" needs a C++ compiler").hint("CXX may name one");
     Emulated::new(&fsx::cache_dir()?.join("emulated"), 1)?.ok_or_else(none)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn without() -> Error {
-    Error::input("run.engine = \"cuda\": this binary was built without CUDA")
-        .hint("build it with cargo build --release --features cuda")
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::super::group::{Report, shown};
-use super::super::keys::{Keys, NOISE};
+use super::super::keys::{Keys, NOISE, list_of};
 use super::super::numbers::Spread;
 use super::super::runs::{Run, Stage};
 use super::data::{Chart, Mark, Point, Series, seeds, spread_note, titled};
@@ -95,8 +95,10 @@ impl Family<'_> {
         let mut parts = vec![self.stage.label.clone()];
         let keys: BTreeSet<&String> = all.iter().flat_map(|f| f.rest.keys()).collect();
         for key in keys.into_iter().filter(|k| self.stage.reads(k)) {
-            if all.iter().any(|f| f.rest.get(key) != self.rest.get(key)) {
-                parts.push(format!("{key} = {}", self.rest.get(key).map_or_else(|| "–".into(), shown)));
+            let own = self.rest.get(key);
+            let said = own.is_none() && list_of(key).is_some();
+            if !said && all.iter().any(|f| f.rest.get(key) != own) {
+                parts.push(format!("{key} = {}", own.map_or_else(|| "–".into(), shown)));
             }
         }
         parts.extend((self.copy > 0).then(|| format!("copy {}", self.copy + 1)));
