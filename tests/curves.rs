@@ -78,6 +78,12 @@ fn a_curve_over_bytes_has_each_round_at_what_the_cohort_sent_until_then() {
     let lines: Vec<_> = chart.series.iter().map(points).collect();
     assert!(lines.iter().any(|l| near(l, wanted(2.0, 0.5))), "{lines:?}");
     assert!(lines.iter().any(|l| near(l, wanted(1.2, 0.25))), "{lines:?}");
+    let up = cost::cost(&report(root), "upload").unwrap().unwrap();
+    let lines: Vec<_> = up.series.iter().map(points).collect();
+    assert!(lines.iter().any(|l| near(l, wanted(1.0, 0.5))) && lines.iter().any(|l| near(l, wanted(0.2, 0.25))));
+    assert!(
+        cost::cost(&report(root), "seconds").unwrap().is_none() && cost::cost(&report(root), "x").unwrap().is_none()
+    );
 }
 
 #[test]

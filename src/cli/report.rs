@@ -40,8 +40,8 @@ numbers; JSON: { \"schema\", \"title\", \"rows\", \"columns\", \"cells\": [ { \"
 \"contrasts\", \"notes\" }.
 
 --figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments), or
-against what was spent (bytes, work, seconds, epsilon; configs/way). A link of federated.way is named by its kind, as in
-federated.way.attack.attackers.
+against what was spent (bytes, upload, work, seconds, epsilon; configs/way). A link of federated.way is named by its kind,
+as in federated.way.attack.attackers.
 
 Examples:
   fedllava report runs/demo
@@ -164,7 +164,7 @@ pub struct Report {
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
     /// With --figures: draw accuracy against this key of the configs, such as partition.alpha; against epsilon; or, of
-    /// each round, against bytes, work or seconds.
+    /// each round, against bytes, upload (what clients send), work or seconds.
     #[arg(long, value_name = "KEY", requires = "figures")]
     curve: Option<String>,
     /// With --curve: steps of equal ratio are equally long.

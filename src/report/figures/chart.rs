@@ -72,7 +72,7 @@ impl Scale {
         let most = points().map(high).fold(0.0, f64::max);
         let top = [5.0, 10.0, 20.0, 50.0].into_iter().find(|t| most <= *t).unwrap_or(100.0);
         if c.mark == Mark::Bands {
-            ticks = nice(first, last);
+            ticks = if log { decades(first.exp(), last.exp()) } else { nice(first, last) };
         }
         Scale { first, last, log, top, ticks, y }
     }
@@ -101,6 +101,13 @@ fn nice(first: f64, last: f64) -> Vec<f64> {
     let step = step.into_iter().find(|s| (last - first) / s <= 8.0).unwrap_or(10_000.0);
     let (a, b) = ((first / step).ceil() as i64, (last / step).floor() as i64);
     (a..=b).map(|i| i as f64 * step).collect()
+}
+
+/// One, two and five times the powers of ten between two numbers above 0.
+fn decades(first: f64, last: f64) -> Vec<f64> {
+    let powers = (first.log10().floor() as i32)..=(last.log10().ceil() as i32);
+    let all = powers.flat_map(|k| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(k)));
+    all.filter(|v| (first..=last).contains(v)).collect()
 }
 
 fn axes(area: &Area<'_>, c: &Chart, s: &Scale) -> Result<()> {
@@ -194,5 +201,11 @@ mod tests {
     fn ticks_have_no_needless_digits() {
         let texts = [0.0, 5.0, 8.2857, 0.05, 164.4, 20_000.0, -1.5].map(plain);
         assert_eq!(texts, ["0", "5", "8.29", "0.05", "164", "20000", "-1.5"]);
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_ticks_over_all_of_it() {
+        assert_eq!(decades(2.6, 201.0), [5.0, 10.0, 20.0, 50.0, 100.0, 200.0]);
+        assert_eq!(decades(0.5, 2.0), [0.5, 1.0, 2.0]);
     }
 }

@@ -14,6 +14,8 @@ use crate::run::Records;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cost {
     Bytes,
+    /// What clients send alone.
+    Upload,
     MultiplyAdds,
     Seconds,
 }
@@ -25,6 +27,7 @@ impl Cost {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Cost::Bytes => ("bytes", "sent and received by all clients together"),
+            Cost::Upload => ("upload", "sent by all clients together"),
             Cost::MultiplyAdds => ("work", "multiply-adds of all clients together"),
             Cost::Seconds => ("seconds", "of this machine's time, rounds and their evaluation"),
         }
@@ -32,7 +35,7 @@ impl Cost {
 
     fn units(self) -> &'static [Unit] {
         match self {
-            Cost::Bytes => &[("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)],
+            Cost::Bytes | Cost::Upload => &[("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)],
             Cost::MultiplyAdds => &[("M", 1e6), ("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18)],
             Cost::Seconds => &[("s", 1.0), ("min", 60.0), ("h", 3600.0)],
         }
@@ -42,10 +45,11 @@ impl Cost {
     fn spent(self, run: &Run, rounds: &[f64]) -> Result<Option<Vec<f64>>> {
         let burden = &run.eval["facts"]["burden"];
         let cohort = run.keys.get("federated.cohort").and_then(toml::Value::as_integer).unwrap_or(0) as f64;
-        let each = |keys: &[&str]| keys.iter().map(|k| burden[*k].as_f64()).sum::<Option<f64>>();
+        let sum = |keys: &[&str]| keys.iter().map(|k| burden[*k].as_f64()).sum::<Option<f64>>();
         let a_round = match self {
-            Cost::Bytes => each(&["bytes_down", "bytes_up"]),
-            Cost::MultiplyAdds => each(&["multiply_adds"]),
+            Cost::Bytes => sum(&["bytes_down", "bytes_up"]),
+            Cost::Upload => sum(&["bytes_up"]),
+            Cost::MultiplyAdds => sum(&["multiply_adds"]),
             Cost::Seconds => return seconds(run, rounds),
         };
         let a_round = a_round.map(|c| c * cohort).filter(|c| *c > 0.0);
@@ -72,9 +76,20 @@ fn seconds(run: &Run, rounds: &[f64]) -> Result<Option<Vec<f64>>> {
 /// Accuracy against bytes, multiply-adds and seconds: the lines of accuracy against rounds, each round at its cost (the mean
 /// over seeds). Lines whose runs do not record a cost are named.
 pub fn costs(report: &Report) -> Result<Vec<(&'static str, Chart)>> {
+    each(report, &[Cost::Bytes, Cost::MultiplyAdds, Cost::Seconds])
+}
+
+/// The same against one cost by its name, `upload` among them: none of another name.
+pub fn cost(report: &Report, name: &str) -> Result<Option<Chart>> {
+    let all = [Cost::Bytes, Cost::Upload, Cost::MultiplyAdds, Cost::Seconds];
+    let Some(cost) = all.into_iter().find(|c| c.words().0 == name) else { return Ok(None) };
+    Ok(each(report, &[cost])?.pop().map(|(_, chart)| chart))
+}
+
+fn each(report: &Report, costs: &[Cost]) -> Result<Vec<(&'static str, Chart)>> {
     let Some(rounds) = rounds(report)? else { return Ok(Vec::new()) };
     let mut charts = Vec::new();
-    for cost in [Cost::Bytes, Cost::MultiplyAdds, Cost::Seconds] {
+    for &cost in costs {
         let (mut series, mut without) = (Vec::new(), Vec::new());
         for line in &rounds.series {
             match moved(report, line, cost)? {

@@ -47,11 +47,11 @@ pub fn burdens(report: &Report) -> Result<Vec<(&'static str, String)>> {
     charts.iter().map(|(name, c)| Ok((*name, chart::chart(c)?))).collect()
 }
 
-/// Final accuracy against a key of the configs or the privacy spent (`epsilon`); or, of each round, against `bytes`, `work`
-/// or `seconds`.
+/// Final accuracy against a key of the configs or the privacy spent (`epsilon`); or, of each round, against `bytes`,
+/// `upload` (what clients send alone), `work` or `seconds`.
 pub fn against(report: &Report, key: &str, log: bool) -> Result<String> {
-    match cost::costs(report)?.into_iter().find(|(name, _)| *name == key) {
-        Some((_, spent)) => chart::chart(&data::Chart { log, ..spent }),
+    match cost::cost(report, key)? {
+        Some(spent) => chart::chart(&data::Chart { log, ..spent }),
         None => chart::chart(&curve::curve(report, key, log)?),
     }
 }
