@@ -82,13 +82,17 @@ impl Config {
 
     fn check_machine(&self) -> Result<()> {
         let run = &self.run;
-        let other = |where_| {
-            let text = format!("run.engine: this one runs on run.device = {where_}, not on {:?}", run.device);
-            Err(Error::input(text).hint("use run.engine = \"auto\" or \"candle\""))
+        let other = |device: &str, hint: &'static str| {
+            let text = format!("run.engine: this one runs on run.device = {device:?}, not on {:?}", run.device);
+            Err(Error::input(text).hint(hint))
         };
         match run.engine {
-            Backend::Cpu | Backend::Winograd | Backend::Emulated if run.device.starts_with("cuda") => other("\"cpu\""),
-            Backend::Cuda | Backend::CudaStrict if run.device == "cpu" => other("\"cuda\""),
+            Backend::Cpu | Backend::Winograd | Backend::Emulated if run.device.starts_with("cuda") => {
+                other("cpu", "use run.engine = \"auto\" or \"candle\"")
+            }
+            Backend::Cuda | Backend::CudaStrict if run.device == "cpu" => {
+                other("cuda", "set run.device = \"cuda\" too")
+            }
             _ => Ok(()),
         }
     }

@@ -40,7 +40,7 @@ pub enum Backend {
     /// The same with products in f32.
     CudaStrict,
     /// The CUDA engine's kernels by the system's C++ compiler, on the CPU, thread by thread: a check of what a GPU would
-    /// do, thousands of times slower than `cpu`.
+    /// do, far slower than `cpu`.
     Emulated,
 }
 
