@@ -90,6 +90,8 @@ pub struct CompactTrainer<'a> {
     /// The training images with their labels flipped, for clients that attack so.
     flipped: OnceLock<Flipped<'a>>,
     idle: Mutex<Idle>,
+    /// Lanes by pulls, rows and clients, as a card had room for them.
+    fitting: Mutex<BTreeMap<(usize, usize, usize), usize>>,
 }
 
 /// Sessions between two exchanges, by their threads and lanes: memory stays warm from round to round.
@@ -136,8 +138,8 @@ impl<'a> CompactTrainer<'a> {
         images: &'a dyn Samples,
         clients: &'a [Vec<u32>],
     ) -> Self {
-        let (supplies, flipped, idle) = (Supplies::default(), OnceLock::new(), Mutex::default());
-        CompactTrainer { net, sessions, backend, images, clients, supplies, flipped, idle }
+        let (supplies, flipped, idle, fitting) = Default::default();
+        CompactTrainer { net, sessions, backend, images, clients, supplies, flipped, idle, fitting }
     }
 
     /// With these supplies.
@@ -164,7 +166,15 @@ impl<'a> CompactTrainer<'a> {
         let Some((first, _)) = trains.first() else { return Ok(1) };
         let pulls = trains.iter().map(|(train, _)| train.pulls.len()).max().unwrap_or(0);
         let rows = trains.iter().map(|(_, rows)| *rows).max().unwrap_or(0);
-        backend.lanes(&self.net, cx, Load { optimiser: &first.optimiser, pulls, rows }, jobs.len().min(LEAF))
+        let clients = jobs.len().min(LEAF);
+        if let Some(&known) = exec::lock(&self.fitting).get(&(pulls, rows, clients)) {
+            return Ok(known);
+        }
+        // What idle sessions hold of the card is room too.
+        exec::lock(&self.idle).clear();
+        let lanes = backend.lanes(&self.net, cx, Load { optimiser: &first.optimiser, pulls, rows }, clients)?;
+        exec::lock(&self.fitting).insert((pulls, rows, clients), lanes);
+        Ok(lanes)
     }
 
     /// Rows of a training's batches at most.
