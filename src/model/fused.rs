@@ -6,9 +6,7 @@
 //! compiler can use vector registers, without contracting products and sums.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use candle_nn::ops;
 use rayon::prelude::*;
 
@@ -263,70 +261,6 @@ impl CustomOp1 for QuickGelu {
     }
 }
 
-/// `silu(gate) · up`, element by element: what a gated MLP puts between its matrices.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if on_cpu(&[gate, up]) {
-        return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
-    }
-    swiglu_composed(gate, up)
-}
-
-fn swiglu_composed(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.silu()? * up
-}
-
-struct SwiGlu;
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(&self, g: &CpuStorage, lg: &Layout, u: &CpuStorage, lu: &Layout) -> Result<(CpuStorage, Shape)> {
-        if lg.shape() != lu.shape() {
-            bail!("swiglu: gate {:?}, up {:?}", lg.shape(), lu.shape());
-        }
-        const PIECE: usize = 1 << 14;
-        let (mut y, up) = (flat(g, lg)?.to_vec(), flat(u, lu)?);
-        match rayon::current_num_threads() {
-            1 => curves::gated(&mut y, up),
-            _ => y.par_chunks_mut(PIECE).zip(up.par_chunks(PIECE)).for_each(|(g, u)| curves::gated(g, u)),
-        }
-        Ok((CpuStorage::F32(y), lg.shape().clone()))
-    }
-
-    /// With s = sigmoid(gate): `d gate = G · up · s · (1 + gate · (1 − s))`, `d up = G · gate · s`.
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let both = with(gate, |gate| {
-            with(up, |up| {
-                with(&grad, |grad| {
-                    let (mut by_gate, mut by_up) = (grad.to_vec(), gate.to_vec());
-                    let one = |((by_gate, by_up), up): ((&mut [f32], &mut [f32]), &[f32])| {
-                        for ((d, x), u) in by_gate.iter_mut().zip(by_up).zip(up) {
-                            let (g, s) = (*d, sigmoid(*x));
-                            *d = g * u * s * (1.0 + *x * (1.0 - s));
-                            *x *= g * s;
-                        }
-                    };
-                    const PIECE: usize = 1 << 14;
-                    match rayon::current_num_threads() {
-                        1 => one(((&mut by_gate, &mut by_up), up)),
-                        _ => by_gate
-                            .par_chunks_mut(PIECE)
-                            .zip(by_up.par_chunks_mut(PIECE))
-                            .zip(up.par_chunks(PIECE))
-                            .for_each(one),
-                    }
-                    (by_gate, by_up)
-                })
-            })
-        })???;
-        let made = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device()).map(Some);
-        Ok((made(both.0, gate)?, made(both.1, up)?))
-    }
-}
-
 /// Multi-head attention without its projections: `q`, `k`, `v` and the result are `(n, t, heads · size)`.
 ///
 /// `softmax(q kᵀ / √size) v` in each head; a token sees itself and, if `causal`, only earlier ones.
@@ -523,12 +457,6 @@ mod tests {
     fn quick_gelu_equals_its_composed_form_even_far_out() {
         let x = draw(&[400], 1, 20.0);
         same(|| quick_gelu(&x), || quick_gelu_composed(&x), &[&x]);
-    }
-
-    #[test]
-    fn a_gated_product_equals_its_composed_form_even_far_out() {
-        let (gate, up) = (draw(&[40, 10], 1, 20.0), draw(&[40, 10], 2, 2.0));
-        same(|| swiglu(&gate, &up), || swiglu_composed(&gate, &up), &[&gate, &up]);
     }
 
     #[test]

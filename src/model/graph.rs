@@ -79,16 +79,30 @@ pub fn recomputed(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor> + Send + Syn
 /// Gradients that recomputed functions give to leaves other than their argument, which candle's own store cannot hold.
 /// Every backward adds; [`Sink::take`] empties it.
 #[derive(Debug, Default)]
-pub struct Sink(Mutex<HashMap<TensorId, Tensor>>);
+pub struct Sink {
+    all: Mutex<HashMap<TensorId, Tensor>>,
+    keeps: bool,
+}
 
 impl Sink {
-    /// The gradient of a leaf, if one has come.
-    pub fn take(&self, leaf: &Tensor) -> Option<Tensor> {
-        lock(&self.0).remove(&leaf.id())
+    /// An empty one; `keeps` says whether functions keep what they compute instead of computing it again.
+    pub fn new(keeps: bool) -> Self {
+        Sink { all: Mutex::default(), keeps }
     }
 
-    fn add(&self, leaf: &Tensor, grad: Tensor) -> candle_core::Result<()> {
-        let mut all = lock(&self.0);
+    /// Whether what is computed on the way there is kept for the way back.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
+    /// The gradient of a leaf, if one has come.
+    pub fn take(&self, leaf: &Tensor) -> Option<Tensor> {
+        lock(&self.all).remove(&leaf.id())
+    }
+
+    /// Adds to the gradient of a leaf.
+    pub fn add(&self, leaf: &Tensor, grad: Tensor) -> candle_core::Result<()> {
+        let mut all = lock(&self.all);
         let sum = match all.remove(&leaf.id()) {
             Some(known) => (known + grad)?,
             None => grad,
@@ -159,7 +173,7 @@ mod tests {
         let f = move |x: &Tensor| Ok(x.matmul(&inner)?.sqr()?);
         for x in [x.as_tensor().clone(), x.as_tensor().detach()] {
             let plain = f(&x).unwrap().sum_all().unwrap().backward().unwrap();
-            let sink = Arc::default();
+            let sink = Arc::new(Sink::new(false));
             let y = recomputed_into(&x, vec![w.as_tensor().clone()], &sink, f.clone()).unwrap();
             y.sum_all().unwrap().backward().unwrap();
             let (got, want) = (sink.take(w.as_tensor()).unwrap(), plain.get(w.as_tensor()).unwrap());

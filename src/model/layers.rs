@@ -5,6 +5,7 @@
 //! the weight is trained (composed operations, which candle differentiates).
 
 use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
 
 use super::fused;
 use super::graph::with_backward;
@@ -116,6 +117,11 @@ impl Linear {
         if self.adapter.is_some() {
             return Err(Error::defect("the plain numbers of a linear layer that has an adapter"));
         }
+        self.base()
+    }
+
+    /// As [`view`](Self::view), without what stands beside it: whoever asks adds that.
+    pub fn base(&self) -> Result<LinearView<'_>> {
         let bias = self.bias.as_ref().map(View::of).transpose()?;
         Ok(LinearView { weight: View::of(&self.weight)?, inputs: self.weight.dim(1)?, bias })
     }
@@ -179,6 +185,21 @@ impl RmsNorm {
     /// Of rows that lie on a CPU in f32, without a graph, into `y` of the same length.
     pub fn rows(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         norms::rms_norm(x, &View::of(&self.weight)?, self.eps as f32, y);
+        Ok(())
+    }
+
+    /// The way back of [`rows`](Self::rows) to its input, added to `gx`.
+    pub fn back(&self, x: &[f32], grad: &[f32], gx: &mut [f32]) -> Result<()> {
+        let (weight, eps) = (View::of(&self.weight)?, self.eps as f32);
+        let some = (1usize << 14).next_multiple_of(weight.len().max(1));
+        match rayon::current_num_threads() {
+            1 => norms::rms_norm_back(x, &weight, eps, grad, gx),
+            _ => gx
+                .par_chunks_mut(some)
+                .zip(x.par_chunks(some))
+                .zip(grad.par_chunks(some))
+                .for_each(|((gx, x), grad)| norms::rms_norm_back(x, &weight, eps, grad, gx)),
+        }
         Ok(())
     }
 

@@ -132,7 +132,7 @@ fn attend(
         1 => parts.chunks_exact_mut(piece).enumerate().for_each(one),
         _ => parts.par_chunks_exact_mut(piece).enumerate().for_each(one),
     }
-    Ok(group.joined(&parts))
+    Ok(token_major(&parts, a.heads, new, a.head_dim))
 }
 
 /// Keys or values, `(rows, kv heads, tokens, head_dim)`; the tokens of a head lie one after the other.
@@ -215,22 +215,22 @@ impl Group<'_> {
             let last = self.past + i % new + 1;
             let seen = self.pad(row).min(last)..last;
             curves::softmax(&mut scores[seen.clone()], scale);
-            mix(&scores[seen.clone()], &values[seen.start * dim..last * dim], out);
+            mix(&scores[seen.clone()], &values[seen.start * dim..last * dim], out, 1);
         }
     }
+}
 
-    /// Heads, `(rows, heads, new, dim)`, token by token.
-    fn joined(&self, parts: &[f32]) -> Spare {
-        let mut all = Spare::take(parts.len());
-        for (i, part) in parts.chunks_exact((self.new * self.dim).max(1)).enumerate() {
-            let (row, head) = (i / self.heads, i % self.heads);
-            for (token, values) in part.chunks_exact(self.dim).enumerate() {
-                let at = ((row * self.new + token) * self.heads + head) * self.dim;
-                all[at..at + self.dim].copy_from_slice(values);
-            }
+/// Heads, `(rows, heads, new, dim)`, token by token.
+pub(super) fn token_major(parts: &[f32], heads: usize, new: usize, dim: usize) -> Spare {
+    let mut all = Spare::take(parts.len());
+    for (i, part) in parts.chunks_exact((new * dim).max(1)).enumerate() {
+        let (row, head) = (i / heads, i % heads);
+        for (token, values) in part.chunks_exact(dim).enumerate() {
+            let at = ((row * new + token) * heads + head) * dim;
+            all[at..at + dim].copy_from_slice(values);
         }
-        all
     }
+    all
 }
 
 #[cfg(test)]

@@ -116,10 +116,23 @@ impl Layer {
         if direct::serves(self, x) {
             return direct::forward(self, x, at, cache);
         }
-        if cache.is_none() && adapted::serves(self, x, at) {
-            return adapted::forward(self, x, at);
-        }
         self.composed(x, at, cache)
+    }
+
+    /// See [`Llama::hidden_into`].
+    fn learn(self: &Arc<Self>, x: &Tensor, at: &Positions, sink: &Arc<Sink>, keeps: bool) -> Result<Tensor> {
+        let trained = self.trained();
+        if trained.is_empty() && !x.track_op() {
+            return self.forward(x, at, None);
+        }
+        if adapted::serves(self, x, at) {
+            return adapted::trained(self, x, at, sink, keeps);
+        }
+        if sink.keeps() {
+            return self.forward(x, at, None);
+        }
+        let (layer, at) = (self.clone(), at.clone());
+        recomputed_into(x, trained, sink, move |x| layer.forward(x, &at, None))
     }
 
     /// From candle's operations.
@@ -286,17 +299,18 @@ impl Llama {
         self.norm.forward(&x)
     }
 
-    /// The training pass with adapters that keeps one activation a layer: backward computes each layer again, and the
-    /// gradients of what is trained in it come to `sink`; that of `x`, where it is tracked, to candle's own store.
+    /// The training pass with adapters. If the `sink` does not keep, memory holds one activation a layer: backward
+    /// computes each layer again, and the gradients of what is trained in it come to the sink; that of `x`, where it is
+    /// tracked, to candle's own store. If it keeps, those of layers that candle composes come to its store too.
     pub fn hidden_into(&self, x: &Tensor, places: Option<&[Places]>, sink: &Arc<Sink>) -> Result<Tensor> {
         let (_, new, _) = x.dims3().at(|| "language model: embeddings")?;
         self.fits(new)?;
         let at = self.placed((0, new), &[], &[], places)?;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let (layer, at, trained) = (layer.clone(), at.clone(), layer.trained());
-            let again = move |x: &Tensor| layer.forward(x, &at, None);
-            x = recomputed_into(&x, trained, sink, again).at(|| format!("layer {i}"))?;
+            // The last layer's activations are the first that the way back needs.
+            let keeps = sink.keeps() || i + 1 == self.layers.len();
+            x = layer.learn(&x, &at, sink, keeps).at(|| format!("layer {i}"))?;
         }
         self.norm.forward(&x)
     }

@@ -1,12 +1,12 @@
 //! Rotary position embeddings (Su et al., 2021) with the scalings that Llama checkpoints name.
 
 use candle_core::{D, DType, Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::number;
 use crate::error::{Error, Result};
-use crate::model::graph::with_backward;
 use crate::model::view::View;
 
 /// How the frequencies are stretched for longer texts.
@@ -185,40 +185,34 @@ impl Turns {
 
     /// Turns heads that lie token by token on a CPU in f32, `(rows, tokens, heads, head_dim)`, in place.
     pub(super) fn turn(&self, x: &mut [f32], head_dim: usize, heads: usize) -> Result<()> {
+        const TOKENS: usize = 32;
         let (cos, sin) = (View::of(&self.cos)?, View::of(&self.sin)?);
-        let half = head_dim / 2;
-        for (token, x) in x.chunks_exact_mut((heads * head_dim).max(1)).enumerate() {
-            // One row of positions serves all rows.
-            let at = token * half % cos.len().max(1);
-            let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-            for head in x.chunks_exact_mut(head_dim) {
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (a, b) = (low[i], high[i]);
-                    low[i] = a * cos[i] - b * sin[i];
-                    high[i] = b * cos[i] + a * sin[i];
+        let (half, token) = (head_dim / 2, (heads * head_dim).max(1));
+        let some = |(first, x): (usize, &mut [f32])| {
+            for (i, x) in x.chunks_exact_mut(token).enumerate() {
+                // One row of positions serves all rows.
+                let at = (first * TOKENS + i) * half % cos.len().max(1);
+                let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                for head in x.chunks_exact_mut(head_dim) {
+                    let (low, high) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let (a, b) = (low[i], high[i]);
+                        low[i] = a * cos[i] - b * sin[i];
+                        high[i] = b * cos[i] + a * sin[i];
+                    }
                 }
             }
+        };
+        match x.len() > 2 * TOKENS * token && rayon::current_num_threads() > 1 {
+            true => x.par_chunks_mut(TOKENS * token).enumerate().for_each(some),
+            false => x.chunks_mut(TOKENS * token).enumerate().for_each(some),
         }
         Ok(())
     }
 
-    /// Turns heads that lie token by token on a CPU in f32, `(rows, tokens, heads, head_dim)`, with a backward of its own:
-    /// turning back.
-    pub(super) fn joined(&self, x: &Tensor) -> Result<Tensor> {
-        fn run(turns: &Turns, x: &Tensor) -> Result<Tensor> {
-            let (_, _, heads, head_dim) = x.dims4()?;
-            let whole = x.contiguous()?;
-            let mut values = View::of(&whole)?.to_vec();
-            turns.turn(&mut values, head_dim, heads)?;
-            Ok(Tensor::from_vec(values, x.shape(), x.device())?)
-        }
-        let value = run(self, &x.detach())?;
-        if !x.track_op() {
-            return Ok(value);
-        }
-        let back = Turns { cos: self.cos.clone(), sin: self.sin.neg()? };
-        with_backward(x, &value, move |grad| run(&back, grad).map_err(|e| candle_core::Error::Msg(e.to_string())))
+    /// What turns back.
+    pub(super) fn back(&self) -> Result<Turns> {
+        Ok(Turns { cos: self.cos.clone(), sin: self.sin.neg()? })
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

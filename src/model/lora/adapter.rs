@@ -37,13 +37,12 @@ impl Dropout {
         *lock(&self.key) = key;
     }
 
-    /// 0 where an element is dropped, else 1 / (1 − rate), in the shape of `x`.
-    fn mask(&self, x: &Tensor, number: u64) -> Result<Option<Tensor>> {
-        let Some(key) = lock(&self.key).filter(|_| self.rate > 0.0) else { return Ok(None) };
+    /// 0 where one of `len` elements is dropped, else 1 / (1 − rate).
+    fn mask(&self, len: usize, number: u64) -> Option<Vec<f32>> {
+        let key = lock(&self.key).filter(|_| self.rate > 0.0)?;
         let mut rng = key.fold(Purpose::Dropout, number).rng();
         let kept = 1.0 / (1.0 - self.rate);
-        let mask: Vec<f32> = (0..x.elem_count()).map(|_| if rng.f32() < self.rate { 0.0 } else { kept }).collect();
-        Ok(Some(Tensor::from_vec(mask, x.dims(), x.device())?))
+        Some((0..len).map(|_| if rng.f32() < self.rate { 0.0 } else { kept }).collect())
     }
 }
 
@@ -56,13 +55,26 @@ impl Adapter {
     /// What is added to the layer's output: `(rows, in)` → `(rows, out)`, computed in f32 and given in `dtype`.
     pub fn forward(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
         let mut x = x.to_dtype(DType::F32)?;
-        if let Some(dropout) = &self.dropout
-            && let Some(mask) = dropout.mask(&x, self.number)?
-        {
-            x = (x * mask)?;
+        if let Some(mask) = self.mask(x.elem_count()) {
+            x = (&x * Tensor::from_vec(mask, x.dims(), x.device())?)?;
         }
         let y = x.matmul(&self.a.t()?)?.matmul(&self.b.t()?)?;
         Ok((y * self.scale)?.to_dtype(dtype)?)
+    }
+
+    /// What an input of `len` elements is multiplied by, if anything is dropped now.
+    pub(super) fn mask(&self, len: usize) -> Option<Vec<f32>> {
+        self.dropout.as_ref()?.mask(len, self.number)
+    }
+
+    /// A and B.
+    pub(super) fn matrices(&self) -> (&Tensor, &Tensor) {
+        (&self.a, &self.b)
+    }
+
+    /// alpha / rank.
+    pub(super) fn scale(&self) -> f32 {
+        self.scale as f32
     }
 
     /// `W + (alpha / rank) · B A` in the type of `W` `(out, in)`.

@@ -8,11 +8,13 @@
 //! | file | what |
 //! |---|---|
 //! | `adapter` | what is added to a layer, dropout, folding into the weight |
+//! | `direct` | adapted layers on plain numbers, forward and back |
 //! | `source` | tensors and adapters for a model, over a frozen base |
 //! | `plan` | which modules are trained, their layout, fresh values |
 //! | `peft` | folders as PEFT reads and writes them |
 
 mod adapter;
+mod direct;
 mod peft;
 mod plan;
 mod source;
@@ -24,6 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::{Adapter, Dropout};
+pub use direct::{Inner, Learnt, Side, backward, forward};
 pub use peft::{Saved, read, write};
 pub use plan::{Plan, Slots};
 pub use source::{Adapted, Modules};

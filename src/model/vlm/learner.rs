@@ -85,16 +85,12 @@ impl Learner {
             ))
             .hint("samples keep their pixels where anything before the language model is trained"));
         }
-        let sink: Arc<Sink> = Arc::default();
+        let sink = Arc::new(Sink::new(!self.recompute));
         self.dropout.set(Some(key));
-        let done = self.loss(samples, &sink).and_then(|loss| self.back(&loss, &sink));
+        let done = self.vlm.loss(samples, Some(&sink)).and_then(|loss| self.back(&loss, &sink));
         self.dropout.set(None);
         let (loss, gradient) = done?;
         Ok(Gradient { loss, tokens: samples.iter().map(|s| s.targets.len()).sum(), gradient })
-    }
-
-    fn loss(&self, samples: &[&Sample], sink: &Arc<Sink>) -> Result<Tensor> {
-        self.vlm.loss(samples, self.recompute.then_some(sink))
     }
 
     fn back(&self, loss: &Tensor, sink: &Sink) -> Result<(f64, Vec<f32>)> {

@@ -226,7 +226,7 @@ pub trait Vlm: Send + Sync {
     }
 
     /// Mean cross-entropy of all targets of a batch, in nats; a scalar that candle differentiates. With a sink the
-    /// layers of the language model are computed again on the way back and the gradients of their adapters come to it.
+    /// gradients of the language model's adapters come to it; unless it keeps, layers are computed again on the way back.
     fn loss(&self, samples: &[&Sample], sink: Option<&Arc<Sink>>) -> Result<Tensor> {
         run::loss(self, samples, sink)
     }

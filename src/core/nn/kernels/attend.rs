@@ -13,7 +13,7 @@ use super::simd::{Isa, Simd, per_isa};
 use super::spare::Spare;
 
 /// Queries that share a pass over the keys.
-const QUERIES: usize = 8;
+pub(super) const QUERIES: usize = 8;
 
 /// Rows of `dim` values of one head, `stride` apart, in a slice that begins with the first.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub struct Tokens<'a> {
 }
 
 impl Tokens<'_> {
-    fn rows(&self, dim: usize) -> Rows {
+    pub(super) fn rows(&self, dim: usize) -> Rows {
         let last = self.count.saturating_sub(1) * self.stride;
         assert!(self.count == 0 || self.values.len() >= last + dim, "attention: too few values");
         Rows { at: self.values.as_ptr(), stride: self.stride, count: self.count }
@@ -111,7 +111,7 @@ unsafe fn body<S: Simd>(head: &Head<'_>, q: Rows, k: Rows, v: Rows, out: &mut [f
 
 /// Products of the queries with the panels of the first `most` of `all` keys.
 #[inline(always)]
-unsafe fn score<S: Simd>(q: Rows, keys: &[f32], dim: usize, all: usize, most: usize, scores: &mut [f32]) {
+pub(super) unsafe fn score<S: Simd>(q: Rows, keys: &[f32], dim: usize, all: usize, most: usize, scores: &mut [f32]) {
     let pitch = lanes(all);
     let (mut panel, mut lane) = (keys.as_ptr(), 0);
     for p in places(all).take_while(|p| p.first < most) {
@@ -133,7 +133,7 @@ unsafe fn score<S: Simd>(q: Rows, keys: &[f32], dim: usize, all: usize, most: us
 
 /// `out[i] += Σ_j p[i][j] v[j]`.
 #[inline(always)]
-unsafe fn mix<S: Simd>(p: *const f32, pitch: usize, v: Rows, dim: usize, out: &mut [f32]) {
+pub(super) unsafe fn mix<S: Simd>(p: *const f32, pitch: usize, v: Rows, dim: usize, out: &mut [f32]) {
     let (count, whole) = (out.len() / dim, dim / 16 * 16);
     for at in (0..whole).step_by(32) {
         let vectors = ((whole - at) / 16).min(2);

@@ -19,9 +19,9 @@ struct Sums([f32; BLOCK * PANEL]);
 
 per_isa! {
     /// Outputs `outs`, at most [`BLOCK`], of the rows of a panel. Contract: `panel` has the place's lanes for each
-    /// column of the matrix; `to` has its rows of the matrix' outputs (initialised for [`After::Add`]). `ahead` is null or
-    /// where weights lie that are needed next, half as many as the block's.
-    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: *mut f32, after: After, outs: Range<usize>, ahead: *const f32)
+    /// column of the matrix; `to` has its rows, `stride` values apart, with room for `outs` (initialised for
+    /// [`After::Add`]). `ahead` is null or where weights lie that are needed next, half as many as the block's.
+    block = block_body(panel: &[f32], place: Place, m: Matrix<'_>, to: (*mut f32, usize), after: After, outs: Range<usize>, ahead: *const f32)
 }
 
 #[inline(always)]
@@ -29,16 +29,16 @@ unsafe fn block_body<S: Simd>(
     panel: &[f32],
     place: Place,
     m: Matrix<'_>,
-    to: *mut f32,
+    (to, stride): (*mut f32, usize),
     after: After,
     outs: Range<usize>,
     ahead: *const f32,
 ) {
     let Range { start: from, end: until } = outs;
-    let (outputs, lanes) = (m.outputs(), place.lanes);
+    let lanes = place.lanes;
     // The outputs' lines come while the sums are made: otherwise every store waits for memory.
     for r in 0..place.count {
-        (from..until).step_by(16).for_each(|o| S::prefetch(to.wrapping_add((place.first + r) * outputs + o)));
+        (from..until).step_by(16).for_each(|o| S::prefetch(to.wrapping_add((place.first + r) * stride + o)));
     }
     let mut sums = Sums([0.0f32; BLOCK * PANEL]);
     let sums = &mut sums.0[..(until - from) * lanes];
@@ -68,7 +68,7 @@ unsafe fn block_body<S: Simd>(
         unsafe { curves::quick_gelu_body::<S>(sums) };
     }
     // SAFETY: `sums` holds the block, `to` its place.
-    unsafe { write::<S>(sums, place, to.add(from), outputs, until - from, after == After::Add) }
+    unsafe { write::<S>(sums, place, to.add(from), stride, until - from, after == After::Add) }
 }
 
 /// Columns of up to three vectors, `step` values apart.

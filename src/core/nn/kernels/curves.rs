@@ -57,6 +57,13 @@ pub fn gated(gate: &mut [f32], up: &[f32]) {
     unsafe { gated_kernel(Isa::detect(), gate, up) }
 }
 
+/// The way back of [`gated`] from `grad`, in place: with s = sigmoid(gate), `gate ← grad · up · s · (1 + gate · (1 − s))`
+/// and `up ← grad · gate · s`.
+pub fn gated_back(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    // SAFETY: as above.
+    unsafe { gated_back_kernel(Isa::detect(), gate, up, grad) }
+}
+
 /// `x ← x · sigmoid(1.702 x)`.
 pub fn quick_gelu(x: &mut [f32]) {
     // SAFETY: as above.
@@ -84,6 +91,20 @@ per_isa! {
 #[inline(always)]
 unsafe fn gated_body<S: Simd>(gate: &mut [f32], up: &[f32]) {
     gate.iter_mut().zip(up).for_each(|(g, u)| *g = *g * sigmoid(*g) * u);
+}
+
+per_isa! {
+    /// See [`gated_back`].
+    gated_back_kernel = gated_back_body(gate: &mut [f32], up: &mut [f32], grad: &[f32])
+}
+
+#[inline(always)]
+unsafe fn gated_back_body<S: Simd>(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
+        let (x, u, s) = (*gate, *up, sigmoid(*gate));
+        *gate = grad * u * s * (1.0 + x * (1.0 - s));
+        *up = grad * x * s;
+    }
 }
 
 per_isa! {
@@ -115,16 +136,25 @@ mod tests {
         let wave = |step: f32| (0..333).map(|i| (i as f32 * step).sin() * 9.0).collect::<Vec<f32>>();
         let run = |isa| {
             let (mut p, mut g, mut q) = (wave(0.7), wave(0.9), wave(1.1));
+            let (mut gate, mut up) = (wave(0.8), wave(0.6));
             // SAFETY: the instruction set is one of this machine's.
             unsafe {
                 softmax_kernel(isa, &mut p, 0.3);
                 gated_kernel(isa, &mut g, &wave(0.2));
                 quick_gelu_kernel(isa, &mut q);
+                gated_back_kernel(isa, &mut gate, &mut up, &wave(0.5));
             }
-            [p, g, q]
+            [p, g, q, gate, up]
         };
         let want = run(Isa::Portable);
         assert!((want[0].iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        for (i, ((x, u), g)) in wave(0.8).into_iter().zip(wave(0.6)).zip(wave(0.5)).enumerate() {
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            let (x, u, g) = (f64::from(x), f64::from(u), f64::from(g));
+            let slope = (silu(x + 1e-5) - silu(x - 1e-5)) / 2e-5;
+            assert!((f64::from(want[3][i]) - g * u * slope).abs() < 1e-4, "gate {i}");
+            assert!((f64::from(want[4][i]) - g * silu(x)).abs() < 1e-4, "up {i}");
+        }
         Isa::available().into_iter().for_each(|isa| assert_eq!(run(isa), want, "{isa}"));
     }
 }

@@ -153,15 +153,19 @@ pub fn run(x: &[f32], inputs: usize, wanted: &mut [MatrixProduct<'_>], spread: S
     share(Isa::detect(), x, inputs, &tasks, spread);
 }
 
-/// `y[i] = Σ_r p[r]·v[r][i]` with rows of `v` of the length of `y`.
-pub fn mix(p: &[f32], v: &[f32], y: &mut [f32]) {
-    assert!(v.len() == p.len() * y.len(), "mix: lengths");
-    let gy = Rows { at: p.as_ptr(), stride: p.len(), count: 1 };
-    if p.is_empty() {
+/// `y[n][i] = Σ_r p[n][r]·v[r][i]`: a few weighted sums of the rows of `v`, each row in its turn. `y` has `sums` rows.
+///
+/// # Panics
+/// When lengths disagree.
+pub fn mix(p: &[f32], v: &[f32], y: &mut [f32], sums: usize) {
+    let (rows, width) = (p.len() / sums.max(1), y.len() / sums.max(1));
+    assert!(p.len() == sums * rows && y.len() == sums * width && v.len() == rows * width, "mix: lengths");
+    let gy = Rows { at: p.as_ptr(), stride: rows, count: sums };
+    if rows == 0 {
         return y.fill(0.0);
     }
     // SAFETY: `detect` names an instruction set of this machine; the lengths are checked above.
-    unsafe { dense::input_gradient(Isa::detect(), gy, v, y.len(), p.len(), false, y.as_mut_ptr(), y.len()) }
+    unsafe { dense::input_gradient(Isa::detect(), gy, v, width, rows, false, y.as_mut_ptr(), width) }
 }
 
 /// All tasks of rows `x`. Many rows are shared out by groups, each turned where it is used; fewer by outputs.
@@ -199,7 +203,7 @@ fn wide(isa: Isa, panels: &Panels, first: usize, task: &Task<'_>) {
         let ahead = if i < 2 && task.until < task.outputs { next } else { std::ptr::null() };
         // SAFETY: `isa` is this machine's; the panel has the place's lanes, `to` all rows; tasks write disjoint blocks.
         unsafe {
-            let to = task.to.0.add(first * task.outputs);
+            let to = (task.to.0.add(first * task.outputs), task.outputs);
             block(isa, panel, place, task.matrix, to, task.after, task.from..task.until, ahead)
         };
     }
@@ -322,9 +326,14 @@ mod tests {
     fn a_mix_is_the_weighted_sum_of_rows() {
         let (p, v) = (wave(13, 0.7), wave(13 * 21, 0.9));
         let mut y = vec![9.0; 21];
-        mix(&p, &v, &mut y);
-        for (i, got) in y.iter().enumerate() {
-            let want: f64 = p.iter().enumerate().map(|(r, p)| f64::from(*p) * f64::from(v[r * 21 + i])).sum();
+        mix(&p, &v, &mut y, 1);
+        let mut three = vec![9.0; 3 * 21];
+        mix(&wave(3 * 13, 0.7), &v, &mut three, 3);
+        assert_eq!(three[..21], y);
+        for (at, got) in three.iter().enumerate() {
+            let (n, i) = (at / 21, at % 21);
+            let one = |r: usize| f64::from(wave(3 * 13, 0.7)[n * 13 + r]) * f64::from(v[r * 21 + i]);
+            let want: f64 = (0..13).map(one).sum();
             assert!((f64::from(*got) - want).abs() < 1e-5, "{got} and {want}");
         }
     }

@@ -11,6 +11,8 @@ pub(in crate::nn) mod amx;
 #[path = "amx/absent.rs"]
 mod amx;
 pub mod attend;
+pub mod attend_back;
+pub mod back;
 mod block;
 #[cfg(test)]
 pub(in crate::nn) mod check;

@@ -1,0 +1,162 @@
+//! Linear layers and what stands beside them on plain numbers: several that read the same rows, forward and back.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::adapter::Adapter;
+use crate::error::Result;
+use crate::model::layers::{Linear, LinearView};
+use crate::model::view::View;
+use crate::nn::kernels::back::back;
+use crate::nn::kernels::matrix::{After, Matrix, MatrixProduct, Spread, mix, run};
+use crate::nn::kernels::spare::Spare;
+
+/// A frozen linear layer and its adapter, held for reading.
+pub struct Side<'a> {
+    base: LinearView<'a>,
+    beside: Option<Thin<'a>>,
+}
+
+/// An adapter's matrices.
+struct Thin<'a> {
+    adapter: &'a Adapter,
+    a: View<'a>,
+    b: View<'a>,
+    inputs: usize,
+    rank: usize,
+}
+
+/// `(alpha / rank) · A x` of each row where a layer has an adapter: what the way back needs of the way there.
+pub type Inner = Option<Spare>;
+
+/// A trained tensor and its gradient.
+pub type Learnt = (Tensor, Vec<f32>);
+
+impl<'a> Side<'a> {
+    /// Of a layer that lies on a CPU in f32.
+    pub fn of(layer: &'a Linear) -> Result<Self> {
+        let beside = layer.adapter().map(Thin::of).transpose()?;
+        Ok(Side { base: layer.base()?, beside })
+    }
+
+    /// Values of an output row.
+    pub fn outputs(&self) -> usize {
+        self.base.matrix().outputs()
+    }
+
+    /// Values of an input row.
+    pub fn inputs(&self) -> usize {
+        self.base.matrix().inputs
+    }
+
+    /// Whether its rows are needed on the way back.
+    pub fn learns(&self) -> bool {
+        self.beside.as_ref().is_some_and(|thin| !thin.adapter.trained().is_empty())
+    }
+}
+
+impl<'a> Thin<'a> {
+    fn of(adapter: &'a Adapter) -> Result<Self> {
+        let (a, b) = adapter.matrices();
+        let (rank, inputs) = a.dims2()?;
+        Ok(Thin { adapter, a: View::of(a)?, b: View::of(b)?, inputs, rank })
+    }
+
+    fn down(&self) -> Matrix<'_> {
+        Matrix { weight: &self.a, inputs: self.inputs, bias: None }
+    }
+
+    fn up(&self) -> Matrix<'_> {
+        Matrix { weight: &self.b, inputs: self.rank, bias: None }
+    }
+
+    /// Rows without what dropout takes of them; nothing where it takes nothing.
+    fn dropped(&self, x: &[f32]) -> Option<Vec<f32>> {
+        let mut mask = self.adapter.mask(x.len())?;
+        mask.iter_mut().zip(x).for_each(|(m, x)| *m *= x);
+        Some(mask)
+    }
+}
+
+/// Rows `x` through each layer: `y += W x + b + (alpha / rank) · B (A x)` with [`After::Add`], else without the sum.
+pub fn forward(x: &[f32], layers: &[&Side<'_>], to: &mut [&mut [f32]], after: After) -> Vec<Inner> {
+    let inputs = layers.first().map_or(1, |l| l.inputs());
+    let rows = x.len() / inputs.max(1);
+    let inner = |layer: &&Side<'_>| layer.beside.as_ref().map(|thin| Spare::take(rows * thin.rank));
+    let mut inner: Vec<Inner> = layers.iter().map(inner).collect();
+    let mut wanted = Vec::new();
+    for ((layer, to), inner) in layers.iter().zip(to.iter_mut()).zip(&mut inner) {
+        wanted.push(MatrixProduct { matrix: layer.base.matrix(), to, after });
+        if let (Some(thin), Some(to)) = (&layer.beside, inner) {
+            match thin.dropped(x) {
+                Some(x) => {
+                    let part = MatrixProduct { matrix: thin.down(), to, after: After::Write };
+                    run(&x, inputs, &mut [part], Spread::Pool);
+                }
+                None => wanted.push(MatrixProduct { matrix: thin.down(), to, after: After::Write }),
+            }
+        }
+    }
+    run(x, inputs, &mut wanted, Spread::Pool);
+    for ((layer, to), inner) in layers.iter().zip(to).zip(&mut inner) {
+        if let (Some(thin), Some(inner)) = (&layer.beside, inner) {
+            inner.iter_mut().for_each(|v| *v *= thin.adapter.scale());
+            let part = MatrixProduct { matrix: thin.up(), to, after: After::Add };
+            run(inner, thin.rank, &mut [part], Spread::Pool);
+        }
+    }
+    inner
+}
+
+/// The way back of [`forward`] from each layer's `grads`: `gx` becomes the gradient of the rows, and every trained matrix
+/// gets its own. `x` and `inner` are the way there's.
+pub fn backward(x: &[f32], layers: &[&Side<'_>], inner: &[Inner], grads: &[&[f32]], gx: &mut [f32]) -> Vec<Learnt> {
+    let mut jobs = Vec::new();
+    for (i, ((layer, inner), &grad)) in layers.iter().zip(inner).zip(grads).enumerate() {
+        let after = if i == 0 { After::Write } else { After::Add };
+        let mut wanted = vec![MatrixProduct { matrix: layer.base.matrix(), to: gx, after }];
+        let (Some(thin), Some(inner)) = (&layer.beside, inner) else {
+            back(grad, layer.outputs(), &mut wanted);
+            continue;
+        };
+        let mut slope = Spare::take(inner.len());
+        wanted.push(MatrixProduct { matrix: thin.up(), to: &mut slope, after: After::Write });
+        back(grad, layer.outputs(), &mut wanted);
+        slope.iter_mut().for_each(|v| *v *= thin.adapter.scale());
+        match thin.adapter.mask(x.len()) {
+            Some(mask) => {
+                let mut part = Spare::take(gx.len());
+                let one = MatrixProduct { matrix: thin.down(), to: &mut part, after: After::Write };
+                back(&slope, thin.rank, &mut [one]);
+                gx.iter_mut().zip(mask).zip(&*part).for_each(|((gx, m), v)| *gx += m * v);
+            }
+            None => back(&slope, thin.rank, &mut [MatrixProduct { matrix: thin.down(), to: gx, after: After::Add }]),
+        }
+        if layer.learns() {
+            jobs.push((thin, &**inner, slope, grad));
+        }
+    }
+    match rayon::current_num_threads() {
+        1 => jobs.iter().flat_map(|job| learnt(x, job)).collect(),
+        _ => jobs.par_iter().flat_map_iter(|job| learnt(x, job)).collect(),
+    }
+}
+
+/// Gradients of an adapter's two matrices: `dA = slopeᵀ x`, `dB = gradᵀ inner`, each token in its turn.
+fn learnt(x: &[f32], (thin, inner, slope, grad): &(&Thin<'_>, &[f32], Spare, &[f32])) -> [Learnt; 2] {
+    let (rank, inputs) = (thin.rank, thin.inputs);
+    let outputs = thin.b.len() / rank;
+    let mut by_a = vec![0.0; rank * inputs];
+    let dropped = thin.dropped(x);
+    mix(&turned(slope, rank), dropped.as_deref().unwrap_or(x), &mut by_a, rank);
+    let mut by_b = vec![0.0; rank * outputs];
+    mix(&turned(inner, rank), grad, &mut by_b, rank);
+    let (a, b) = thin.adapter.matrices();
+    [(a.clone(), by_a), (b.clone(), turned(&by_b, outputs))]
+}
+
+/// Rows of `width` values as columns.
+fn turned(rows: &[f32], width: usize) -> Vec<f32> {
+    let count = rows.len() / width.max(1);
+    (0..rows.len()).map(|at| rows[at % count * width + at / count]).collect()
+}
