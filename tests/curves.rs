@@ -105,3 +105,27 @@ fn attackers_are_a_key_of_their_link_and_a_link_that_is_not_there_is_not_named()
     let error = curve::curve(&report(dir.path()), "federated.way.attack.atackers", false).unwrap_err();
     assert!(format!("{error:?}").contains("federated.way.attack.attackers"), "{error:?}");
 }
+
+#[test]
+fn keys_that_move_along_share_a_line_and_one_that_does_not_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, attackers, kind, reached) in [("none", 0, "zero", 0.75), ("three", 3, "sign-flip", 0.5)] {
+        let way = format!("{{ kind = \"attack\", attackers = {attackers}, how = \"{kind}\" }}");
+        run(dir.path(), name, 1, &way, json!({}), reached);
+    }
+    let (axis, along) = ("federated.way.attack.attackers", "federated.way.attack.how");
+    let apart = curve::curve(&report(dir.path()), axis, false).unwrap();
+    assert_eq!(apart.series.len(), 2);
+    let chart = curve::curve(&report(dir.path()), &format!("{axis},{along}"), false).unwrap();
+    assert_eq!(points(&chart.series[0]), [(0.0, 75.0, 1), (3.0, 50.0, 1)]);
+    assert!(
+        chart.notes.iter().any(|n| n == &format!("{along} moves along: zero at 0, sign-flip at 3.")),
+        "{:?}",
+        chart.notes
+    );
+    run(dir.path(), "other", 1, "{ kind = \"attack\", attackers = 3, how = \"noise\" }", json!({}), 0.5);
+    let error = curve::curve(&report(dir.path()), &format!("{axis},{along}"), false).unwrap_err();
+    assert!(error.to_string().contains("at 3 it is noise, sign-flip"), "{error}");
+    let error = curve::curve(&report(dir.path()), &format!("{axis},federated.cohrt"), false).unwrap_err();
+    assert!(format!("{error:?}").contains("federated.cohort"), "{error:?}");
+}

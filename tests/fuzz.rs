@@ -1,8 +1,8 @@
 //! Damaged files before every reader: seeded mutations of whole ones. A reader gives what it understands or an error of
 //! the data; it never panics, never calls the file our mistake, and never takes long.
 //!
-//! A thousand of each here; `scripts/fuzz.sh` sets `FEDLLAVA_FUZZ` to more, or to a part of them (`1000..2000`), and keeps
-//! a log.
+//! A thousand of each here; `scripts/fuzz.sh` sets `FEDLLAVA_FUZZ` to more, or to a part of them (`1000..2000`), and
+//! `FEDLLAVA_FUZZ_SECONDS` to what a file may take of it, and keeps a log.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,6 +33,12 @@ fn rounds() -> std::ops::Range<usize> {
     let Ok(said) = std::env::var("FEDLLAVA_FUZZ") else { return 0..1000 };
     let (from, to) = said.split_once("..").unwrap_or(("0", &said));
     from.parse().unwrap()..to.parse().unwrap()
+}
+
+/// How long mutations of one file go on: the suite does all.
+fn seconds() -> Duration {
+    let said = std::env::var("FEDLLAVA_FUZZ_SECONDS").ok();
+    said.map_or(Duration::MAX, |s| Duration::from_secs_f64(s.parse().unwrap()))
 }
 
 /// The longest that one file may take.
@@ -99,7 +105,9 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
     read().unwrap_or_else(|e| panic!("{name}: the whole file is refused: {e}"));
     let (mut refused, key) = (0, Key::from_seed(2026).fold(Purpose::Test, name.len() as u64));
     let own = name.bytes().fold(0u64, |all, b| all.wrapping_mul(31).wrapping_add(u64::from(b)));
-    for round in rounds() {
+    let (began, most, mut done) = (Instant::now(), seconds(), 0);
+    for round in rounds().take_while(|_| began.elapsed() < most) {
+        done += 1;
         let mut rng = key.fold(Purpose::Test, own).fold(Purpose::Test, round as u64).rng();
         let bytes = mutated(&whole, &mut rng);
         std::fs::write(file, &bytes).unwrap();
@@ -107,10 +115,10 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
             let began = Instant::now();
             (catch_unwind(AssertUnwindSafe(read)), began.elapsed())
         };
-        let (mut done, mut took) = timed();
+        let (mut came, mut took) = timed();
         if took > PATIENCE {
             // On a crowded machine somebody else had the processor.
-            (done, took) = timed();
+            (came, took) = timed();
         }
         let keep = || {
             let kept = std::env::temp_dir().join(format!("fedllava-fuzz-{}-{round}", name.replace(['/', ' '], "-")));
@@ -118,7 +126,7 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
             kept.display().to_string()
         };
         assert!(took < PATIENCE, "{name}, round {round}: {took:?}; kept as {}", keep());
-        match done {
+        match came {
             Err(_) => panic!("{name}, round {round}: a panic; kept as {}", keep()),
             Ok(Ok(())) => {}
             Ok(Err(e)) => {
@@ -129,7 +137,8 @@ fn assail(name: &str, file: &Path, read: &dyn Fn() -> Result<()>) -> usize {
     }
     std::fs::write(file, whole).unwrap();
     if std::env::var_os("FEDLLAVA_FUZZ").is_some() {
-        println!("{name}: changes {:?}, {refused} refused", rounds());
+        let from = rounds().start;
+        println!("{name}: {done} changes from {from} on, {refused} refused, {:.1} s", began.elapsed().as_secs_f64());
     }
     refused
 }

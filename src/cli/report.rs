@@ -40,7 +40,8 @@ numbers; JSON: { \"schema\", \"title\", \"rows\", \"columns\", \"cells\": [ { \"
 \"contrasts\", \"notes\" }.
 
 --figures DIR --curve KEY draws accuracy against a key, where runs differ in it (configs/curves has such experiments), or
-against what was spent (bytes, upload, work, seconds, epsilon; configs/way). A link of federated.way is named by its kind,
+against what was spent (bytes, upload, work, seconds, epsilon; configs/way). Keys that move along with it stand behind
+commas, as in --curve partition.clients,federated.cohort; else each of their values has lines of its own. A link of federated.way is named by its kind,
 as in federated.way.attack.attackers.
 
 Examples:
@@ -163,9 +164,10 @@ pub struct Report {
     /// Draw figures (SVG) into this folder.
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// With --figures: draw accuracy against this key of the configs, such as partition.alpha; against epsilon; or, of
-    /// each round, against bytes, upload (what clients send), work or seconds.
-    #[arg(long, value_name = "KEY", requires = "figures")]
+    /// With --figures: draw accuracy against this key of the configs, such as partition.alpha (other keys that move along
+    /// with it stand behind commas); against epsilon; or, of each round, against bytes, upload (what clients send), work
+    /// or seconds.
+    #[arg(long, value_name = "KEY[,KEY…]", requires = "figures")]
     curve: Option<String>,
     /// With --curve: steps of equal ratio are equally long.
     #[arg(long, requires = "curve")]
@@ -185,7 +187,8 @@ pub fn report(r: &Report) -> Result<()> {
     let runs = read(&paths)?;
     match (&r.figures, &r.curve) {
         (Some(folder), Some(key)) => {
-            let path = folder.join(format!("{}.svg", key.replace('.', "-")));
+            let axis = key.split(',').next().unwrap_or_default().trim();
+            let path = folder.join(format!("{}.svg", axis.replace('.', "-")));
             fsx::write_atomic(&path, drawing::against(&runs, key, r.log)?.as_bytes())?;
             say(&path.display().to_string());
         }

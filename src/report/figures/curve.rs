@@ -31,8 +31,10 @@ struct Value {
 }
 
 /// Final accuracy over the values of one key, or over `epsilon`: a line for each stage of each configuration that differs
-/// in this key (in noise) and the seed alone.
+/// in this key (in noise) and the seed alone. `key` may name others behind commas that move along with it.
 pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
+    let mut keys = key.split(',').map(str::trim);
+    let (key, along) = (keys.next().unwrap_or_default(), keys.collect::<Vec<_>>());
     let (mut families, mut without): (Vec<Family<'_>>, Vec<PathBuf>) = (Vec::new(), Vec::new());
     for (i, run) in report.found.runs.iter().enumerate() {
         let Some(x) = place(run, key) else {
@@ -44,6 +46,7 @@ pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
             let value = Value { seed: run.seed, run: i, percent: 100.0 * accuracy };
             let mut rest = run.keys.clone();
             rest.remove(if key == EPSILON { NOISE } else { key });
+            rest.retain(|k, _| !along.contains(&k.as_str()));
             add(&mut families, rest, stage, x, value);
         }
     }
@@ -51,8 +54,10 @@ pub fn curve(report: &Report, key: &str, log: bool) -> Result<Chart> {
     if values.len() < 2 {
         return Err(unknown(report, key, values.len()));
     }
+    let moves = along.iter().map(|with| moving(report, key, with)).collect::<Result<Vec<_>>>()?;
     let series: Vec<Series> = families.iter().map(|f| f.line(report, &families)).collect();
     let mut notes = vec![spread_note(&series, "Whiskers")];
+    notes.extend(moves);
     let names: Vec<String> = without.iter().map(|p| p.display().to_string()).collect();
     notes.extend((!names.is_empty()).then(|| format!("Without a number for {key}, not drawn: {}.", names.join(", "))));
     // Seeds are no quantity: nothing joins them.
@@ -71,6 +76,28 @@ fn place(run: &Run, key: &str) -> Option<f64> {
     }
     let value = run.keys.get(key)?;
     value.as_float().or_else(|| value.as_integer().map(|i| i as f64))
+}
+
+/// Says what `with` is at each value of `key`; refuses where it has two at one, which are no one point.
+fn moving(report: &Report, key: &str, with: &str) -> Result<String> {
+    let mut all: BTreeMap<u64, (f64, BTreeSet<String>)> = BTreeMap::new();
+    for run in &report.found.runs {
+        let Some(x) = place(run, key) else { continue };
+        let own = run.keys.get(with).map_or_else(|| "–".into(), shown);
+        all.entry(x.to_bits()).or_insert_with(|| (x, BTreeSet::new())).1.insert(own);
+    }
+    let mut values: Vec<(f64, BTreeSet<String>)> = all.into_values().collect();
+    values.sort_by(|a, b| a.0.total_cmp(&b.0));
+    if !report.found.runs.iter().any(|run| run.keys.contains_key(with)) {
+        return Err(unknown(report, with, 0));
+    }
+    let list = |own: &BTreeSet<String>| own.iter().cloned().collect::<Vec<_>>().join(", ");
+    if let Some((x, own)) = values.iter().find(|(_, own)| own.len() > 1) {
+        let told = format!("--curve: {with} does not move with {key}: at {x} it is {}", list(own));
+        return Err(Error::input(told).hint("without it each of its values has lines of its own"));
+    }
+    let pair = |(x, own): &(f64, BTreeSet<String>)| format!("{} at {x}", list(own));
+    Ok(format!("{with} moves along: {}.", values.iter().map(pair).collect::<Vec<_>>().join(", ")))
 }
 
 fn add<'r>(families: &mut Vec<Family<'r>>, rest: Keys, stage: &'r Stage, x: f64, value: Value) {

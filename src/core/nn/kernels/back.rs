@@ -13,6 +13,12 @@ use super::panels::{Panels, turn};
 use super::simd::Isa;
 use super::spare::Spare;
 
+/// Columns of a task.
+const CHUNK: usize = 3 * BLOCK;
+
+/// Rows of the matrix that are turned at once.
+const SLICE: usize = 1024;
+
 /// Where a product is written; blocks are disjoint.
 #[derive(Clone, Copy)]
 struct Out(*mut f32);
@@ -40,7 +46,7 @@ fn back_with(isa: Isa, g: &[f32], outputs: usize, wanted: &mut [MatrixProduct<'_
         assert!(m.outputs() == outputs && m.weight.len() == outputs * m.inputs, "a matrix of other outputs");
         assert!(one.to.len() == rows * m.inputs, "back: lengths");
         let to = Out(one.to.as_mut_ptr());
-        tasks.extend((0..m.inputs).step_by(BLOCK).map(|from| (m, to, one.after, from)));
+        tasks.extend((0..m.inputs).step_by(CHUNK).map(|from| (m, to, one.after, from)));
     }
     if rows == 0 {
         return;
@@ -54,17 +60,27 @@ fn back_with(isa: Isa, g: &[f32], outputs: usize, wanted: &mut [MatrixProduct<'_
     }
 }
 
-/// Columns `from..` of the matrix, a block at most.
+/// Columns `from..` of the matrix, a chunk at most, by slices of its rows: what is turned stays in the second-level cache
+/// while the panels pass.
 fn columns(isa: Isa, panels: &Panels, m: Matrix<'_>, to: Out, after: After, from: usize) {
-    let (outputs, width) = (m.outputs(), BLOCK.min(m.inputs - from));
-    let mut turned = Spare::take(width * outputs);
-    let x = Rows { at: m.weight[from..].as_ptr(), stride: m.inputs, count: outputs };
-    // SAFETY: `isa` is this machine's; each row of the matrix has `width` values from `from` on.
-    unsafe { turn(isa, x, width, &mut turned, outputs) };
-    let part = Matrix { weight: &turned, inputs: outputs, bias: None };
-    for (place, panel) in panels.each() {
-        // SAFETY: as above; `to` has all rows of the matrix' inputs, and other tasks write other columns.
-        unsafe { block(isa, panel, place, part, (to.0.add(from), m.inputs), after, 0..width, std::ptr::null()) };
+    let (outputs, width) = (m.outputs(), CHUNK.min(m.inputs - from));
+    let mut turned = Spare::take(width * SLICE.min(outputs));
+    for slice in (0..outputs).step_by(SLICE) {
+        let length = SLICE.min(outputs - slice);
+        let turned = &mut turned[..width * length];
+        let x = Rows { at: m.weight[slice * m.inputs + from..].as_ptr(), stride: m.inputs, count: length };
+        // SAFETY: `isa` is this machine's; each row of the matrix has `width` values from `from` on.
+        unsafe { turn(isa, x, width, turned, length) };
+        let part = Matrix { weight: turned, inputs: length, bias: None };
+        let after = if slice == 0 { after } else { After::Add };
+        for (place, panel) in panels.each() {
+            let panel = &panel[slice * place.lanes..(slice + length) * place.lanes];
+            for block_from in (0..width).step_by(BLOCK) {
+                let outs = block_from..width.min(block_from + BLOCK);
+                // SAFETY: as above; `to` has all rows of the matrix' inputs, and other tasks write other columns.
+                unsafe { block(isa, panel, place, part, (to.0.add(from), m.inputs), after, outs, std::ptr::null()) };
+            }
+        }
     }
 }
 
