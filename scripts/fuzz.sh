@@ -6,6 +6,7 @@
 #   FROM=50000 scripts/fuzz.sh 1000000       # goes on behind what a log's last part began at
 #   SECONDS_EACH=60 scripts/fuzz.sh 1000000  # instead of 20
 #   PROFILE=dev scripts/fuzz.sh 50000        # with the tests' own build: it checks overflows too, nothing to compile
+#   PROGRAM=target/debug/deps/main-… scripts/fuzz.sh    # with that one, as it is
 #
 # A failure keeps the file that did it below $TMPDIR (a folder in memory is quickest) and says where; this script then ends
 # with the test's exit code.
@@ -18,14 +19,17 @@ profile=${PROFILE:-checked}
 export FEDLLAVA_FUZZ_SECONDS=${SECONDS_EACH:-20}
 note() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*" | tee -a "$log"; }
 
-note "begins: $changes changes in all, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $profile"
-cargo test --profile "$profile" --test main --no-run
+note "begins: $changes changes in all, commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), ${PROGRAM:-$profile}"
+[[ -n ${PROGRAM:-} ]] || cargo test --profile "$profile" --test main --no-run
+search() {
+    if [[ -n ${PROGRAM:-} ]]; then "$PROGRAM" fuzz:: --nocapture; else cargo test --profile "$profile" --test main -- fuzz:: --nocapture; fi
+}
 out=$(mktemp)
 total=0
 for ((from = ${FROM:-0}; total < changes; from += part)); do
     began=$(date +%s)
     status=0
-    FEDLLAVA_FUZZ=$from..$((from + part)) cargo test --profile "$profile" --test main -- fuzz:: --nocapture >"$out" 2>&1 || status=$?
+    FEDLLAVA_FUZZ=$from..$((from + part)) search >"$out" 2>&1 || status=$?
     cat "$out" | tee -a "$log"
     if ((status)); then
         note "part from $from: a failure after $(($(date +%s) - began)) s: see above"

@@ -139,26 +139,34 @@ impl<'a> Pass<'a> {
         // The gated MLP.
         let mut by_product = Spare::take(gate.len());
         let product = product(&gate, &up);
-        learnt.extend(backward(&product, &[&self.down], &fourth, &[grad], &mut by_product));
+        learnt.extend(backward(&product, &[&self.down], &fourth, &[grad], Some(&mut by_product)));
         drop(product);
         by_pieces((&mut gate, &mut up), &by_product, gated_back);
         let mut normed = Spare::take(x.len());
         by_rows(hidden, (&middle, &mut normed), |x, y| layer.before_mlp.rows(x, y))?;
         let mut by_normed = Spare::take(x.len());
-        learnt.extend(backward(&normed, &[&self.gate, &self.up], &third, &[&gate, &up], &mut by_normed));
+        learnt.extend(backward(&normed, &[&self.gate, &self.up], &third, &[&gate, &up], Some(&mut by_normed)));
         let mut by_x = grad.to_vec();
         layer.before_mlp.back(&middle, &by_normed, &mut by_x)?;
         // Attention.
         let mut by_mixed = Spare::take(mixed.len());
-        learnt.extend(backward(&mixed, &[&self.o], &second, &[&by_x], &mut by_mixed));
+        learnt.extend(backward(&mixed, &[&self.o], &second, &[&by_x], Some(&mut by_mixed)));
         if !needed && ![&self.q, &self.k, &self.v].iter().any(|side| side.learns()) {
             return Ok((vec![0.0; x.len()], learnt));
         }
         let by_heads = self.scattered(&heads, &by_mixed)?;
         by_rows(hidden, (x, &mut normed), |x, y| layer.before_attention.rows(x, y))?;
         let [q, k, v] = &by_heads;
-        learnt.extend(backward(&normed, &[&self.q, &self.k, &self.v], &first, &[q, k, v], &mut by_normed));
-        layer.before_attention.back(x, &by_normed, &mut by_x)?;
+        learnt.extend(backward(
+            &normed,
+            &[&self.q, &self.k, &self.v],
+            &first,
+            &[q, k, v],
+            needed.then_some(&mut *by_normed),
+        ));
+        if needed {
+            layer.before_attention.back(x, &by_normed, &mut by_x)?;
+        }
         Ok((by_x, learnt))
     }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::layers::{Linear, LinearView};
 use crate::model::view::View;
 use crate::nn::kernels::back::back;
-use crate::nn::kernels::matrix::{After, Matrix, MatrixProduct, Spread, mix, run};
+use crate::nn::kernels::matrix::{After, Matrix, MatrixProduct, Spread, add_mixed, mix, run};
 use crate::nn::kernels::spare::Spare;
 
 /// A frozen linear layer and its adapter, held for reading.
@@ -101,20 +101,26 @@ pub fn forward(x: &[f32], layers: &[&Side<'_>], to: &mut [&mut [f32]], after: Af
     for ((layer, to), inner) in layers.iter().zip(to).zip(&mut inner) {
         if let (Some(thin), Some(inner)) = (&layer.beside, inner) {
             inner.iter_mut().for_each(|v| *v *= thin.adapter.scale());
-            let part = MatrixProduct { matrix: thin.up(), to, after: After::Add };
-            run(inner, thin.rank, &mut [part], Spread::Pool);
+            add_mixed(inner, &turned(&thin.b, thin.rank), to, layer.outputs());
         }
     }
     inner
 }
 
-/// The way back of [`forward`] from each layer's `grads`: `gx` becomes the gradient of the rows, and every trained matrix
-/// gets its own. `x` and `inner` are the way there's.
-pub fn backward(x: &[f32], layers: &[&Side<'_>], inner: &[Inner], grads: &[&[f32]], gx: &mut [f32]) -> Vec<Learnt> {
+/// The way back of [`forward`] from each layer's `grads`: `gx`, where it is wanted, becomes the gradient of the rows, and
+/// every trained matrix gets its own. `x` and `inner` are the way there's.
+pub fn backward(
+    x: &[f32],
+    layers: &[&Side<'_>],
+    inner: &[Inner],
+    grads: &[&[f32]],
+    mut gx: Option<&mut [f32]>,
+) -> Vec<Learnt> {
     let mut jobs = Vec::new();
     for (i, ((layer, inner), &grad)) in layers.iter().zip(inner).zip(grads).enumerate() {
         let after = if i == 0 { After::Write } else { After::Add };
-        let mut wanted = vec![MatrixProduct { matrix: layer.base.matrix(), to: gx, after }];
+        let base = gx.as_deref_mut().map(|to| MatrixProduct { matrix: layer.base.matrix(), to, after });
+        let mut wanted: Vec<MatrixProduct<'_>> = base.into_iter().collect();
         let (Some(thin), Some(inner)) = (&layer.beside, inner) else {
             back(grad, layer.outputs(), &mut wanted);
             continue;
@@ -123,14 +129,14 @@ pub fn backward(x: &[f32], layers: &[&Side<'_>], inner: &[Inner], grads: &[&[f32
         wanted.push(MatrixProduct { matrix: thin.up(), to: &mut slope, after: After::Write });
         back(grad, layer.outputs(), &mut wanted);
         slope.iter_mut().for_each(|v| *v *= thin.adapter.scale());
-        match thin.adapter.mask(x.len()) {
-            Some(mask) => {
-                let mut part = Spare::take(gx.len());
-                let one = MatrixProduct { matrix: thin.down(), to: &mut part, after: After::Write };
-                back(&slope, thin.rank, &mut [one]);
-                gx.iter_mut().zip(mask).zip(&*part).for_each(|((gx, m), v)| *gx += m * v);
+        match (gx.as_deref_mut(), thin.adapter.mask(x.len())) {
+            (Some(gx), Some(mask)) => {
+                let mut part = vec![0.0; gx.len()];
+                add_mixed(&slope, &thin.a, &mut part, thin.inputs);
+                gx.iter_mut().zip(mask).zip(part).for_each(|((gx, m), v)| *gx += m * v);
             }
-            None => back(&slope, thin.rank, &mut [MatrixProduct { matrix: thin.down(), to: gx, after: After::Add }]),
+            (Some(gx), None) => add_mixed(&slope, &thin.a, gx, thin.inputs),
+            (None, _) => {}
         }
         if layer.learns() {
             jobs.push((thin, &**inner, slope, grad));

@@ -168,6 +168,28 @@ pub fn mix(p: &[f32], v: &[f32], y: &mut [f32], sums: usize) {
     unsafe { dense::input_gradient(Isa::detect(), gy, v, width, rows, false, y.as_mut_ptr(), width) }
 }
 
+/// `y[n][i] += Σ_r p[n][r]·v[r][i]` where `v` has few rows, of `width` values: many rows of `y`, by the current rayon pool.
+///
+/// # Panics
+/// When lengths disagree.
+pub fn add_mixed(p: &[f32], v: &[f32], y: &mut [f32], width: usize) {
+    let (rows, sums) = (v.len() / width.max(1), y.len() / width.max(1));
+    assert!(v.len() == rows * width && y.len() == sums * width && p.len() == sums * rows, "mix: lengths");
+    if p.is_empty() || width == 0 {
+        return;
+    }
+    const SOME: usize = 32;
+    let one = |(p, y): (&[f32], &mut [f32])| {
+        let gy = Rows { at: p.as_ptr(), stride: rows, count: p.len() / rows };
+        // SAFETY: `detect` names an instruction set of this machine; the lengths are checked above.
+        unsafe { dense::input_gradient(Isa::detect(), gy, v, width, rows, true, y.as_mut_ptr(), width) }
+    };
+    match rayon::current_num_threads() {
+        1 => one((p, y)),
+        _ => p.par_chunks(SOME * rows).zip(y.par_chunks_mut(SOME * width)).for_each(one),
+    }
+}
+
 /// All tasks of rows `x`. Many rows are shared out by groups, each turned where it is used; fewer by outputs.
 fn share(isa: Isa, x: &[f32], inputs: usize, tasks: &[Task<'_>], spread: Spread) {
     let (rows, threads) = (x.len() / inputs, spread.threads());
@@ -330,6 +352,15 @@ mod tests {
         let mut three = vec![9.0; 3 * 21];
         mix(&wave(3 * 13, 0.7), &v, &mut three, 3);
         assert_eq!(three[..21], y);
+        let p = wave(70 * 13, 0.7);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut many = vec![0.0; 70 * 21];
+            pool.install(|| add_mixed(&p, &v, &mut many, 21));
+            many
+        };
+        assert_eq!(run(1)[..3 * 21], three);
+        assert_eq!(run(1), run(3));
         for (at, got) in three.iter().enumerate() {
             let (n, i) = (at / 21, at % 21);
             let one = |r: usize| f64::from(wave(3 * 13, 0.7)[n * 13 + r]) * f64::from(v[r * 21 + i]);
