@@ -2,9 +2,10 @@
 
 pub mod ranks;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once};
 
 use candle_core::{DType, Device};
 
@@ -250,9 +251,26 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     caught.unwrap_or_else(|p| Err(Error::defect(format!("a worker panicked: {}", panic_text(&*p))).isolated()))
 }
 
-/// What a library makes of a file; where it panics over a damaged one, that is an error of the data.
+thread_local! {
+    /// How many calls of [`tamed`] this thread is in.
+    static TAMED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What a library makes of a file; where it panics over a damaged one, that is an error of the data, and nothing is
+/// printed.
 pub fn tamed<T>(read: impl FnOnce() -> T) -> Result<T> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if TAMED.try_with(Cell::get).unwrap_or(0) == 0 {
+                before(panic);
+            }
+        }));
+    });
+    TAMED.with(|depth| depth.set(depth.get() + 1));
     let caught = catch_unwind(AssertUnwindSafe(read));
+    TAMED.with(|depth| depth.set(depth.get() - 1));
     caught.map_err(|p| Error::data(format!("damaged: its reader gave up ({})", panic_text(&*p))))
 }
 

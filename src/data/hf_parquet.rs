@@ -17,7 +17,7 @@ use super::census::Census;
 use super::dataset::{Dataset, Order};
 use super::decode;
 use crate::error::{Error, Place, Result};
-use crate::exec::Context;
+use crate::exec::{self, Context};
 use crate::fsx;
 
 /// Shards of `part` (`train`, `test`) in `folder`, sorted; `part-*.parquet` or `part.parquet`.
@@ -55,7 +55,7 @@ pub fn read(
     for shard in shards {
         let place = || shard.display().to_string();
         let reader = open(shard).at(place)?;
-        read_shard(&reader, label, &mut files, &mut labels).at(place)?;
+        exec::tamed(|| read_shard(&reader, label, &mut files, &mut labels)).flatten().at(place)?;
         if classes.is_none() {
             classes = class_names(&reader, label);
         }
@@ -76,7 +76,7 @@ pub(super) fn open(path: &Path) -> Result<SerializedFileReader<File>> {
     read.map_err(|e| Error::io("read", path, e))?;
     match fsx::stand_in(&first) {
         Some(what) => Err(Error::data(format!("{what}, expected Parquet")).hint("fetch it again")),
-        None => SerializedFileReader::new(file).map_err(damaged),
+        None => exec::tamed(|| SerializedFileReader::new(file))?.map_err(damaged),
     }
 }
 

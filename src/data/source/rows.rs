@@ -13,6 +13,7 @@ use parquet::file::serialized_reader::SerializedRowGroupReader;
 use super::{Names, Place};
 use crate::data::hf_parquet::{column, damaged, open, whole};
 use crate::error::{Error, Place as _, Result};
+use crate::exec;
 use crate::fsx;
 
 pub(super) struct Rows {
@@ -34,7 +35,7 @@ impl Rows {
         tables.sort();
         let mut all = Rows { tables: Vec::new(), rows: Vec::new() };
         for path in tables {
-            all.add(path.clone(), names).at(|| path.display().to_string())?;
+            exec::tamed(|| all.add(path.clone(), names)).flatten().at(|| path.display().to_string())?;
         }
         Ok(all)
     }
@@ -77,7 +78,7 @@ impl Place for Rows {
         let (metadata, pages) = (table.footer.row_group(group), table.footer.page_index_for_row_group(group));
         let properties = Arc::new(ReaderProperties::builder().build());
         let reader = SerializedRowGroupReader::new(file, metadata, pages, properties).map_err(damaged).at(place)?;
-        let found = byte_arrays(&reader, table.column, row, 1).at(place)?;
+        let found = exec::tamed(|| byte_arrays(&reader, table.column, row, 1)).flatten().at(place)?;
         match found.as_slice() {
             [one] => Ok(one.data().to_vec()),
             _ => Err(Error::data("no image in this row")).at(place),

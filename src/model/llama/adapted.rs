@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
 use super::Layer;
@@ -22,7 +22,7 @@ use crate::nn::kernels::curves::{gated, gated_back};
 use crate::nn::kernels::matrix::After;
 use crate::nn::kernels::spare::Spare;
 
-/// Whether [`trained`] may stand for a layer on `x` without a cache.
+/// Whether [`trained`] may take a layer, on `x` without a cache.
 pub(super) fn serves(layer: &Layer, x: &Tensor, at: &Positions) -> bool {
     let mut own = Vec::new();
     layer.tensors("", &mut own);
@@ -30,29 +30,44 @@ pub(super) fn serves(layer: &Layer, x: &Tensor, at: &Positions) -> bool {
     whole && x.device().is_cpu() && x.dtype() == DType::F32 && own.iter().all(|(_, t)| plain(&[t]))
 }
 
-/// `(rows, new, hidden)` → the same shape. The gradients of adapters come to `sink`; that of `x`, where it is tracked, to
-/// candle's store. `keeps` says whether what the layer computes is kept or computed again on the way back.
-pub(super) fn trained(layer: &Arc<Layer>, x: &Tensor, at: &Positions, sink: &Arc<Sink>, keeps: bool) -> Result<Tensor> {
+/// The states before a layer, and what it computed if that is kept.
+struct Step {
+    x: Vec<f32>,
+    kept: Option<Kept>,
+}
+
+/// Layers that follow each other as one node of the graph, `(rows, new, hidden)` → the same shape. The gradients of
+/// adapters come to `sink`, which says whether what layers compute is kept or computed again on the way back (that of the
+/// last, which the way back needs first, is kept); the gradient of `x`, where it is tracked, comes to candle's store.
+pub(super) fn trained(layers: &[Arc<Layer>], x: &Tensor, at: &Positions, sink: &Arc<Sink>) -> Result<Tensor> {
     let (shape, input) = (x.dims3()?, x.detach().contiguous()?);
-    let there = |layer: &Layer, at: &Positions| Pass::of(layer, shape, at)?.there(&View::of(&input)?);
-    let (y, kept) = there(layer, at)?;
-    let value = Tensor::from_vec(y, shape, x.device())?;
-    let kept = Mutex::new(keeps.then_some(kept));
+    let (mut x_now, mut steps) = (View::of(&input)?.to_vec(), Vec::with_capacity(layers.len()));
+    for (i, layer) in layers.iter().enumerate() {
+        let (y, kept) = Pass::of(layer, shape, at)?.there(&x_now)?;
+        let keeps = sink.keeps() || i + 1 == layers.len();
+        steps.push(Step { x: std::mem::replace(&mut x_now, y), kept: keeps.then_some(kept) });
+    }
+    let value = Tensor::from_vec(x_now, shape, x.device())?;
     // Something that is tracked must lead here, or backward never comes.
     let needed = x.track_op();
     let tracked = if needed { x.clone() } else { Var::from_tensor(x)?.as_tensor().clone() };
-    let (layer, at, sink, input) = (layer.clone(), at.clone(), sink.clone(), input.clone());
+    let (layers, at, sink, steps) = (layers.to_vec(), at.clone(), sink.clone(), Mutex::new(steps));
     let back = move |grad: &Tensor| -> Result<Tensor> {
-        let pass = Pass::of(&layer, shape, &at)?;
-        let x = View::of(&input)?;
-        let kept = lock(&kept).take();
-        let kept = kept.map_or_else(|| pass.there(&x).map(|(_, kept)| kept), Ok)?;
-        let grad = grad.contiguous()?;
-        let (gx, learnt) = pass.back(&x, kept, &View::of(&grad)?, needed)?;
-        for (leaf, values) in learnt {
-            sink.add(&leaf, Tensor::from_vec(values, leaf.shape(), leaf.device())?)?;
+        let mut steps = std::mem::take(&mut *lock(&steps));
+        if steps.len() != layers.len() {
+            return Err(Error::defect("a pass through layers with adapters goes back once"));
         }
-        Ok(Tensor::from_vec(gx, shape, grad.device())?)
+        let mut grad = View::of(&grad.contiguous()?)?.to_vec();
+        for (i, layer) in layers.iter().enumerate().rev() {
+            let (pass, Some(Step { x, kept })) = (Pass::of(layer, shape, &at)?, steps.pop()) else { break };
+            let kept = kept.map_or_else(|| pass.there(&x).map(|(_, kept)| kept), Ok)?;
+            let learnt;
+            (grad, learnt) = pass.back(&x, kept, grad, needed || i > 0)?;
+            for (leaf, values) in learnt {
+                sink.add(&leaf, Tensor::from_vec(values, leaf.shape(), leaf.device())?)?;
+            }
+        }
+        Ok(Tensor::from_vec(grad, shape, &Device::Cpu)?)
     };
     with_backward(&tracked, &value, move |grad| back(grad).map_err(|e| candle_core::Error::Msg(e.to_string())))
 }
@@ -119,40 +134,40 @@ impl<'a> Pass<'a> {
         self.turns.turn(k, a.head_dim, a.kv_heads)?;
         let mixed = self.gathered(&heads);
         let mut middle = Spare::take(x.len());
-        middle.copy_from_slice(x);
+        by_rows(hidden, (x, &mut middle), copied)?;
         let second = forward(&mixed, &[&self.o], &mut [&mut *middle], After::Add);
         by_rows(hidden, (&middle, &mut normed), |x, y| self.layer.before_mlp.rows(x, y))?;
         let (mut gate, mut up) = (self.room(&self.gate), self.room(&self.up));
         let third = forward(&normed, &[&self.gate, &self.up], &mut [&mut *gate, &mut *up], After::Write);
         let product = product(&gate, &up);
-        let mut y = middle.to_vec();
+        let mut y = vec![0.0; x.len()];
+        by_rows(hidden, (&middle, &mut y), copied)?;
         let fourth = forward(&product, &[&self.down], &mut [&mut y], After::Add);
         Ok((y, Kept { heads, mixed, middle, gate, up, inner: [first, second, third, fourth] }))
     }
 
     /// From the gradient behind the layer to the one before it, and those of the adapters; `needed` says whether
     /// anybody wants the former.
-    fn back(&self, x: &[f32], kept: Kept, grad: &[f32], needed: bool) -> Result<(Vec<f32>, Vec<Learnt>)> {
+    fn back(&self, x: &[f32], kept: Kept, mut by_x: Vec<f32>, needed: bool) -> Result<(Vec<f32>, Vec<Learnt>)> {
         let (layer, hidden) = (self.layer, self.hidden);
         let Kept { heads, mixed, middle, mut gate, mut up, inner: [first, second, third, fourth] } = kept;
         let mut learnt = Vec::new();
         // The gated MLP.
         let mut by_product = Spare::take(gate.len());
         let product = product(&gate, &up);
-        learnt.extend(backward(&product, &[&self.down], &fourth, &[grad], Some(&mut by_product)));
+        learnt.extend(backward(&product, &[&self.down], &fourth, &[&by_x], Some(&mut by_product)));
         drop(product);
         by_pieces((&mut gate, &mut up), &by_product, gated_back);
         let mut normed = Spare::take(x.len());
         by_rows(hidden, (&middle, &mut normed), |x, y| layer.before_mlp.rows(x, y))?;
         let mut by_normed = Spare::take(x.len());
         learnt.extend(backward(&normed, &[&self.gate, &self.up], &third, &[&gate, &up], Some(&mut by_normed)));
-        let mut by_x = grad.to_vec();
         layer.before_mlp.back(&middle, &by_normed, &mut by_x)?;
         // Attention.
         let mut by_mixed = Spare::take(mixed.len());
         learnt.extend(backward(&mixed, &[&self.o], &second, &[&by_x], Some(&mut by_mixed)));
         if !needed && ![&self.q, &self.k, &self.v].iter().any(|side| side.learns()) {
-            return Ok((vec![0.0; x.len()], learnt));
+            return Ok((by_x, learnt));
         }
         let by_heads = self.scattered(&heads, &by_mixed)?;
         by_rows(hidden, (x, &mut normed), |x, y| layer.before_attention.rows(x, y))?;
@@ -232,6 +247,11 @@ impl<'a> Pass<'a> {
     }
 }
 
+fn copied(x: &[f32], y: &mut [f32]) -> Result<()> {
+    y.copy_from_slice(x);
+    Ok(())
+}
+
 /// `silu(gate) · up`.
 fn product(gate: &[f32], up: &[f32]) -> Spare {
     let mut y = Spare::take(gate.len());
@@ -274,8 +294,6 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use candle_core::{Device, Var};
-
     use super::*;
     use crate::key::Key;
     use crate::model::llama::{Llama, LlamaConfig, Names, Places};
@@ -306,7 +324,7 @@ mod tests {
             vocab_size: 11,
             hidden_size: 36,
             intermediate_size: 50,
-            num_hidden_layers: 1,
+            num_hidden_layers: 2,
             num_attention_heads: 6,
             num_key_value_heads: kv,
             head_dim: 6,
@@ -323,10 +341,11 @@ mod tests {
             ("mlp.up_proj", 36, 50),
             ("mlp.down_proj", 50, 36),
         ];
-        for (i, (name, input, output)) in shapes.into_iter().chain(more).enumerate() {
+        let all = || shapes.into_iter().chain(more);
+        for (i, (layer, (name, input, output))) in (0..2).flat_map(|l| all().map(move |s| (l, s))).enumerate() {
             for (part, shape) in [("A", [2, input]), ("B", [output, 2])] {
                 let var = Var::from_tensor(&(wave(&shape, 0.37 + i as f32 * 0.11) * 0.3).unwrap()).unwrap();
-                let name = format!("base_model.model.model.layers.0.{name}.lora_{part}.weight");
+                let name = format!("base_model.model.model.layers.{layer}.{name}.lora_{part}.weight");
                 tensors.insert(name, var.as_tensor().clone());
                 vars.push(var);
             }
@@ -347,15 +366,18 @@ mod tests {
             let row = |by: u32| Places { axes: (0..7).map(|i| [i, i + by, 2 * i]).collect(), shift: 0 };
             for places in [None, Some([row(0), row(3)])] {
                 let at = model.placed((0, 7), &[], &[], places.as_ref().map(|p| &p[..])).unwrap();
-                let (layer, seed) = (&model.layers[0], wave(&[2, 7, 36], 1.3));
-                assert!(serves(layer, x.as_tensor(), &at));
+                let seed = wave(&[2, 7, 36], 1.3);
+                assert!(model.layers.iter().all(|layer| serves(layer, x.as_tensor(), &at)));
                 let grads = |y: &Tensor| (y * &seed).unwrap().sum_all().unwrap().backward().unwrap();
-                let composed = layer.composed(&x, &at, None).unwrap();
+                let mut composed = x.as_tensor().clone();
+                for layer in &model.layers {
+                    composed = layer.composed(&composed, &at, None).unwrap();
+                }
                 let want = grads(&composed);
                 for (keeps, needed) in [(false, true), (true, true), (true, false)] {
                     let sink = Arc::new(Sink::new(keeps));
                     let x = if needed { x.as_tensor().clone() } else { x.as_tensor().detach() };
-                    let y = trained(layer, &x, &at, &sink, keeps).unwrap();
+                    let y = trained(&model.layers, &x, &at, &sink).unwrap();
                     let got = grads(&y);
                     let mut pairs = vec![(y, composed.clone())];
                     let leaf = |var: &Var| (sink.take(var).unwrap(), want.get(var).unwrap().clone());
@@ -383,7 +405,7 @@ mod tests {
     #[test]
     fn with_dropout_the_gradient_is_the_slope_and_threads_change_no_byte() {
         let (model, vars) = model_with(2, 0.4);
-        let (layer, x) = (&model.0.layers[0], wave(&[2, 7, 36], 0.83));
+        let (layers, x) = (&model.0.layers, wave(&[2, 7, 36], 0.83));
         let at = model.0.placed((0, 7), &[], &[], None).unwrap();
         let seed = wave(&[2, 7, 36], 1.3);
         model.1.set(Some(Key::from_seed(9)));
@@ -391,7 +413,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let sink = Arc::new(Sink::new(true));
-                let y = (trained(layer, &x, &at, &sink, true).unwrap() * &seed).unwrap().sum_all().unwrap();
+                let y = (trained(layers, &x, &at, &sink).unwrap() * &seed).unwrap().sum_all().unwrap();
                 y.backward().unwrap();
                 let grads: Vec<Vec<f32>> =
                     vars.iter().map(|v| sink.take(v).unwrap().flatten_all().unwrap().to_vec1().unwrap()).collect();

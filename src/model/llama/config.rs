@@ -140,6 +140,20 @@ impl LlamaConfig {
         if [self.vocab_size, self.hidden_size, self.intermediate_size, heads, kv, dim].contains(&0) {
             return wrong("a size is 0".into());
         }
+        // So that no product of them is out of range: far more than any published model has.
+        let bounds = [
+            ("vocab_size", self.vocab_size, 24),
+            ("hidden_size", self.hidden_size, 20),
+            ("intermediate_size", self.intermediate_size, 22),
+            ("num_hidden_layers", self.num_hidden_layers, 12),
+            ("num_attention_heads", heads, 16),
+            ("head_dim", dim, 20),
+            ("num_attention_heads · head_dim", heads.saturating_mul(dim), 20),
+            ("max_position_embeddings", self.max_position_embeddings, 32),
+        ];
+        if let Some((name, size, bits)) = bounds.into_iter().find(|&(_, size, bits)| size > 1 << bits) {
+            return wrong(format!("{name} = {size} is more than the {} that are read", 1usize << bits));
+        }
         if !heads.is_multiple_of(kv) {
             return wrong(format!("num_key_value_heads = {kv} does not divide num_attention_heads = {heads}"));
         }

@@ -223,12 +223,18 @@ impl Group<'_> {
 /// Heads, `(rows, heads, new, dim)`, token by token.
 pub(super) fn token_major(parts: &[f32], heads: usize, new: usize, dim: usize) -> Spare {
     let mut all = Spare::take(parts.len());
-    for (i, part) in parts.chunks_exact((new * dim).max(1)).enumerate() {
-        let (row, head) = (i / heads, i % heads);
-        for (token, values) in part.chunks_exact(dim).enumerate() {
-            let at = ((row * new + token) * heads + head) * dim;
-            all[at..at + dim].copy_from_slice(values);
+    let row = |(all, parts): (&mut [f32], &[f32])| {
+        for (head, part) in parts.chunks_exact((new * dim).max(1)).enumerate() {
+            for (token, values) in part.chunks_exact(dim).enumerate() {
+                let at = (token * heads + head) * dim;
+                all[at..at + dim].copy_from_slice(values);
+            }
         }
+    };
+    let size = (heads * new * dim).max(1);
+    match rayon::current_num_threads() > 1 && parts.len() > 2 * size {
+        true => all.par_chunks_exact_mut(size).zip(parts.par_chunks_exact(size)).for_each(row),
+        false => all.chunks_exact_mut(size).zip(parts.chunks_exact(size)).for_each(row),
     }
     all
 }

@@ -119,19 +119,12 @@ impl Layer {
         self.composed(x, at, cache)
     }
 
-    /// See [`Llama::hidden_into`].
-    fn learn(self: &Arc<Self>, x: &Tensor, at: &Positions, sink: &Arc<Sink>, keeps: bool) -> Result<Tensor> {
-        let trained = self.trained();
-        if trained.is_empty() && !x.track_op() {
-            return self.forward(x, at, None);
-        }
-        if adapted::serves(self, x, at) {
-            return adapted::trained(self, x, at, sink, keeps);
-        }
+    /// As [`Llama::hidden_into`] by candle's operations.
+    fn learn(self: &Arc<Self>, x: &Tensor, at: &Positions, sink: &Arc<Sink>) -> Result<Tensor> {
         if sink.keeps() {
             return self.forward(x, at, None);
         }
-        let (layer, at) = (self.clone(), at.clone());
+        let (layer, trained, at) = (self.clone(), self.trained(), at.clone());
         recomputed_into(x, trained, sink, move |x| layer.forward(x, &at, None))
     }
 
@@ -307,10 +300,17 @@ impl Llama {
         self.fits(new)?;
         let at = self.placed((0, new), &[], &[], places)?;
         let mut x = x.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            // The last layer's activations are the first that the way back needs.
-            let keeps = sink.keeps() || i + 1 == self.layers.len();
-            x = layer.learn(&x, &at, sink, keeps).at(|| format!("layer {i}"))?;
+        let (mut i, all) = (0, &self.layers);
+        while i < all.len() {
+            let served = all[i..].iter().take_while(|layer| adapted::serves(layer, &x, &at)).count();
+            let place = || format!("layer {i}");
+            (x, i) = if all[i].trained().is_empty() && !x.track_op() {
+                (all[i].forward(&x, &at, None).at(place)?, i + 1)
+            } else if served > 0 {
+                (adapted::trained(&all[i..i + served], &x, &at, sink).at(place)?, i + served)
+            } else {
+                (all[i].learn(&x, &at, sink).at(place)?, i + 1)
+            };
         }
         self.norm.forward(&x)
     }

@@ -139,26 +139,40 @@ pub fn backward(
             (None, _) => {}
         }
         if layer.learns() {
-            jobs.push((thin, &**inner, slope, grad));
+            jobs.push(Job { thin, inner, slope, grad });
         }
     }
+    // Both matrices of each adapter by themselves: threads have more to choose from.
+    let halves: Vec<_> = jobs.iter().flat_map(|job| [(job, true), (job, false)]).collect();
+    let one = |(job, down): &(&Job<'_>, bool)| job.learnt(x, *down);
     match rayon::current_num_threads() {
-        1 => jobs.iter().flat_map(|job| learnt(x, job)).collect(),
-        _ => jobs.par_iter().flat_map_iter(|job| learnt(x, job)).collect(),
+        1 => halves.iter().map(one).collect(),
+        _ => halves.par_iter().map(one).collect(),
     }
 }
 
-/// Gradients of an adapter's two matrices: `dA = slopeᵀ x`, `dB = gradᵀ inner`, each token in its turn.
-fn learnt(x: &[f32], (thin, inner, slope, grad): &(&Thin<'_>, &[f32], Spare, &[f32])) -> [Learnt; 2] {
-    let (rank, inputs) = (thin.rank, thin.inputs);
-    let outputs = thin.b.len() / rank;
-    let mut by_a = vec![0.0; rank * inputs];
-    let dropped = thin.dropped(x);
-    mix(&turned(slope, rank), dropped.as_deref().unwrap_or(x), &mut by_a, rank);
-    let mut by_b = vec![0.0; rank * outputs];
-    mix(&turned(inner, rank), grad, &mut by_b, rank);
-    let (a, b) = thin.adapter.matrices();
-    [(a.clone(), by_a), (b.clone(), turned(&by_b, outputs))]
+/// What an adapter learns from: `(alpha / rank) · A x`, its gradient, and the gradient of what was added.
+struct Job<'a> {
+    thin: &'a Thin<'a>,
+    inner: &'a [f32],
+    slope: Spare,
+    grad: &'a [f32],
+}
+
+impl Job<'_> {
+    /// The gradient of A, `slopeᵀ x`, or of B, `gradᵀ inner`, each token in its turn.
+    fn learnt(&self, x: &[f32], down: bool) -> Learnt {
+        let (rank, (a, b)) = (self.thin.rank, self.thin.adapter.matrices());
+        if down {
+            let mut by_a = vec![0.0; self.thin.a.len()];
+            let dropped = self.thin.dropped(x);
+            mix(&turned(&self.slope, rank), dropped.as_deref().unwrap_or(x), &mut by_a, rank);
+            return (a.clone(), by_a);
+        }
+        let mut by_b = vec![0.0; self.thin.b.len()];
+        mix(&turned(self.inner, rank), self.grad, &mut by_b, rank);
+        (b.clone(), turned(&by_b, self.thin.b.len() / rank))
+    }
 }
 
 /// Rows of `width` values as columns.
