@@ -9,6 +9,7 @@ use minijinja::value::Serde;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Place, Result};
+use crate::exec;
 use crate::fsx;
 
 /// Who speaks.
@@ -199,6 +200,10 @@ fn source(path: &Path) -> Result<Option<String>> {
     })
 }
 
+/// Bytes of stack for a template, and steps that one may take: a loop without end is an error.
+const STACK: usize = 64 << 20;
+const FUEL: u64 = 1_000_000;
+
 impl Template {
     fn write(&self, messages: &[Message], open: bool) -> Result<String> {
         let message = |m: &Message| {
@@ -217,6 +222,18 @@ impl Template {
             json!({ "role": m.role.name(), "content": m.parts.iter().map(piece).collect::<Vec<_>>() })
         };
         let messages: Vec<Value> = messages.iter().map(message).collect();
+        let mut given = self.marks.clone();
+        (given["messages"], given["add_generation_prompt"]) = (messages.into(), open.into());
+        // On a stack of its own: the library goes 150 levels deep, which is more than a worker's stack holds.
+        let roomy = std::thread::Builder::new().stack_size(STACK);
+        std::thread::scope(|scope| {
+            let run = roomy.spawn_scoped(scope, || exec::tamed(|| self.render(given)).flatten());
+            let run = run.map_err(|e| Error::io("start a thread for", Path::new("the chat template"), e))?;
+            run.join().map_err(|_| Error::defect("a chat template's thread is gone"))?
+        })
+    }
+
+    fn render(&self, given: Value) -> Result<String> {
         let failed = |e: minijinja::Error| {
             let place = e.line().map_or(String::new(), |line| format!(" (line {line})"));
             let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
@@ -230,8 +247,7 @@ impl Template {
         env.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, text))
         });
-        let mut given = self.marks.clone();
-        (given["messages"], given["add_generation_prompt"]) = (messages.into(), open.into());
+        env.set_fuel(Some(FUEL));
         env.render_str(&plain(&self.source), minijinja::Value::from(Serde(given))).map_err(failed)
     }
 }
@@ -368,5 +384,21 @@ mod tests {
         assert!(e.contains("no pictures"), "{e}");
         let e = chat("chat_template.jinja", "{{ messages[0].role }}: ?").unwrap_err().to_string();
         assert!(e.contains("puts no <image> into a question"), "{e}");
+    }
+
+    #[test]
+    fn a_template_without_bottom_or_without_end_is_refused() {
+        let deep = |open: &str, close: &str, n: usize| format!("{{{{ {}1{} }}}}", open.repeat(n), close.repeat(n));
+        let blocks = |n: usize| "{% if 1 %}".repeat(n) + &"{% endif %}".repeat(n);
+        let loops = "{% for a in range(10000) %}".repeat(4) + "x" + &"{% endfor %}".repeat(4);
+        let close = deep("messages[0 if ", " else 1]", 140);
+        let _ = chat("chat_template.jinja", &close);
+        let all = [400, 20_000].map(|n| deep("messages[0 if ", " else 1]", n));
+        let more = [("(", ")"), ("[", "]"), ("not ", ""), ("- ", ""), ("1 if 1 else ", ""), ("2**", ""), ("{1:", "}")];
+        let more = more.map(|(open, close)| deep(open, close, 20_000));
+        for template in all.into_iter().chain(more).chain([blocks(20_000), loops]) {
+            let head: String = template.chars().take(40).collect();
+            assert!(chat("chat_template.jinja", &template).is_err(), "{head}");
+        }
     }
 }
