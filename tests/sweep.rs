@@ -125,6 +125,9 @@ fn a_sweep_that_was_killed_and_run_by_two_processes_has_the_bytes_of_single_runs
     let lines = String::from_utf8(plan.stdout.clone()).unwrap();
     assert_eq!(lines.lines().count(), 6, "{lines}");
     assert!(err(&plan).contains("6 runs, 2 left out by sweep.skip"), "{}", err(&plan));
+    let some = desk.run(&["sweep", "s.toml", "--plan", "--only", "seed-2"]);
+    let some = String::from_utf8(some.stdout).unwrap();
+    assert!(some.lines().count() == 3 && some.lines().all(|l| lines.contains(l) && l.contains("seed-2")), "{some}");
     assert!(!desk.path("runs").exists(), "a plan writes nothing");
     let mut child = desk.start(&["sweep", "s.toml", "--threads", "1"]);
     desk.wait_for(&format!("{FIRST}/checkpoints/round-000002"));

@@ -88,7 +88,7 @@ pub fn sweep(a: &Arguments, quiet: bool) -> Result<()> {
     let (config, cx) = machine::open(file, &a.changes, quiet)?;
     let sweep = Sweep::open(&config)?;
     if a.plan {
-        return plan(&sweep, a.jobs, &cx, a.output.as_json());
+        return plan(&sweep, a, &cx);
     }
     if a.slurm {
         return script(&sweep, file, a, &cx);
@@ -106,18 +106,7 @@ fn work(config: &Config, sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<(
             "start sweeps without mpirun, one process or several; or `mpirun … fedllava run` for one large run",
         ));
     }
-    if let Some(number) = a.run.filter(|&n| n >= sweep.plan.runs.len()) {
-        let most = sweep.plan.runs.len().saturating_sub(1);
-        return Err(Error::input(format!("--run {number}: the runs are numbered 0 to {most}")));
-    }
-    let numbered = a.run.map(|n| sweep.name(&sweep.plan.runs[n]));
-    let only = |name: &str| {
-        numbered.as_ref().is_none_or(|n| n == name)
-            && (a.only.is_empty() || a.only.iter().any(|t| name.contains(t.as_str())))
-    };
-    if !sweep.plan.runs.iter().any(|run| only(&sweep.name(run))) {
-        return Err(Error::input("--only: no run has such a name").hint("--plan prints them all"));
-    }
+    let only = wanted(sweep, a)?;
     let outcome = queue::run(sweep, usize::from(a.jobs), &only, cx)
         .map_err(|e| e.hint("the same command goes on; what is done stays done"))?;
     tell(sweep, &outcome);
@@ -133,6 +122,23 @@ fn work(config: &Config, sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<(
         Some((name, e)) => Err(e.context(name).hint("the same command tries the failed runs again")),
         None => Ok(()),
     }
+}
+
+/// Which names `--run` and `--only` ask for; none is an error.
+fn wanted(sweep: &Sweep, a: &Arguments) -> Result<impl Fn(&str) -> bool> {
+    if let Some(number) = a.run.filter(|&n| n >= sweep.plan.runs.len()) {
+        let most = sweep.plan.runs.len().saturating_sub(1);
+        return Err(Error::input(format!("--run {number}: the runs are numbered 0 to {most}")));
+    }
+    let (numbered, some) = (a.run.map(|n| sweep.name(&sweep.plan.runs[n])), a.only.clone());
+    let only = move |name: &str| {
+        numbered.as_ref().is_none_or(|n| n == name)
+            && (some.is_empty() || some.iter().any(|t| name.contains(t.as_str())))
+    };
+    if !sweep.plan.runs.iter().any(|run| only(&sweep.name(run))) {
+        return Err(Error::input("--only: no run has such a name").hint("--plan prints them all"));
+    }
+    Ok(only)
 }
 
 fn tell(sweep: &Sweep, outcome: &Outcome) {
@@ -203,10 +209,12 @@ fn status(sweep: &Sweep, as_json: bool) -> Result<()> {
 }
 
 /// The plan: every run, its state, what it will take on this machine.
-fn plan(sweep: &Sweep, jobs: u16, cx: &Context, as_json: bool) -> Result<()> {
+fn plan(sweep: &Sweep, a: &Arguments, cx: &Context) -> Result<()> {
+    let only = wanted(sweep, a)?;
     let (mut rows, mut speeds) = (Vec::new(), pipeline::Speeds::new());
     let (mut left, mut memory, mut untold) = (0.0, 0, 0);
-    for run in &sweep.plan.runs {
+    let all = sweep.plan.runs.iter().enumerate();
+    for (i, run) in all.filter(|(_, run)| only(&sweep.name(run))) {
         let outlook = pipeline::outlook(&run.config, &mut speeds, cx)?;
         let outlook = outlook.as_ref();
         let seconds = outlook.map(|o| o.seconds.iter().map(|(_, s)| s).sum::<f64>());
@@ -217,15 +225,15 @@ fn plan(sweep: &Sweep, jobs: u16, cx: &Context, as_json: bool) -> Result<()> {
             memory = memory.max(bytes.unwrap_or(0));
             untold += usize::from(outlook.is_none_or(|o| !o.untold.is_empty()));
         }
-        rows.push((sweep.name(run), state, seconds, bytes));
+        rows.push((i, sweep.name(run), state, seconds, bytes));
     }
-    if as_json {
-        let row = |(name, state, seconds, bytes): &(String, State, Option<f64>, Option<u64>)| json!({ "run": name, "done": matches!(state, State::Done(_)), "seconds": seconds, "bytes": bytes });
+    if a.output.as_json() {
+        let row = |(_, name, state, seconds, bytes): &(usize, String, State, Option<f64>, Option<u64>)| json!({ "run": name, "done": matches!(state, State::Done(_)), "seconds": seconds, "bytes": bytes });
         return put(
             &json!({ "runs": rows.iter().map(row).collect::<Vec<_>>(), "skipped": sweep.plan.skipped }).to_string()
         );
     }
-    for (i, (name, state, seconds, bytes)) in rows.iter().enumerate() {
+    for (i, name, state, seconds, bytes) in &rows {
         let cost = match (seconds, bytes) {
             (Some(s), Some(b)) => format!("{:>9}  {:>9}", super::progress::span(*s), human(*b)),
             _ => "not known until the data is read".into(),
@@ -238,7 +246,7 @@ fn plan(sweep: &Sweep, jobs: u16, cx: &Context, as_json: bool) -> Result<()> {
         "{} runs{skipped}; {} of this machine's time are left, {} at a time",
         rows.len(),
         super::progress::span(left),
-        human(memory * u64::from(jobs))
+        human(memory * u64::from(a.jobs))
     ));
     if untold > 0 {
         say(&format!(
