@@ -12,7 +12,7 @@ pub(super) fn npy<T: npyz::Deserialize>(path: &Path) -> Result<(Vec<usize>, Vec<
     let bytes = fsx::read(path)?;
     let wrong =
         |_: std::io::Error| Error::data(format!("{}: no whole .npy file, or one of other numbers", path.display()));
-    let file = npyz::NpyFile::new(bytes.as_slice()).map_err(wrong)?;
+    let file = fsx::bound::npy(bytes.as_slice()).and_then(npyz::NpyFile::new).map_err(wrong)?;
     if file.order() == npyz::Order::Fortran && file.shape().len() > 1 {
         return Err(
             Error::data(format!("{}: in Fortran order", path.display())).hint("save it from np.ascontiguousarray")
@@ -28,7 +28,7 @@ pub fn npy_integers(path: &Path) -> Result<Vec<u32>> {
     let wide = |v: Vec<i64>| v.into_iter().map(|v| u32::try_from(v).map_err(|_| out_of_range(v))).collect();
     let (bytes, descr) =
         (fsx::read(path)?, |_: std::io::Error| Error::data(format!("{}: not a whole .npy file", path.display())));
-    let kind = npyz::NpyFile::new(bytes.as_slice()).map_err(descr)?.dtype().descr();
+    let kind = fsx::bound::npy(bytes.as_slice()).and_then(npyz::NpyFile::new).map_err(descr)?.dtype().descr();
     // The kind reads `'<u2'`: byte order, type, bytes.
     match kind.trim_matches('\'').trim_start_matches(['<', '>', '|', '=']) {
         "u1" => Ok(npy::<u8>(path)?.1.into_iter().map(u32::from).collect()),

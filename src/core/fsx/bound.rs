@@ -1,5 +1,6 @@
 //! What a reader takes at most, said before it allocates.
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -48,6 +49,41 @@ pub fn room(path: &Path, bytes: u64) -> Result<Vec<u8>> {
     }
 }
 
+/// Bytes of an `.npy` file's header, and brackets inside of each other in it.
+const HEADER: usize = 1 << 16;
+const DEPTH: usize = 8;
+
+/// An `.npy` file whose header is short and shallow: the time that its parser takes doubles with every bracket.
+pub fn npy<R: Read>(mut file: R) -> std::io::Result<impl Read> {
+    let refuse = |what: &str| Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+    let mut begin = vec![0; 8];
+    file.read_exact(&mut begin)?;
+    // Version 1 has a length of two bytes, the later ones of four.
+    let mut length = [0; 4];
+    let width = if begin[6] == 1 { 2 } else { 4 };
+    file.read_exact(&mut length[..width])?;
+    let size = u32::from_le_bytes(length) as usize;
+    if size > HEADER {
+        return refuse("an npy header of more than 64 KiB");
+    }
+    begin.extend_from_slice(&length[..width]);
+    let from = begin.len();
+    begin.resize(from + size, 0);
+    file.read_exact(&mut begin[from..])?;
+    let mut depth = 0usize;
+    for byte in &begin[from..] {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH {
+            return refuse("an npy header of more than 8 brackets inside of each other");
+        }
+    }
+    Ok(std::io::Cursor::new(begin).chain(file))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +94,22 @@ mod tests {
         assert_eq!(volume(&[1 << 40, 1 << 40]), None);
         assert_eq!(volume(&[1 << 40, 1 << 40, 0]), Some(0));
         assert_eq!(volume(&[]), Some(1));
+    }
+
+    #[test]
+    fn a_header_of_many_brackets_or_of_great_length_is_refused_and_a_whole_file_comes_through() {
+        let file = |header: &str, claimed: usize| {
+            [b"\x93NUMPY\x01\x00".as_slice(), &(claimed as u16).to_le_bytes(), header.as_bytes(), b"numbers"].concat()
+        };
+        let plain = "{'descr': [('a', '<f4', (2,))], 'fortran_order': False, 'shape': (3,), }\n";
+        let mut through = Vec::new();
+        let whole = file(plain, plain.len());
+        npy(whole.as_slice()).unwrap().read_to_end(&mut through).unwrap();
+        assert_eq!(through, whole);
+        let deep = "(3,".repeat(30);
+        assert!(npy(file(&deep, deep.len()).as_slice()).is_err());
+        assert!(npy(file("{", 60_000).as_slice()).is_err(), "cut off");
+        let long = [b"\x93NUMPY\x02\x00".as_slice(), &u32::MAX.to_le_bytes()].concat();
+        assert!(npy(long.as_slice()).is_err());
     }
 }

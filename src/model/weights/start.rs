@@ -182,7 +182,7 @@ fn arrays_of(path: &Path, most: usize) -> Result<Arrays> {
         let file = archive.by_index(i).map_err(|_| broken())?;
         let full = file.name().map_err(|_| broken())?.into_owned();
         let Some(name) = full.strip_suffix(".npy").map(str::to_string) else { continue };
-        let array = npyz::NpyFile::new(file).map_err(|_| broken())?;
+        let array = fsx::bound::npy(file).and_then(npyz::NpyFile::new).map_err(|_| broken())?;
         let shape: Vec<usize> = array.shape().iter().map(|&d| d as usize).collect();
         if array.order() != npyz::Order::C && shape.len() > 1 {
             return Err(Error::data(format!("{}: {name}: in Fortran order", path.display()))
@@ -200,7 +200,7 @@ fn arrays_of(path: &Path, most: usize) -> Result<Arrays> {
     let mut arrays = BTreeMap::new();
     for (i, name, shape) in found {
         let file = archive.by_index(i).map_err(|_| broken())?;
-        let array = npyz::NpyFile::new(file).map_err(|_| broken())?;
+        let array = fsx::bound::npy(file).and_then(npyz::NpyFile::new).map_err(|_| broken())?;
         let kind = array.dtype().descr();
         let values: Vec<f32> = match kind.trim_matches('\'').trim_start_matches(['<', '=']) {
             "f4" => array.into_vec().map_err(|_| broken())?,
