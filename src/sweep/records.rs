@@ -11,10 +11,13 @@ use crate::config::{Config, RunConfig};
 use crate::error::{Error, Place, Result};
 use crate::fsx;
 use crate::run::directory::{read_json, refuse_newer};
+use crate::run::seal::seal;
 use crate::run::{Records, SCHEMA};
 
-/// The files of a record that are copied as they are.
-const FILES: [&str; 4] = ["config.toml", "eval.json", "manifest.json", "personal.json"];
+/// The files of a record, copied as they are but for the manifest.
+const FILES: [&str; 4] = ["config.toml", "eval.json", MANIFEST, "personal.json"];
+/// What the run was made from.
+const MANIFEST: &str = "manifest.json";
 /// The judged rounds of the run's records: what curves and a choice by validation need.
 const ROUNDS: &str = "metrics.jsonl";
 /// What says that a record is whole.
@@ -97,6 +100,18 @@ pub fn write(sweep: &Sweep, folder: &Path) -> Result<(usize, usize)> {
     Ok((written, missing))
 }
 
+/// A manifest that says where data lay as configs do: a record goes to others, whose folders are elsewhere.
+fn portable(path: &Path, root: &str) -> Result<Vec<u8>> {
+    let mut manifest = read_json(path)?;
+    for source in manifest["sources"].as_array_mut().into_iter().flatten() {
+        if let Some(text) = source["source"].as_str().filter(|_| root.len() > 1) {
+            source["source"] = text.replace(root.trim_end_matches('/'), "$FEDLLAVA_DATA").into();
+        }
+    }
+    let text = serde_json::to_string_pretty(&seal(&manifest)).map_err(|e| Error::defect(e.to_string()))?;
+    Ok((text + "\n").into_bytes())
+}
+
 /// Copies one run's record; the seal is written last.
 fn record(dir: &Path, to: &Path) -> Result<()> {
     let mut seal = Seal { schema: SCHEMA, files: BTreeMap::new() };
@@ -104,8 +119,12 @@ fn record(dir: &Path, to: &Path) -> Result<()> {
         seal.files.insert(name.into(), fsx::sha256(bytes));
         fsx::write_atomic(&to.join(name), bytes)
     };
+    let root = std::env::var("FEDLLAVA_DATA").unwrap_or_default();
     for name in FILES.iter().filter(|name| dir.join(name).exists()) {
-        put(name, &fsx::read(&dir.join(name))?)?;
+        match *name {
+            MANIFEST => put(name, &portable(&dir.join(name), &root)?)?,
+            _ => put(name, &fsx::read(&dir.join(name))?)?,
+        }
     }
     let rounds = dir.join(ROUNDS);
     if rounds.exists() {
@@ -114,4 +133,27 @@ fn record(dir: &Path, to: &Path) -> Result<()> {
     }
     let text = serde_json::to_string_pretty(&seal).map_err(|e| Error::defect(format!("{SEAL}: {e}")))?;
     fsx::write_atomic(&to.join(SEAL), format!("{text}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_recorded_manifest_names_no_folder_of_this_machine_and_is_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(MANIFEST);
+        let source = |text: &str| json!({ "state": "done", "sources": [{ "source": text, "read": 3 }] });
+        let before = seal(&source("cifar10 test (1 Parquet files in /home/me/data/cifar10)"));
+        std::fs::write(&path, before.to_string()).unwrap();
+        let write = |root: &str| std::fs::write(&path, portable(&path, root).unwrap()).unwrap();
+        write("");
+        assert_eq!(read_json(&path).unwrap(), before);
+        write("/home/me/data/");
+        assert_eq!(
+            read_json(&path).unwrap(),
+            seal(&source("cifar10 test (1 Parquet files in $FEDLLAVA_DATA/cifar10)"))
+        );
+    }
 }
