@@ -75,6 +75,13 @@ impl Learner {
         Params::new(self.plan.layout().clone(), data)
     }
 
+    /// The mean loss of a batch's target tokens, in nats, without dropout.
+    pub fn loss(&self, samples: &[&Sample]) -> Result<f64> {
+        // A sink that keeps nothing: what layers compute is not wanted again.
+        let loss = self.vlm.loss(samples, Some(&Arc::new(Sink::new(false))))?;
+        Ok(f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?))
+    }
+
     /// The mean loss of a batch's target tokens and its gradient. Dropout, if there is any, draws from `key`.
     pub fn gradients(&self, samples: &[&Sample], key: Key) -> Result<Gradient> {
         let outside = self.plan.layout().entries().iter().find(|e| !self.plan.always(&e.name));

@@ -80,7 +80,7 @@ impl Speaker {
     /// The loss of one group, and in training, with a key, its gradient.
     fn group(&mut self, samples: &[&Sample], key: Option<Key>) -> Result<f64> {
         let Some(learner) = &self.learner else { return Err(Error::defect("speaker: no model")) };
-        let Some(key) = key else { return Ok(f64::from(learner.vlm().loss(samples, None)?.to_scalar::<f32>()?)) };
+        let Some(key) = key else { return learner.loss(samples) };
         let got = learner.gradients(samples, key)?;
         let weight = samples.len() as f32;
         self.sum.iter_mut().zip(&got.gradient).for_each(|(sum, g)| *sum += weight * g);
